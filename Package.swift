@@ -1,0 +1,101 @@
+// swift-tools-version: 6.2
+import PackageDescription
+
+let swiftSettings: [SwiftSetting] = [
+  .enableUpcomingFeature("ExistentialAny"),
+  .enableUpcomingFeature("MemberImportVisibility"),
+]
+
+/// One line a target: name, the targets it may import, the packages it needs.
+func target(
+  _ name: String, _ uses: [String] = [], packages: [Target.Dependency] = [],
+  exclude: [String] = []
+) -> Target {
+  .target(
+    name: name, dependencies: uses.map { .init(stringLiteral: $0) } + packages,
+    exclude: exclude, swiftSettings: swiftSettings)
+}
+
+func test(_ name: String, _ uses: [String] = [], resources: [Resource] = []) -> Target {
+  .testTarget(
+    name: name + "Tests", dependencies: ([name] + uses).map { .init(stringLiteral: $0) },
+    swiftSettings: swiftSettings)
+}
+
+let collections = { (product: String) -> Target.Dependency in
+  .product(name: product, package: "swift-collections")
+}
+let crypto = Target.Dependency.product(name: "Crypto", package: "swift-crypto")
+let logging = Target.Dependency.product(name: "Logging", package: "swift-log")
+let arguments = Target.Dependency.product(
+  name: "ArgumentParser", package: "swift-argument-parser")
+
+let package = Package(
+  name: "gyre",
+  platforms: [.macOS(.v15)],
+  products: [
+    .executable(name: "gyre", targets: ["gyre"]),
+    .library(
+      name: "Gyre",
+      targets: [
+        "GyreTensors", "GyrePlatform", "GyreLayers", "GyreRecurrence", "GyreMixers",
+        "GyreTokenizers", "GyreCheckpoints", "GyreModels", "GyreTraining", "GyreInference",
+        "GyreConformance",
+      ]),
+  ],
+  dependencies: [
+    .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
+    .package(url: "https://github.com/apple/swift-collections", from: "1.6.0"),
+    .package(url: "https://github.com/apple/swift-crypto", from: "4.5.2"),
+    .package(url: "https://github.com/apple/swift-log", from: "1.16.2"),
+  ],
+  targets: [
+    // Level 0
+    .target(
+      name: "CGyreKernels",
+      cSettings: [
+        .unsafeFlags(["-O3", "-std=gnu2x", "-fno-math-errno", "-Wno-psabi"])
+      ]),
+    .target(
+      name: "CGyreCorpus", exclude: ["text"],
+      cSettings: [.unsafeFlags(["-std=gnu2x", "-Wno-c23-extensions"])]),
+    target("GyreTensors"),
+    target("GyreTokenizers", packages: [collections("HeapModule"), collections("OrderedCollections")]),
+    // Level 1
+    target("GyreCPU", ["GyreTensors", "CGyreKernels"]),
+    target("GyreLayers", ["GyreTensors"]),
+    target("GyreRecurrence", ["GyreTensors"]),
+    target("GyreCheckpoints", ["GyreTensors"], packages: [crypto]),
+    // Level 2
+    target("GyrePlatform", ["GyreTensors", "GyreCPU"]),
+    target("GyreMixers", ["GyreTensors", "GyreRecurrence", "GyreLayers"]),
+    // Level 3
+    target(
+      "GyreModels",
+      ["GyreTensors", "GyreLayers", "GyreRecurrence", "GyreMixers", "GyreCheckpoints"]),
+    // Level 4
+    target(
+      "GyreTraining",
+      [
+        "GyreTensors", "GyreLayers", "GyreRecurrence", "GyreModels", "GyreTokenizers",
+        "GyreCheckpoints", "CGyreCorpus",
+      ], packages: [logging]),
+    target(
+      "GyreInference",
+      ["GyreTensors", "GyreLayers", "GyreRecurrence", "GyreModels", "GyreTokenizers"]),
+    target(
+      "GyreConformance",
+      [
+        "GyreTensors", "GyreLayers", "GyreRecurrence", "GyreMixers", "GyreModels",
+        "GyreCheckpoints",
+      ]),
+    // Level 6
+    .executableTarget(
+      name: "gyre",
+      dependencies: [
+        "GyreTensors", "GyrePlatform", "GyreLayers", "GyreRecurrence", "GyreMixers",
+        "GyreTokenizers", "GyreCheckpoints", "GyreModels", "GyreTraining", "GyreInference",
+        "GyreConformance", arguments, logging,
+      ], swiftSettings: swiftSettings),
+  ]
+)
