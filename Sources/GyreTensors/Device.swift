@@ -1,0 +1,105 @@
+import Synchronization
+
+/// What a device is called: "reference", "null", "cpu", "cpu:avx512", "cuda:0".
+public struct DeviceID: Hashable, Sendable, CustomStringConvertible, ExpressibleByStringLiteral {
+  public let name: String
+  public init(_ name: String) { self.name = name }
+  public init(stringLiteral value: String) { name = value }
+  public var description: String { name }
+}
+
+/// Memory on a device. Freed, or returned to the device's cache, when released.
+public protocol DeviceBuffer: AnyObject, Sendable {
+  /// Usable bytes.
+  var byteCount: Int { get }
+  /// The address for host devices; nil where the host cannot read the memory.
+  var hostPointer: UnsafeMutableRawPointer? { get }
+}
+
+/// What goes wrong on a device.
+public enum DeviceError: Error, Sendable, Equatable, CustomStringConvertible {
+  case outOfMemory(requested: Int, inUse: Int, device: String)
+  case unavailable(device: String, reason: String)
+  case kernelFailed(kernel: String, device: String, reason: String)
+
+  public var description: String {
+    switch self {
+    case .outOfMemory(let requested, let inUse, let device):
+      "\(device): out of memory asking for \(requested) bytes with \(inUse) in use; "
+        + "use a smaller batch, a shorter length or activation checkpointing"
+    case .unavailable(let device, let reason): "\(device) is not available: \(reason)"
+    case .kernelFailed(let kernel, let device, let reason):
+      "\(device): kernel \(kernel) failed: \(reason)"
+    }
+  }
+}
+
+/// One in-order queue of work on one piece of hardware.
+///
+/// Ops do not throw: the first failure is kept and thrown by the next `synchronize()` or host read;
+/// launches after a failure do nothing.
+public protocol Device: AnyObject, Sendable {
+  var id: DeviceID { get }
+  /// Reserves memory; contents are undefined.
+  func allocate(byteCount: Int) throws(DeviceError) -> any DeviceBuffer
+  /// Queues one op.
+  func launch(_ call: KernelCall)
+  /// Waits for all queued work and throws the first failure since the last call, clearing it.
+  func synchronize() throws(DeviceError)
+  /// Keeps `error` for the next `synchronize()` unless one is kept already.
+  func fail(_ error: DeviceError)
+  /// Whether a kernel of the device's own, not the reference, runs this op.
+  func hasKernel(for op: any Op) -> Bool
+  /// Copies host bytes into a buffer.
+  func write(_ bytes: UnsafeRawBufferPointer, to buffer: any DeviceBuffer, offset: Int)
+  /// Copies a buffer's bytes to the host after all queued work.
+  func read(
+    _ buffer: any DeviceBuffer, offset: Int, into bytes: UnsafeMutableRawBufferPointer
+  ) throws(DeviceError)
+  /// Bytes in use now and at the highest since `resetPeak()`.
+  var memory: MemoryReport { get }
+  func resetPeakMemory()
+}
+
+/// Bytes that tensors hold on a device.
+public struct MemoryReport: Sendable, Equatable {
+  public var inUse: Int
+  public var peak: Int
+  /// Freed bytes that the device keeps for reuse.
+  public var cached: Int
+  public init(inUse: Int, peak: Int, cached: Int) {
+    self.inUse = inUse
+    self.peak = peak
+    self.cached = cached
+  }
+}
+
+/// One op to run: what it is, what it reads and what it writes. Outputs are allocated and may be
+/// inputs too (in-place updates).
+public struct KernelCall: Sendable {
+  public let op: any Op
+  public let inputs: [Tensor]
+  public let outputs: [Tensor]
+
+  public init(op: any Op, inputs: [Tensor], outputs: [Tensor]) {
+    self.op = op
+    self.inputs = inputs
+    self.outputs = outputs
+  }
+}
+
+/// Keeps the first failure of a device until it is taken.
+package final class StickyFailure: Sendable {
+  private let stored = Mutex<DeviceError?>(nil)
+  package init() {}
+  package func set(_ error: DeviceError) { stored.withLock { if $0 == nil { $0 = error } } }
+  package var isSet: Bool { stored.withLock { $0 != nil } }
+  package func take() throws(DeviceError) {
+    let error = stored.withLock { value in
+      let taken = value
+      value = nil
+      return taken
+    }
+    if let error { throw error }
+  }
+}

@@ -1,0 +1,149 @@
+/// The definition of one operation: shapes, meaning, derivative, test cases. One file an op.
+///
+/// `reference` is the definition. A backend may have a faster kernel for the type; where it has
+/// none the reference runs.
+public protocol Op: Sendable {
+  /// The name in reports and in CUDA sources: `"rms_norm"`.
+  static var name: String { get }
+  /// Output shapes and types.
+  ///
+  /// - Precondition: input shapes agree; the message names the op, the shapes and the rule.
+  func infer(_ inputs: [TensorSpec]) -> [TensorSpec]
+  /// Plain loops in Double.
+  func reference(_ arguments: inout HostArguments)
+  /// Cotangents of the inputs, nil where there is none or `context.needs` says that nobody asks.
+  func vjp(_ context: VJPContext) -> [Tensor?]
+  /// Which values `vjp` reads; the tape keeps only their storage.
+  var saved: SavedValues { get }
+  /// Examples that every device is checked on.
+  static var cases: [OpCase] { get }
+}
+
+extension Op {
+  public var saved: SavedValues { .all }
+  public var name: String { Self.name }
+}
+
+/// Which inputs and outputs of an op its derivative reads.
+public struct SavedValues: Sendable {
+  let keepsInput: @Sendable (Int) -> Bool
+  let keepsOutput: @Sendable (Int) -> Bool
+
+  public static let all = SavedValues(keepsInput: { _ in true }, keepsOutput: { _ in true })
+  public static let none = SavedValues(keepsInput: { _ in false }, keepsOutput: { _ in false })
+  public static let inputs = SavedValues(keepsInput: { _ in true }, keepsOutput: { _ in false })
+  public static let outputs = SavedValues(keepsInput: { _ in false }, keepsOutput: { _ in true })
+  public static func only(inputs: Set<Int> = [], outputs: Set<Int> = []) -> SavedValues {
+    SavedValues(keepsInput: { inputs.contains($0) }, keepsOutput: { outputs.contains($0) })
+  }
+}
+
+/// What an op's derivative may look at.
+public struct VJPContext: Sendable {
+  public let inputs: [Tensor]
+  public let outputs: [Tensor]
+  /// One an output; nil where nothing depends on the output.
+  public let cotangents: [Tensor?]
+  /// Whether somebody wants the cotangent of input i.
+  public let needs: [Bool]
+
+  /// The cotangent of output `i`, zeros where nothing depends on it.
+  public func cotangent(_ i: Int) -> Tensor {
+    cotangents[i] ?? .zeros(outputs[i].shape, on: outputs[i].device)
+  }
+}
+
+/// The values of one op on the host, in Double, for its reference.
+public struct HostArguments {
+  public let inputSpecs: [TensorSpec]
+  public let outputSpecs: [TensorSpec]
+  public let inputs: [[Double]]
+  public var outputs: [[Double]]
+
+  public init(inputs: [[Double]], inputSpecs: [TensorSpec], outputSpecs: [TensorSpec]) {
+    self.inputs = inputs
+    self.inputSpecs = inputSpecs
+    self.outputSpecs = outputSpecs
+    outputs = outputSpecs.map { [Double](repeating: 0, count: $0.shape.elementCount) }
+  }
+}
+
+extension KernelCall {
+  /// Runs the op's reference on host memory.
+  package func runReference() {
+    var arguments = HostArguments(
+      inputs: inputs.map { t in
+        guard let p = t.hostAddress else { return [] }
+        return ElementCoding.decode(p, t.dtype, t.elementCount)
+      },
+      inputSpecs: inputs.map(\.spec), outputSpecs: outputs.map(\.spec))
+    op.reference(&arguments)
+    for (t, values) in zip(outputs, arguments.outputs) {
+      if let p = t.hostAddress { ElementCoding.encode(values, to: p, t.dtype) }
+    }
+  }
+}
+
+/// Runs `op` on the device of the inputs and lets the tape know.
+///
+/// - Precondition: at least one input, all on one device.
+@discardableResult
+public func apply(_ op: some Op, _ inputs: [Tensor]) -> [Tensor] {
+  let device = inputs[0].device
+  let outputs = op.infer(inputs.map(\.spec)).map { Tensor(emptyWith: $0, on: device) }
+  device.launch(KernelCall(op: op, inputs: inputs, outputs: outputs))
+  Tape.current?.record(op, inputs: inputs, outputs: outputs)
+  return outputs
+}
+
+// MARK: - Cases
+
+/// How a test fills an input.
+public struct TestInput: Sendable {
+  public enum Values: Sendable {
+    case normal(scale: Double = 1, shift: Double = 0)
+    case uniform(Double, Double)
+    /// Integers in [low, high).
+    case integers(Int, Int)
+    case constant(Double)
+    case elements([Double])
+  }
+  public var spec: TensorSpec
+  public var values: Values
+  /// Whether gradients with respect to the input are checked.
+  public var isDifferentiable: Bool
+
+  public init(_ shape: Shape, _ values: Values = .normal(), differentiable: Bool = true) {
+    spec = TensorSpec(shape)
+    self.values = values
+    isDifferentiable = differentiable
+  }
+
+  /// An integer input.
+  public static func integers(_ shape: Shape, _ low: Int, _ high: Int) -> TestInput {
+    var input = TestInput(shape, .integers(low, high), differentiable: false)
+    input.spec.dtype = .int32
+    return input
+  }
+}
+
+/// One op with options, its inputs and how exact it must be.
+public struct OpCase: Sendable {
+  public var label: String
+  public var op: any Op
+  public var inputs: [TestInput]
+  /// Largest ‖y − r‖/‖r‖ in float32, of outputs and of gradients.
+  public var tolerance: Double
+  public var gradientTolerance: Double
+
+  public init(
+    _ label: String, _ op: any Op, _ inputs: [TestInput], tolerance: Double = 2e-6,
+    gradientTolerance: Double = 1e-5
+  ) {
+    self.label = label
+    self.op = op
+    self.inputs = inputs
+    self.tolerance = tolerance
+    self.gradientTolerance = gradientTolerance
+  }
+}

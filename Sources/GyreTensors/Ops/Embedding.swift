@@ -1,0 +1,46 @@
+/// Rows of a table: y = E[token]. Inputs: table `[V, D]`, tokens int32 `[…]`; output `[…, D]`.
+///
+/// A token outside [0, V) is a mistake of the caller; callers check data where they read it.
+public struct EmbeddingLookup: Op {
+  public static let name = "embedding"
+  public init() {}
+  public func infer(_ i: [TensorSpec]) -> [TensorSpec] {
+    [TensorSpec(Shape(i[1].shape.dimensions + [i[0].shape[1]]), .float32)]
+  }
+  public func reference(_ a: inout HostArguments) {
+    let d = a.inputSpecs[0].shape[1]
+    for (t, token) in a.inputs[1].enumerated() {
+      for j in 0..<d { a.outputs[0][t * d + j] = a.inputs[0][Int(token) * d + j] }
+    }
+  }
+  public func vjp(_ c: VJPContext) -> [Tensor?] {
+    let op = Backward(vocabulary: c.inputs[0].shape[0])
+    return [c.needs[0] ? apply(op, [c.cotangent(0), c.inputs[1]])[0] : nil, nil]
+  }
+  public var saved: SavedValues { .only(inputs: [1]) }
+
+  /// dE[v] = Σ of dy over the positions that hold token v.
+  public struct Backward: Op {
+    public static let name = "embedding_backward"
+    public let vocabulary: Int
+    public func infer(_ i: [TensorSpec]) -> [TensorSpec] {
+      [TensorSpec([vocabulary, i[0].shape.last], .float32)]
+    }
+    public func reference(_ a: inout HostArguments) {
+      let d = a.inputSpecs[0].shape.last
+      for (t, token) in a.inputs[1].enumerated() {
+        for j in 0..<d { a.outputs[0][Int(token) * d + j] += a.inputs[0][t * d + j] }
+      }
+    }
+    public func vjp(_ c: VJPContext) -> [Tensor?] { [nil, nil] }
+    public static let cases: [OpCase] = []
+  }
+  public static let cases = [
+    OpCase("lookup", EmbeddingLookup(), [TestInput([11, 24]), .integers([3, 17], 0, 11)])
+  ]
+}
+
+extension Tensor {
+  /// The rows that int32 `tokens` name.
+  public func rows(_ tokens: Tensor) -> Tensor { apply(EmbeddingLookup(), [self, tokens])[0] }
+}

@@ -1,0 +1,252 @@
+/// RMSNorm, y = x / √(mean(x²) + ε) ∘ w, or LayerNorm, y = (x − mean) / √(var + ε) ∘ w + b, over
+/// the last axis.
+///
+/// Zhang and Sennrich, "Root mean square layer normalization", 2019; Ba, Kiros and Hinton, "Layer
+/// normalization", 2016.
+///
+/// Inputs: x `[…, N]`; optionally w, then b. Their length is N, or a multiple P·N: row r then takes
+/// the slice r mod P (norms per head with a weight per head).
+public struct Norm: Op {
+  public static let name = "norm"
+  public let epsilon: Double
+  /// LayerNorm rather than RMSNorm.
+  public let centers: Bool
+
+  public init(epsilon: Double, centers: Bool = false) {
+    self.epsilon = epsilon
+    self.centers = centers
+  }
+
+  public func infer(_ i: [TensorSpec]) -> [TensorSpec] {
+    for w in i.dropFirst() {
+      precondition(
+        w.shape.elementCount % max(i[0].shape.last, 1) == 0,
+        "norm: weight \(w.shape) for rows of \(i[0].shape.last)")
+    }
+    return [i[0]]
+  }
+
+  public func reference(_ a: inout HostArguments) {
+    let n = a.inputSpecs[0].shape.last
+    for r in 0..<a.inputSpecs[0].shape.rowCount {
+      let (mean, scale) = statistics(a.inputs[0][r * n..<(r + 1) * n])
+      for j in 0..<n {
+        var y = (a.inputs[0][r * n + j] - mean) * scale
+        if a.inputs.count > 1 { y *= a.inputs[1][(r * n + j) % a.inputs[1].count] }
+        if a.inputs.count > 2 { y += a.inputs[2][(r * n + j) % a.inputs[2].count] }
+        a.outputs[0][r * n + j] = y
+      }
+    }
+  }
+
+  func statistics(_ row: ArraySlice<Double>) -> (mean: Double, scale: Double) {
+    let n = Double(row.count)
+    let mean = centers ? row.reduce(0, +) / n : 0
+    let square = row.reduce(0) { $0 + ($1 - mean) * ($1 - mean) } / n
+    return (mean, 1 / (square + epsilon).squareRoot())
+  }
+
+  public func vjp(_ c: VJPContext) -> [Tensor?] {
+    let gradients = apply(
+      NormBackward(norm: self, inputCount: c.inputs.count),
+      [c.cotangent(0)] + c.inputs.prefix(2))
+    return gradients.map { $0 }
+  }
+  public var saved: SavedValues { .only(inputs: [0, 1]) }
+
+  public static let cases = [false, true].flatMap { centers -> [OpCase] in
+    let op = Norm(epsilon: 1e-5, centers: centers)
+    let name = centers ? "layer" : "rms"
+    return [
+      OpCase("\(name) plain", op, [TestInput([5, 37])]),
+      OpCase("\(name) weight", op, [TestInput([2, 70, 64]), TestInput([64])]),
+      OpCase("\(name) per head", op, [TestInput([5, 4, 24]), TestInput([4, 24])]),
+      OpCase("\(name) bias", op, [TestInput([5, 37]), TestInput([37]), TestInput([37])]),
+    ]
+  }
+}
+
+/// Gradients of `Norm` to x, then to weight and bias where the forward had them.
+/// Inputs: dy, x, optionally w.
+public struct NormBackward: Op {
+  public static let name = "norm_backward"
+  public let norm: Norm
+  /// Inputs of the forward.
+  public let inputCount: Int
+
+  public func infer(_ i: [TensorSpec]) -> [TensorSpec] {
+    [i[1]] + (1..<max(inputCount, 1)).map { _ in i[2] }
+  }
+  public func reference(_ a: inout HostArguments) {
+    let n = a.inputSpecs[1].shape.last
+    let period = a.inputs.count > 2 ? a.inputs[2].count : n
+    for r in 0..<a.inputSpecs[1].shape.rowCount {
+      let row = a.inputs[1][r * n..<(r + 1) * n]
+      let (mean, scale) = norm.statistics(row)
+      var (sum, dot) = (0.0, 0.0)
+      for j in 0..<n {
+        let i = r * n + j
+        let xhat = (a.inputs[1][i] - mean) * scale
+        let g = a.inputs[0][i] * (a.inputs.count > 2 ? a.inputs[2][i % period] : 1)
+        sum += g
+        dot += g * xhat
+        if inputCount > 1 { a.outputs[1][i % period] += a.inputs[0][i] * xhat }
+        if inputCount > 2 { a.outputs[2][i % period] += a.inputs[0][i] }
+      }
+      for j in 0..<n {
+        let i = r * n + j
+        let xhat = (a.inputs[1][i] - mean) * scale
+        let g = a.inputs[0][i] * (a.inputs.count > 2 ? a.inputs[2][i % period] : 1)
+        let centered = norm.centers ? sum / Double(n) : 0
+        a.outputs[0][i] = scale * (g - centered - xhat * dot / Double(n))
+      }
+    }
+  }
+  public func vjp(_ c: VJPContext) -> [Tensor?] { c.inputs.map { _ in nil } }
+  public static let cases: [OpCase] = []
+}
+
+/// RMSNorm with an output gate: norm(x)·w ∘ act(z), or norm(x ∘ act(z))·w (Mamba-2's order).
+///
+/// Inputs: x `[…, N]`, z alike, w `[N]` or a multiple of N as in `Norm`.
+public struct GatedNorm: Op {
+  public enum Gate: Int, Sendable, Hashable, Codable { case silu, sigmoid }
+  public static let name = "gated_norm"
+  public let epsilon: Double
+  public let gatesFirst: Bool
+  public let gate: Gate
+
+  public init(epsilon: Double, gatesFirst: Bool = false, gate: Gate = .silu) {
+    self.epsilon = epsilon
+    self.gatesFirst = gatesFirst
+    self.gate = gate
+  }
+
+  private func value(_ z: Double) -> Double {
+    gate == .silu ? z * Functions.sigmoid(z) : Functions.sigmoid(z)
+  }
+  private func slope(_ z: Double) -> Double {
+    let s = Functions.sigmoid(z)
+    return gate == .silu ? s * (1 + z * (1 - s)) : s * (1 - s)
+  }
+
+  public func infer(_ i: [TensorSpec]) -> [TensorSpec] {
+    precondition(i[0].shape == i[1].shape, "gated_norm: x \(i[0].shape), z \(i[1].shape)")
+    return [i[0]]
+  }
+  public func reference(_ a: inout HostArguments) {
+    let n = a.inputSpecs[0].shape.last
+    for r in 0..<a.inputSpecs[0].shape.rowCount {
+      let gates = (0..<n).map { value(a.inputs[1][r * n + $0]) }
+      let x = (0..<n).map { a.inputs[0][r * n + $0] * (gatesFirst ? gates[$0] : 1) }
+      let scale = 1 / (x.reduce(0) { $0 + $1 * $1 } / Double(n) + epsilon).squareRoot()
+      for j in 0..<n {
+        let w = a.inputs[2][(r * n + j) % a.inputs[2].count]
+        a.outputs[0][r * n + j] = x[j] * scale * w * (gatesFirst ? 1 : gates[j])
+      }
+    }
+  }
+  public func vjp(_ c: VJPContext) -> [Tensor?] {
+    apply(Backward(op: self), [c.cotangent(0)] + c.inputs).map { $0 }
+  }
+  public var saved: SavedValues { .inputs }
+
+  /// Gradients to x, z and w from dy, x, z, w.
+  public struct Backward: Op {
+    public static let name = "gated_norm_backward"
+    public let op: GatedNorm
+    public func infer(_ i: [TensorSpec]) -> [TensorSpec] { [i[1], i[2], i[3]] }
+    public func reference(_ a: inout HostArguments) {
+      let n = a.inputSpecs[1].shape.last
+      for r in 0..<a.inputSpecs[1].shape.rowCount {
+        var (x, d, dot, square) = ([Double](), [Double](), 0.0, 0.0)
+        for j in 0..<n {
+          let i = r * n + j
+          let g = op.value(a.inputs[2][i])
+          let w = a.inputs[3][i % a.inputs[3].count]
+          x.append(a.inputs[1][i] * (op.gatesFirst ? g : 1))
+          d.append(a.inputs[0][i] * w * (op.gatesFirst ? 1 : g))
+          square += x[j] * x[j]
+          dot += x[j] * d[j]
+        }
+        let scale = 1 / (square / Double(n) + op.epsilon).squareRoot()
+        for j in 0..<n {
+          let i = r * n + j
+          let (z, dy) = (a.inputs[2][i], a.inputs[0][i])
+          let g = op.value(z)
+          let w = a.inputs[3][i % a.inputs[3].count]
+          let dx = scale * (d[j] - x[j] * scale * scale * dot / Double(n))
+          a.outputs[0][i] = dx * (op.gatesFirst ? g : 1)
+          a.outputs[1][i] =
+            (op.gatesFirst ? dx * a.inputs[1][i] : dy * x[j] * scale * w) * op.slope(z)
+          a.outputs[2][i % a.inputs[3].count] += dy * x[j] * scale * (op.gatesFirst ? 1 : g)
+        }
+      }
+    }
+    public func vjp(_ c: VJPContext) -> [Tensor?] { c.inputs.map { _ in nil } }
+    public static let cases: [OpCase] = []
+  }
+
+  public static let cases = [
+    OpCase("norm first", GatedNorm(epsilon: 1e-5), [TestInput([5, 3, 24]), TestInput([5, 3, 24]), TestInput([24])]),
+    OpCase(
+      "gate first", GatedNorm(epsilon: 1e-5, gatesFirst: true),
+      [TestInput([70, 64]), TestInput([70, 64]), TestInput([64])]),
+    OpCase(
+      "sigmoid", GatedNorm(epsilon: 1e-6, gate: .sigmoid),
+      [TestInput([7, 4, 20]), TestInput([7, 4, 20]), TestInput([80])]),
+  ]
+}
+
+/// x / √(Σx² + ε) over the last axis.
+public struct L2Normalize: Op {
+  public static let name = "l2_normalize"
+  public let epsilon: Double
+  public init(epsilon: Double) { self.epsilon = epsilon }
+  public func infer(_ inputs: [TensorSpec]) -> [TensorSpec] { inputs }
+  public func reference(_ a: inout HostArguments) {
+    let n = a.inputSpecs[0].shape.last
+    for r in 0..<a.inputSpecs[0].shape.rowCount {
+      let scale = 1 / (a.inputs[0][r * n..<(r + 1) * n].reduce(0) { $0 + $1 * $1 } + epsilon).squareRoot()
+      for i in r * n..<(r + 1) * n { a.outputs[0][i] = a.inputs[0][i] * scale }
+    }
+  }
+  public func vjp(_ c: VJPContext) -> [Tensor?] {
+    [apply(Backward(epsilon: epsilon), [c.cotangent(0), c.inputs[0]])[0]]
+  }
+  public var saved: SavedValues { .inputs }
+  public struct Backward: Op {
+    public static let name = "l2_normalize_backward"
+    public let epsilon: Double
+    public func infer(_ inputs: [TensorSpec]) -> [TensorSpec] { [inputs[1]] }
+    public func reference(_ a: inout HostArguments) {
+      let n = a.inputSpecs[1].shape.last
+      for r in 0..<a.inputSpecs[1].shape.rowCount {
+        var (square, dot) = (epsilon, 0.0)
+        for i in r * n..<(r + 1) * n {
+          square += a.inputs[1][i] * a.inputs[1][i]
+          dot += a.inputs[1][i] * a.inputs[0][i]
+        }
+        let scale = 1 / square.squareRoot()
+        for i in r * n..<(r + 1) * n {
+          a.outputs[0][i] = scale * (a.inputs[0][i] - a.inputs[1][i] * dot / square)
+        }
+      }
+    }
+    public func vjp(_ c: VJPContext) -> [Tensor?] { [nil, nil] }
+    public static let cases: [OpCase] = []
+  }
+  public static let cases = [OpCase("l2", L2Normalize(epsilon: 1e-6), [TestInput([5, 3, 40])])]
+}
+
+extension Tensor {
+  public func rmsNormalized(weight: Tensor? = nil, epsilon: Double) -> Tensor {
+    apply(Norm(epsilon: epsilon), weight.map { [self, $0] } ?? [self])[0]
+  }
+  public func layerNormalized(weight: Tensor, bias: Tensor? = nil, epsilon: Double) -> Tensor {
+    apply(Norm(epsilon: epsilon, centers: true), bias.map { [self, weight, $0] } ?? [self, weight])[0]
+  }
+  public func l2Normalized(epsilon: Double = 1e-6) -> Tensor {
+    apply(L2Normalize(epsilon: epsilon), [self])[0]
+  }
+}

@@ -1,0 +1,153 @@
+import Synchronization
+
+/// Records ops for backpropagation while it is bound to the current task.
+///
+/// No tape bound is inference: it costs one task-local read an op.
+public final class Tape: Sendable {
+  @TaskLocal public static var current: Tape?
+
+  private enum Entry {
+    case op(any Op, inputs: [Tensor], outputs: [Tensor])
+    case segment(
+      @Sendable ([Tensor]) -> [Tensor], inputs: [Tensor], outputs: [Tensor],
+      precision: ComputePrecision)
+  }
+  private struct Log {
+    var entries: [Entry] = []
+    var tracked: Set<TensorID> = []
+  }
+  private let log = Mutex(Log())
+
+  public init() {}
+
+  /// Runs `body` while this tape records.
+  public func record<R, E: Error>(_ body: () throws(E) -> R) throws(E) -> R {
+    try withTape(self, body)
+  }
+
+  /// Makes `tensors` variables: gradients with respect to them can be asked for.
+  public func watch(_ tensors: some Sequence<Tensor>) {
+    log.withLock { for t in tensors { $0.tracked.insert(t.id) } }
+  }
+
+  func isTracked(_ t: Tensor) -> Bool { log.withLock { $0.tracked.contains(t.id) } }
+
+  package func record(_ op: any Op, inputs: [Tensor], outputs: [Tensor]) {
+    log.withLock { log in
+      guard inputs.contains(where: { log.tracked.contains($0.id) }) else { return }
+      let saved = op.saved
+      for o in outputs where o.dtype.isFloat { log.tracked.insert(o.id) }
+      log.entries.append(
+        .op(
+          op,
+          inputs: inputs.enumerated().map { saved.keepsInput($0.offset) ? $0.element : $0.element.shell },
+          outputs: outputs.enumerated().map {
+            saved.keepsOutput($0.offset) ? $0.element : $0.element.shell
+          }))
+    }
+  }
+
+  /// Runs `body` without keeping what happens inside; the backward pass runs it again
+  /// (activation checkpointing). All tensors that `body` uses are `inputs` or parameters.
+  public static func rematerialize(
+    _ inputs: [Tensor], _ body: @escaping @Sendable ([Tensor]) -> [Tensor]
+  ) -> [Tensor] {
+    guard let tape = current else { return body(inputs) }
+    let outputs = withTape(nil) { body(inputs) }
+    tape.log.withLock { log in
+      for o in outputs where o.dtype.isFloat { log.tracked.insert(o.id) }
+      log.entries.append(
+        .segment(
+          body, inputs: inputs, outputs: outputs.map(\.shell), precision: ComputePrecision.current))
+    }
+    return outputs
+  }
+
+  /// The gradient of the sum of `loss` with respect to each of `variables`; nil where `loss` does
+  /// not depend on it. Empties the tape, releasing activations as it goes.
+  public func gradients(of loss: Tensor, for variables: [Tensor]) -> [Tensor?] {
+    gradients(of: [(loss, .full(1, loss.shape, on: loss.device))], for: variables)
+  }
+
+  /// The gradient of Σ ⟨output, cotangent⟩ with respect to each of `variables`.
+  public func gradients(of outputs: [(Tensor, Tensor)], for variables: [Tensor]) -> [Tensor?] {
+    withTape(nil) {
+      var table = GradientTable()
+      for (output, cotangent) in outputs { table.add(cotangent, to: output.id) }
+      propagate(&table)
+      return variables.map { table[$0.id] }
+    }
+  }
+
+  private func propagate(_ table: inout GradientTable) {
+    let tracked = log.withLock { $0.tracked }
+    while let entry = log.withLock({ $0.entries.popLast() }) {
+      switch entry {
+      case .op(let op, let inputs, let outputs):
+        let cotangents = outputs.map { table.take($0.id) }
+        guard cotangents.contains(where: { $0 != nil }) else { continue }
+        let needs = inputs.map { tracked.contains($0.id) }
+        let gradients = op.vjp(
+          VJPContext(inputs: inputs, outputs: outputs, cotangents: cotangents, needs: needs))
+        for (i, gradient) in gradients.enumerated() {
+          if needs[i], let gradient { table.add(gradient, to: inputs[i].id) }
+        }
+      case .segment(let body, let inputs, let shells, let precision):
+        let cotangents = shells.map { table.take($0.id) }
+        guard cotangents.contains(where: { $0 != nil }) else { continue }
+        let inner = Tape()
+        inner.log.withLock { $0.tracked = tracked }
+        let outputs = ComputePrecision.$current.withValue(precision) {
+          inner.record { body(inputs) }
+        }
+        for (output, cotangent) in zip(outputs, cotangents) {
+          if let cotangent { table.add(cotangent, to: output.id) }
+        }
+        inner.propagate(&table)
+      }
+    }
+  }
+}
+
+/// Binds the tape; an untyped-throws task local call in a typed one.
+private func withTape<R, E: Error>(_ tape: Tape?, _ body: () throws(E) -> R) throws(E) -> R {
+  let result: Result<R, E> = Tape.$current.withValue(tape) {
+    do throws(E) { return .success(try body()) } catch { return .failure(error) }
+  }
+  return try result.get()
+}
+
+private struct GradientTable {
+  private var values: [TensorID: Tensor] = [:]
+  /// Sums that this table made itself and may add into.
+  private var owned: Set<TensorID> = []
+
+  subscript(id: TensorID) -> Tensor? { values[id] }
+
+  mutating func take(_ id: TensorID) -> Tensor? { values.removeValue(forKey: id) }
+
+  mutating func add(_ gradient: Tensor, to id: TensorID) {
+    guard let present = values[id] else {
+      values[id] = gradient
+      return
+    }
+    precondition(
+      present.shape == gradient.shape,
+      "gradient: \(gradient.shape) added to \(present.shape)")
+    if owned.contains(present.id) {
+      present.device.launch(
+        KernelCall(op: Binary(.add), inputs: [present, gradient], outputs: [present]))
+    } else {
+      let sum = present + gradient
+      owned.insert(sum.id)
+      values[id] = sum
+    }
+  }
+}
+
+/// The precision in which matrix products multiply; sums are float32 always.
+public enum ComputePrecision: String, Sendable, Hashable, Codable {
+  case float32, bfloat16
+  /// The precision that ops made in this task take.
+  @TaskLocal public static var current: ComputePrecision = .float32
+}
