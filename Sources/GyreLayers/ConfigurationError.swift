@@ -1,0 +1,22 @@
+/// A configuration that cannot be built: which field, what it holds, what it must be.
+public struct ConfigurationError: Error, Sendable, Equatable, CustomStringConvertible {
+  public var path: String
+  public var reason: String
+  public init(_ path: String, _ reason: String) {
+    self.path = path
+    self.reason = reason
+  }
+  public var description: String { "\(path): \(reason)" }
+
+  /// The same error below a field.
+  public func under(_ prefix: String) -> ConfigurationError {
+    ConfigurationError(path.isEmpty ? prefix : prefix + "." + path, reason)
+  }
+}
+
+/// Throws unless `condition` holds.
+public func require(
+  _ condition: Bool, _ path: String, _ reason: @autoclosure () -> String
+) throws(ConfigurationError) {
+  if !condition { throw ConfigurationError(path, reason()) }
+}

@@ -1,0 +1,53 @@
+import GyreTensors
+
+/// y = x Wᵀ + b, W `[outputs, inputs]`.
+public struct Linear: Sendable {
+  public let weight: Parameter
+  public let bias: Parameter?
+
+  /// - Parameters:
+  ///   - initializer: of the weight; by default PyTorch's uniform ±1/√inputs.
+  ///   - bias: how the bias starts; nil for none.
+  public init(
+    _ name: String, inputs: Int, outputs: Int, bias: Initializer? = nil,
+    initializer: Initializer? = nil, _ p: inout ParameterBuilder
+  ) throws(ConfigurationError) {
+    (weight, self.bias) = try p.scoped(name) { p throws(ConfigurationError) in
+      (
+        try p.parameter("weight", [outputs, inputs], initializer ?? .fanIn(inputs)),
+        try bias.map { b throws(ConfigurationError) in try p.parameter("bias", [outputs], b) }
+      )
+    }
+  }
+
+  public func callAsFunction(_ x: Tensor) -> Tensor {
+    x.linear(weight.value, bias: bias?.value)
+  }
+}
+
+/// Two linear maps of low rank: y = (act(x Aᵀ)) Bᵀ + b.
+public struct LowRankLinear: Sendable {
+  public let down: Linear
+  public let up: Linear
+  public let activation: Unary.Kind?
+
+  public init(
+    _ name: String, inputs: Int, rank: Int, outputs: Int, activation: Unary.Kind? = nil,
+    bias: Initializer? = nil, down downInitializer: Initializer? = nil,
+    up upInitializer: Initializer? = nil, _ p: inout ParameterBuilder
+  ) throws(ConfigurationError) {
+    (down, up) = try p.scoped(name) { p throws(ConfigurationError) in
+      (
+        try Linear("down", inputs: inputs, outputs: rank, initializer: downInitializer, &p),
+        try Linear(
+          "up", inputs: rank, outputs: outputs, bias: bias, initializer: upInitializer, &p)
+      )
+    }
+    self.activation = activation
+  }
+
+  public func callAsFunction(_ x: Tensor) -> Tensor {
+    let h = down(x)
+    return up(activation.map { h.unary($0) } ?? h)
+  }
+}

@@ -1,0 +1,38 @@
+import GyreTensors
+
+/// RMSNorm or LayerNorm with its weight.
+public struct NormLayer: Sendable {
+  public enum Kind: String, Sendable, Hashable, Codable {
+    case rms, layer
+    /// RMSNorm without a weight.
+    case plain
+  }
+  public let kind: Kind
+  public let weight: Parameter?
+  public let bias: Parameter?
+  public let epsilon: Double
+
+  public init(
+    _ name: String, _ size: Int, kind: Kind = .rms, epsilon: Double = 1e-6, bias: Bool = false,
+    weight initial: Initializer = .constant(1), _ p: inout ParameterBuilder
+  ) throws(ConfigurationError) {
+    self.kind = kind
+    self.epsilon = epsilon
+    (weight, self.bias) = try p.scoped(name) { p throws(ConfigurationError) in
+      kind == .plain
+        ? (nil, nil)
+        : (
+          try p.parameter("weight", [size], initial, decay: WeightDecay.none),
+          bias ? try p.parameter("bias", [size], .zeros, decay: WeightDecay.none) : nil
+        )
+    }
+  }
+
+  /// Over the last axis of `x`, whose extent divides the weight's.
+  public func callAsFunction(_ x: Tensor) -> Tensor {
+    guard let weight else { return x.rmsNormalized(epsilon: epsilon) }
+    return kind == .layer
+      ? x.layerNormalized(weight: weight.value, bias: bias?.value, epsilon: epsilon)
+      : x.rmsNormalized(weight: weight.value, epsilon: epsilon)
+  }
+}
