@@ -1,0 +1,69 @@
+// Row reductions and loop hints that several families share. Included by body.inc files, after
+// level.h, so that it is compiled for the level.
+#pragma once
+#include <stdint.h>
+#include "vmath.h"
+
+// Element-wise loops may write over one of their inputs (same address, never shifted), which the
+// compiler's run-time overlap check would send down a scalar path.
+#define CK_ELEMENTWISE _Pragma("clang loop vectorize(assume_safety)")
+
+typedef float ck_lanes __attribute__((ext_vector_type(CK_LANES), aligned(4)));
+typedef int32_t ck_lanes_mask __attribute__((ext_vector_type(CK_LANES), aligned(4)));
+
+static inline long ck_min_long(long a, long b) { return a < b ? a : b; }
+static inline long ck_max_long(long a, long b) { return a > b ? a : b; }
+static inline long ck_ceil_div(long a, long b) { return (a + b - 1) / b; }
+
+static inline ck_lanes ck_load_lanes(const float *x) { return *(const ck_lanes *)x; }
+
+/// Σ x[i], in blocks so that the rounding error of long rows stays small with few lanes too.
+static inline float ck_row_sum(const float *x, long n) {
+#pragma clang fp reassociate(on)
+  float total = 0;
+  for (long begin = 0; begin < n; begin += 1024) {
+    const long end = ck_min_long(n, begin + 1024);
+    float sum = 0;
+    for (long i = begin; i < end; i++) sum += x[i];
+    total += sum;
+  }
+  return total;
+}
+
+/// Σ x[i] y[i].
+static inline float ck_row_dot(const float *x, const float *y, long n) {
+#pragma clang fp reassociate(on) contract(fast)
+  float total = 0;
+  for (long begin = 0; begin < n; begin += 1024) {
+    const long end = ck_min_long(n, begin + 1024);
+    float sum = 0;
+    for (long i = begin; i < end; i++) sum += x[i] * y[i];
+    total += sum;
+  }
+  return total;
+}
+
+/// max x[i]; NaN where a NaN is among them, −∞ for n = 0.
+static inline float ck_row_max(const float *x, long n) {
+  ck_lanes m0 = -__builtin_inff(), m1 = m0;
+  ck_lanes_mask nan = 0;
+  long i = 0;
+  for (; i + 2 * CK_LANES <= n; i += 2 * CK_LANES) {
+    const ck_lanes a = ck_load_lanes(x + i), b = ck_load_lanes(x + i + CK_LANES);
+    m0 = a > m0 ? a : m0;
+    m1 = b > m1 ? b : m1;
+    nan |= (a != a) | (b != b);
+  }
+  m0 = m1 > m0 ? m1 : m0;
+  float max = -__builtin_inff();
+  int32_t any = 0;
+  for (int j = 0; j < CK_LANES; j++) {
+    max = m0[j] > max ? m0[j] : max;
+    any |= nan[j];
+  }
+  for (; i < n; i++) {
+    max = x[i] > max ? x[i] : max;
+    any |= x[i] != x[i];
+  }
+  return any ? __builtin_nanf("") : max;
+}

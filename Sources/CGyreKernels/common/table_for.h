@@ -1,0 +1,40 @@
+// Defines `ck_<family>_table_for` from the per-level functions `ck_<family>_fill_<level>` that the
+// level files of the family define. Levels with extra matrix instructions hold the AVX-512 kernels.
+#pragma once
+#include "ck_common.h"
+
+#if defined(__x86_64__)
+#define CK_TABLE_NATIVE(family) \
+  void ck_##family##_fill_avx2(struct ck_##family##_table *); \
+  void ck_##family##_fill_avx512(struct ck_##family##_table *); \
+  static bool ck_##family##_fill_native(enum ck_level level, struct ck_##family##_table *out) { \
+    if (level == CK_LEVEL_AVX2) ck_##family##_fill_avx2(out); \
+    else if (level == CK_LEVEL_AVX512 || level == CK_LEVEL_AVX512BF16 || level == CK_LEVEL_AMX) \
+      ck_##family##_fill_avx512(out); \
+    else return false; \
+    return true; \
+  }
+#elif defined(__aarch64__)
+#define CK_TABLE_NATIVE(family) \
+  void ck_##family##_fill_neon(struct ck_##family##_table *); \
+  static bool ck_##family##_fill_native(enum ck_level level, struct ck_##family##_table *out) { \
+    if (level != CK_LEVEL_NEON) return false; \
+    ck_##family##_fill_neon(out); \
+    return true; \
+  }
+#else
+#define CK_TABLE_NATIVE(family) \
+  static bool ck_##family##_fill_native(enum ck_level level, struct ck_##family##_table *out) { \
+    (void)level; (void)out; \
+    return false; \
+  }
+#endif
+
+#define CK_DEFINE_TABLE_FOR(family) \
+  void ck_##family##_fill_generic(struct ck_##family##_table *); \
+  CK_TABLE_NATIVE(family) \
+  bool ck_##family##_table_for(enum ck_level level, struct ck_##family##_table *out) { \
+    if (level != CK_LEVEL_GENERIC) return ck_##family##_fill_native(level, out); \
+    ck_##family##_fill_generic(out); \
+    return true; \
+  }
