@@ -62,7 +62,7 @@ let package = Package(
     target("GyreTensors"),
     target("GyreTokenizers", packages: [collections("HeapModule"), collections("OrderedCollections")]),
     // Level 1
-    target("GyreCPU", ["GyreTensors", "CGyreKernels"]),
+    target("GyreCPU", ["GyreTensors", "GyreRecurrence", "CGyreKernels"]),
     target("GyreLayers", ["GyreTensors"]),
     target("GyreRecurrence", ["GyreTensors"]),
     target("GyreCheckpoints", ["GyreTensors"], packages: [crypto]),

@@ -20,10 +20,10 @@ public struct Softmax: Op {
 }
 
 /// dx = y ∘ (dy − ⟨y, dy⟩).
-struct SoftmaxBackward: Op {
-  static let name = "softmax_backward"
-  func infer(_ inputs: [TensorSpec]) -> [TensorSpec] { [inputs[0]] }
-  func reference(_ a: inout HostArguments) {
+package struct SoftmaxBackward: Op {
+  package static let name = "softmax_backward"
+  package func infer(_ inputs: [TensorSpec]) -> [TensorSpec] { [inputs[0]] }
+  package func reference(_ a: inout HostArguments) {
     let n = a.inputSpecs[0].shape.last
     for r in 0..<a.inputSpecs[0].shape.rowCount {
       var dot = 0.0
@@ -31,8 +31,8 @@ struct SoftmaxBackward: Op {
       for j in r * n..<(r + 1) * n { a.outputs[0][j] = a.inputs[0][j] * (a.inputs[1][j] - dot) }
     }
   }
-  func vjp(_ c: VJPContext) -> [Tensor?] { [nil, nil] }
-  static let cases: [OpCase] = []
+  package func vjp(_ c: VJPContext) -> [Tensor?] { [nil, nil] }
+  package static let cases: [OpCase] = []
 }
 
 /// The index of the largest element of the last axis, the first of equals; int32.

@@ -28,16 +28,16 @@ public struct Unary: Op {
 }
 
 /// dx = f'(x)·dy.
-struct UnaryBackward: Op {
-  static let name = "unary_backward"
-  let kind: Unary.Kind
+package struct UnaryBackward: Op {
+  package static let name = "unary_backward"
+  package let kind: Unary.Kind
 
-  func infer(_ inputs: [TensorSpec]) -> [TensorSpec] { [inputs[0]] }
-  func reference(_ a: inout HostArguments) {
+  package func infer(_ inputs: [TensorSpec]) -> [TensorSpec] { [inputs[0]] }
+  package func reference(_ a: inout HostArguments) {
     a.outputs[0] = zip(a.inputs[0], a.inputs[1]).map { kind.derivative($0) * $1 }
   }
-  func vjp(_ c: VJPContext) -> [Tensor?] { [nil, nil] }
-  static let cases: [OpCase] = []
+  package func vjp(_ c: VJPContext) -> [Tensor?] { [nil, nil] }
+  package static let cases: [OpCase] = []
 }
 
 extension Unary.Kind {

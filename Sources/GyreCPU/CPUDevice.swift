@@ -1,0 +1,116 @@
+import CGyreKernels
+import GyreTensors
+
+/// A processor at one instruction level. Work runs at once on the calling thread and the kernels'
+/// own pool.
+public final class CPUDevice: HostDevice, @unchecked Sendable {
+  /// Instruction levels, by the names that devices take: "cpu:avx2".
+  public enum Level: String, Sendable, CaseIterable {
+    case generic, avx2, avx512, avx512bf16, amx, neon
+
+    var c: ck_level {
+      switch self {
+      case .generic: CK_LEVEL_GENERIC
+      case .avx2: CK_LEVEL_AVX2
+      case .avx512: CK_LEVEL_AVX512
+      case .avx512bf16: CK_LEVEL_AVX512BF16
+      case .amx: CK_LEVEL_AMX
+      case .neon: CK_LEVEL_NEON
+      }
+    }
+
+    /// Whether this processor and operating system have the level.
+    public var isAvailable: Bool { ck_level_available(c) }
+    /// The best level of this machine.
+    public static var best: Level { allCases.first { $0.c == ck_level_best() } ?? .generic }
+  }
+
+  public let level: Level
+  let kernels: KernelTables
+
+  /// - Throws: `unavailable` when the machine lacks the level.
+  public init(level: Level? = nil, poisons: Bool = false) throws(DeviceError) {
+    let chosen = level ?? Level.best
+    guard chosen.isAvailable, let kernels = KernelTables(chosen.c) else {
+      throw .unavailable(
+        device: "cpu:\(chosen.rawValue)", reason: "this processor does not have it")
+    }
+    self.level = chosen
+    self.kernels = kernels
+    super.init(
+      id: DeviceID(level == nil ? "cpu" : "cpu:\(chosen.rawValue)"), poisons: poisons)
+  }
+
+  override public func launch(_ call: KernelCall) {
+    if failure.isSet { return }
+    if let kernel = CPUKernel.all[ObjectIdentifier(type(of: call.op))], kernel.run(call, kernels) {
+      return
+    }
+    call.runReference()
+  }
+
+  override public func hasKernel(for op: any Op) -> Bool {
+    CPUKernel.all[ObjectIdentifier(type(of: op))] != nil
+  }
+
+  /// Threads that kernels use, the caller's included.
+  public static var threadCount: Int {
+    get { Int(ck_thread_count()) }
+    set { ck_set_thread_count(Int32(newValue)) }
+  }
+}
+
+/// The C kernels of one instruction level.
+struct KernelTables: @unchecked Sendable {
+  var gemm = ck_gemm_table()
+  var pointwise = ck_pointwise_table()
+
+  init?(_ level: ck_level) {
+    guard ck_gemm_table_for(level, &gemm), ck_pointwise_table_for(level, &pointwise) else {
+      return nil
+    }
+  }
+}
+
+/// The binding of one op to its C kernel.
+struct CPUKernel: Sendable {
+  let op: ObjectIdentifier
+  /// False where the kernel does not cover the call; the reference then runs.
+  let run: @Sendable (KernelCall, KernelTables) -> Bool
+
+  /// A kernel for every call of `O`.
+  init<O: Op>(_: O.Type, _ body: @escaping @Sendable (O, KernelCall, KernelTables) -> Bool) {
+    op = ObjectIdentifier(O.self)
+    run = { call, tables in
+      guard let op = call.op as? O else { return false }
+      return body(op, call, tables)
+    }
+  }
+
+  /// All bindings. One line a family.
+  static let all: [ObjectIdentifier: CPUKernel] = {
+    var table: [ObjectIdentifier: CPUKernel] = [:]
+    for family in [pointwise, layout, products] {
+      for kernel in family { table[kernel.op] = kernel }
+    }
+    return table
+  }()
+}
+
+extension Tensor {
+  /// The first element; nil for other element types.
+  var f32: UnsafeMutablePointer<Float>? {
+    dtype == .float32 ? hostAddress?.assumingMemoryBound(to: Float.self) : nil
+  }
+  var i32: UnsafeMutablePointer<Int32>? {
+    dtype == .int32 ? hostAddress?.assumingMemoryBound(to: Int32.self) : nil
+  }
+}
+
+extension KernelCall {
+  /// Whether all floating tensors of the call are float32, which the C kernels expect.
+  var isFloat32: Bool {
+    inputs.allSatisfy { $0.dtype == .float32 || !$0.dtype.isFloat }
+      && outputs.allSatisfy { $0.dtype == .float32 || !$0.dtype.isFloat }
+  }
+}

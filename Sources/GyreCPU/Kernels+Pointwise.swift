@@ -1,0 +1,281 @@
+import CGyreKernels
+import GyreTensors
+
+extension Unary.Kind {
+  fileprivate var c: ck_unary {
+    switch self {
+    case .relu: CK_UNARY_RELU
+    case .reluSquared: CK_UNARY_RELU2
+    case .silu: CK_UNARY_SILU
+    case .geluTanh: CK_UNARY_GELU_TANH
+    case .gelu: CK_UNARY_GELU_ERF
+    case .sigmoid: CK_UNARY_SIGMOID
+    case .tanh: CK_UNARY_TANH
+    case .exp: CK_UNARY_EXP
+    case .log: CK_UNARY_LOG
+    case .softplus: CK_UNARY_SOFTPLUS
+    case .logSigmoid: CK_UNARY_LOGSIGMOID
+    case .square: CK_UNARY_SQUARE
+    case .sqrt: CK_UNARY_SQRT
+    case .reciprocalSqrt: CK_UNARY_RSQRT
+    case .negate: CK_UNARY_NEG
+    case .absolute: CK_UNARY_ABS
+    case .expm1: CK_UNARY_EXPM1
+    case .log1p: CK_UNARY_LOG1P
+    case .sine: CK_UNARY_SIN
+    case .cosine: CK_UNARY_COS
+    }
+  }
+}
+
+extension Binary.Kind {
+  fileprivate var c: ck_binary {
+    switch self {
+    case .add: CK_BINARY_ADD
+    case .subtract: CK_BINARY_SUB
+    case .multiply: CK_BINARY_MUL
+    case .divide: CK_BINARY_DIV
+    case .maximum: CK_BINARY_MAX
+    case .minimum: CK_BINARY_MIN
+    }
+  }
+}
+
+extension GatedUnit.Activation {
+  fileprivate var c: ck_glu {
+    switch self {
+    case .silu: CK_GLU_SWIGLU
+    case .geluTanh: CK_GLU_GEGLU_TANH
+    case .gelu: CK_GLU_GEGLU_ERF
+    case .relu: CK_GLU_REGLU
+    case .sigmoid: CK_GLU_SIGMOID
+    }
+  }
+}
+
+extension CPUKernel {
+  static let pointwise: [CPUKernel] = [
+    CPUKernel(Fill.self) { op, call, k in
+      guard let y = call.outputs[0].f32 else { return false }
+      var a = ck_axpby_args()
+      a.count = call.outputs[0].elementCount
+      a.alpha = Float(op.value)
+      a.y = y
+      k.pointwise.axpby(&a)
+      return true
+    },
+    CPUKernel(Affine.self) { op, call, k in
+      guard call.isFloat32 else { return false }
+      var a = ck_axpby_args()
+      a.count = call.outputs[0].elementCount
+      a.y = call.outputs[0].f32
+      a.alpha = Float(op.shift)
+      if op.shift == 0 {
+        a.alpha = Float(op.scale)
+        a.x = UnsafePointer(call.inputs[0].f32)
+        k.pointwise.axpby(&a)
+        return true
+      }
+      k.pointwise.axpby(&a)
+      a.alpha = Float(op.scale)
+      a.beta = 1
+      a.x = UnsafePointer(call.inputs[0].f32)
+      k.pointwise.axpby(&a)
+      return true
+    },
+    CPUKernel(Unary.self) { op, call, k in
+      guard call.isFloat32 else { return false }
+      var a = ck_unary_args()
+      a.op = op.kind.c
+      a.count = call.inputs[0].elementCount
+      a.x = UnsafePointer(call.inputs[0].f32)
+      a.y = call.outputs[0].f32
+      k.pointwise.unary(&a)
+      return true
+    },
+    CPUKernel(UnaryBackward.self) { op, call, k in
+      guard call.isFloat32 else { return false }
+      var a = ck_unary_args()
+      a.op = op.kind.c
+      a.count = call.inputs[0].elementCount
+      a.x = UnsafePointer(call.inputs[0].f32)
+      a.dy = UnsafePointer(call.inputs[1].f32)
+      a.y = call.outputs[0].f32
+      k.pointwise.unary_backward(&a)
+      return true
+    },
+    CPUKernel(Binary.self) { op, call, k in
+      guard call.isFloat32 else { return false }
+      return binary(op.kind.c, call.inputs[0], call.inputs[1], call.outputs[0], k)
+    },
+    CPUKernel(SumTo.self) { op, call, k in
+      guard call.isFloat32, let p = Broadcast.pattern(op.shape, in: call.inputs[0].shape)
+      else { return false }
+      return sum(call.inputs[0], p, into: call.outputs[0], k)
+    },
+    CPUKernel(Softmax.self) { op, call, k in
+      guard call.isFloat32 else { return false }
+      var a = ck_softmax_args()
+      a.rows = call.inputs[0].shape.rowCount
+      a.columns = call.inputs[0].shape.last
+      a.x = UnsafePointer(call.inputs[0].f32)
+      a.y = call.outputs[0].f32
+      k.pointwise.softmax(&a)
+      return true
+    },
+    CPUKernel(SoftmaxBackward.self) { op, call, k in
+      guard call.isFloat32 else { return false }
+      var a = ck_softmax_args()
+      a.rows = call.inputs[0].shape.rowCount
+      a.columns = call.inputs[0].shape.last
+      a.y = call.inputs[0].f32
+      a.dy = UnsafePointer(call.inputs[1].f32)
+      a.dx = call.outputs[0].f32
+      k.pointwise.softmax_backward(&a)
+      return true
+    },
+    CPUKernel(ArgMax.self) { op, call, k in
+      guard call.isFloat32 else { return false }
+      var a = ck_reduce_args()
+      a.rows = call.outputs[0].elementCount
+      a.columns = call.inputs[0].shape.last
+      a.x = UnsafePointer(call.inputs[0].f32)
+      a.x_row = a.columns
+      a.index = call.outputs[0].i32
+      k.pointwise.max_columns(&a)
+      return true
+    },
+    CPUKernel(SumOfSquares.self) { op, call, k in
+      guard call.isFloat32, let out = call.outputs[0].f32 else { return false }
+      var total = 0.0
+      for t in call.inputs {
+        var part = 0.0
+        var a = ck_sum_of_squares_args()
+        a.count = t.elementCount
+        a.x = UnsafePointer(t.f32)
+        withUnsafeMutablePointer(to: &part) { p in
+          a.out = p
+          k.pointwise.sum_of_squares(&a)
+        }
+        total += part
+      }
+      out[0] = Float(total)
+      return true
+    },
+    CPUKernel(GatedUnit.self) { op, call, k in
+      guard call.isFloat32 else { return false }
+      var a = glu(op, call.inputs[0], rowsOf: call.outputs[0])
+      a.y = call.outputs[0].f32
+      a.y_row = a.columns
+      k.pointwise.glu(&a)
+      return true
+    },
+    CPUKernel(GatedUnit.Backward.self) { op, call, k in
+      guard call.isFloat32 else { return false }
+      var a = glu(op.unit, call.inputs[1], rowsOf: call.inputs[0])
+      a.dy = UnsafePointer(call.inputs[0].f32)
+      a.dy_row = a.columns
+      a.dgate = call.outputs[0].f32
+      a.dgate_row = 2 * a.columns
+      a.dup = a.dgate.map { $0 + a.columns }
+      a.dup_row = 2 * a.columns
+      k.pointwise.glu_backward(&a)
+      return true
+    },
+    CPUKernel(Cast.self) { op, call, k in
+      guard let from = call.inputs[0].dtype.c, let to = call.outputs[0].dtype.c,
+        from == CK_F32 || to == CK_F32
+      else { return false }
+      var a = ck_cast_args()
+      a.from = from
+      a.to = to
+      a.count = call.inputs[0].elementCount
+      a.x = UnsafeRawPointer(call.inputs[0].hostAddress)
+      a.y = call.outputs[0].hostAddress
+      k.pointwise.cast(&a)
+      return true
+    },
+  ]
+
+  private static func glu(_ op: GatedUnit, _ x: Tensor, rowsOf y: Tensor) -> ck_glu_args {
+    var a = ck_glu_args()
+    a.kind = op.activation.c
+    a.rows = y.shape.rowCount
+    a.columns = y.shape.last
+    a.gate = UnsafePointer(x.f32)
+    a.gate_row = 2 * a.columns
+    a.up = x.f32.map { UnsafePointer($0 + a.columns) }
+    a.up_row = 2 * a.columns
+    return a
+  }
+
+  /// Both operands of the output's shape, or one of them a row, a column or a scalar.
+  private static func binary(
+    _ kind: ck_binary, _ x: Tensor, _ y: Tensor, _ out: Tensor, _ k: KernelTables
+  ) -> Bool {
+    var a = ck_binary_args()
+    a.op = kind
+    a.y = out.f32
+    let count = out.elementCount
+    let small = x.shape == out.shape ? y : x
+    guard small.shape == out.shape || x.shape == out.shape || y.shape == out.shape else {
+      return false
+    }
+    var (rows, columns, row, column) = (1, count, count, 1)
+    if small.shape != out.shape {
+      guard let p = Broadcast.pattern(small.shape, in: out.shape) else { return false }
+      if p.middle == 1 {
+        (row, column) = (0, 0)
+      } else if p.inner == 1 {
+        (rows, columns, row, column) = (p.outer, p.middle, 0, 1)
+      } else if p.outer == 1 {
+        (rows, columns, row, column) = (p.middle, p.inner, 1, 0)
+      } else {
+        return false
+      }
+    }
+    a.rows = rows
+    a.columns = columns
+    a.y_row = columns
+    let full = (pointer: UnsafePointer(small.id == y.id ? x.f32 : y.f32), row: columns, column: 1)
+    let part = (pointer: UnsafePointer(small.f32), row: row, column: column)
+    let (left, right) = small.id == y.id ? (full, part) : (part, full)
+    (a.a, a.a_row, a.a_column) = (left.pointer, left.row, left.column)
+    (a.b, a.b_row, a.b_column) = (right.pointer, right.row, right.column)
+    k.pointwise.binary(&a)
+    return true
+  }
+
+  /// Sums [outer, middle, inner] over outer and inner.
+  private static func sum(
+    _ x: Tensor, _ p: (outer: Int, middle: Int, inner: Int), into y: Tensor, _ k: KernelTables
+  ) -> Bool {
+    var a = ck_reduce_args()
+    a.x = UnsafePointer(x.f32)
+    a.out = y.f32
+    if p.inner == 1 {
+      (a.rows, a.columns, a.x_row) = (p.outer, p.middle, p.middle)
+      k.pointwise.sum_rows(&a)
+    } else if p.outer == 1 {
+      (a.rows, a.columns, a.x_row) = (p.middle, p.inner, p.inner)
+      k.pointwise.sum_columns(&a)
+    } else {
+      return false
+    }
+    return true
+  }
+}
+
+extension DType {
+  /// The C kernels' name; nil where they do not have the type.
+  var c: ck_dtype? {
+    switch self {
+    case .float32: CK_F32
+    case .bfloat16: CK_BF16
+    case .float16: CK_F16
+    case .int8: CK_I8
+    case .int32: CK_I32
+    default: nil
+    }
+  }
+}

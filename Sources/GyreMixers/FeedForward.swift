@@ -1,0 +1,95 @@
+import GyreLayers
+import GyreRecurrence
+import GyreTensors
+
+/// Gated feed-forward block: y = W₂(act(W_g x) ∘ W_u x).
+///
+/// Shazeer, "GLU variants improve Transformer", 2020. Gate and up are one matrix, `[2·hidden, D]`.
+public struct GatedMLP: SequenceMixer {
+  public static let kind = "gated_mlp"
+  public struct Configuration: MixerConfiguration {
+    /// Width of the hidden layer; 0: 8/3 of the model's width, rounded up to a multiple of 32.
+    public var hidden = 0
+    public var activation = "silu"
+    public init() {}
+    public func validate(width: Int) throws(ConfigurationError) {
+      try require(hidden >= 0, "hidden", "must not be negative, is \(hidden)")
+      _ = try self.unit()
+    }
+    func unit() throws(ConfigurationError) -> GatedUnit.Activation {
+      let known = GatedUnit.Activation.allCases
+      guard let found = known.first(where: { "\($0)" == activation }) else {
+        throw ConfigurationError(
+          "activation", "must be one of \(known.map { "\($0)" }), is \(activation)")
+      }
+      return found
+    }
+  }
+  public static let testConfigurations = [Configuration()]
+
+  private let up: Linear
+  private let down: Linear
+  private let activation: GatedUnit.Activation
+
+  public init(
+    _ c: Configuration, width: Int, layer: LayerPosition, parameters p: inout ParameterBuilder
+  ) throws(ConfigurationError) {
+    let hidden = c.hidden > 0 ? c.hidden : (width * 8 / 3 + 31) / 32 * 32
+    activation = try c.unit()
+    up = try Linear("up", inputs: width, outputs: 2 * hidden, &p)
+    down = try Linear("down", inputs: hidden, outputs: width, &p)
+  }
+
+  public var stateSpec: StateSpec { StateSpec() }
+  public func callAsFunction(_ x: Tensor, state: inout State, context: inout SequenceContext)
+    -> Tensor
+  {
+    down(up(x).gatedUnit(activation))
+  }
+}
+
+/// Two linear maps with an activation between: y = W₂ act(W₁ x).
+public struct PlainMLP: SequenceMixer {
+  public static let kind = "mlp"
+  public struct Configuration: MixerConfiguration {
+    /// Width of the hidden layer; 0: four times the model's width.
+    public var hidden = 0
+    public var activation = Unary.Kind.reluSquared.name
+    public var bias = false
+    public init() {}
+    public func validate(width: Int) throws(ConfigurationError) {
+      try require(hidden >= 0, "hidden", "must not be negative, is \(hidden)")
+      try require(
+        Unary.Kind.named(activation) != nil, "activation",
+        "must be one of \(Unary.Kind.allCases.map(\.name)), is \(activation)")
+    }
+  }
+  public static let testConfigurations = [Configuration()]
+
+  private let up: Linear
+  private let down: Linear
+  private let activation: Unary.Kind
+
+  public init(
+    _ c: Configuration, width: Int, layer: LayerPosition, parameters p: inout ParameterBuilder
+  ) throws(ConfigurationError) {
+    let hidden = c.hidden > 0 ? c.hidden : 4 * width
+    activation = Unary.Kind.named(c.activation) ?? .reluSquared
+    let bias: Initializer? = c.bias ? .zeros : nil
+    up = try Linear("up", inputs: width, outputs: hidden, bias: bias, &p)
+    down = try Linear("down", inputs: hidden, outputs: width, bias: bias, &p)
+  }
+
+  public var stateSpec: StateSpec { StateSpec() }
+  public func callAsFunction(_ x: Tensor, state: inout State, context: inout SequenceContext)
+    -> Tensor
+  {
+    down(up(x).unary(activation))
+  }
+}
+
+extension Unary.Kind {
+  /// The name in configurations: "relu_squared" is written reluSquared.
+  public var name: String { "\(self)" }
+  public static func named(_ name: String) -> Unary.Kind? { allCases.first { $0.name == name } }
+}

@@ -1,0 +1,16 @@
+/// Every mixer and feed-forward block by the name that configurations use: one line each.
+public enum MixerCatalog {
+  public static let mixers: [any SequenceMixer.Type] = [
+    MinGRU.self
+  ]
+
+  public static let feedForwards: [any SequenceMixer.Type] = [
+    GatedMLP.self,
+    PlainMLP.self,
+  ]
+
+  /// The type of that name, in either list.
+  public static func type(of kind: String) -> (any SequenceMixer.Type)? {
+    (mixers + feedForwards).first { $0.kind == kind }
+  }
+}

@@ -1,0 +1,67 @@
+import GyreLayers
+import GyreRecurrence
+import GyreTensors
+
+/// Which of how many layers a mixer is.
+public struct LayerPosition: Sendable, Hashable {
+  public var index: Int
+  public var count: Int
+  public init(index: Int, count: Int) {
+    self.index = index
+    self.count = count
+  }
+}
+
+/// What all layers of one forward pass share.
+public struct SequenceContext: Sendable {
+  public var form: SequenceForm
+  /// int32 `[B, T]`, nonzero at the first token of a document; nil where there is one document.
+  public var reset: Tensor?
+  /// Values that an earlier layer leaves for later ones, such as RWKV-7's first value.
+  public var shared: [String: Tensor]
+
+  public init(form: SequenceForm = .chunkwise, reset: Tensor? = nil) {
+    self.form = form
+    self.reset = reset
+    shared = [:]
+  }
+}
+
+/// Options of a mixer. Every field has a default, and a file may leave any of them out.
+public protocol MixerConfiguration: Codable, Hashable, Sendable {
+  init()
+  /// - Throws: the first field that cannot be, and what it must be.
+  func validate(width: Int) throws(ConfigurationError)
+  /// Names of fields that are nil by default and so absent from the encoded defaults.
+  static var optionalFields: Set<String> { get }
+}
+
+extension MixerConfiguration {
+  public static var optionalFields: Set<String> { [] }
+}
+
+/// A layer's map over a sequence: a parameterisation around an engine, or a feed-forward block.
+///
+/// To add one: one file that conforms, one line in `MixerCatalog`, one test. The laws (forms agree,
+/// splits agree, packed documents are separate, gradients, state round trips) are checked for every
+/// type in the catalogue with its `testConfigurations`.
+public protocol SequenceMixer: Sendable {
+  associatedtype Configuration: MixerConfiguration
+  /// The name in configurations and checkpoints: "gated_delta_net".
+  static var kind: String { get }
+  /// Small configurations for width 32 that cover the options.
+  static var testConfigurations: [Configuration] { get }
+  /// Makes or loads the parameters.
+  init(
+    _ configuration: Configuration, width: Int, layer: LayerPosition,
+    parameters: inout ParameterBuilder
+  ) throws(ConfigurationError)
+  /// What the layer remembers of a sequence; empty for feed-forward blocks.
+  var stateSpec: StateSpec { get }
+  /// `[B, T, D]` to `[B, T, D]`; reads and replaces `state`.
+  func callAsFunction(_ x: Tensor, state: inout State, context: inout SequenceContext) -> Tensor
+}
+
+extension SequenceMixer {
+  public var kind: String { Self.kind }
+}

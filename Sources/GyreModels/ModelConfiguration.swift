@@ -1,0 +1,213 @@
+import FoundationEssentials
+import GyreLayers
+import GyreMixers
+
+/// A model as data: what `config.json` of a run folder holds.
+public struct ModelConfiguration: Codable, Hashable, Sendable {
+  /// Tokens the model knows.
+  public var vocabulary = 256
+  /// Width D of the residual stream.
+  public var width = 256
+  /// Number of layers; each is a mixer and, where there is one, a feed-forward block.
+  public var layers = 4
+  /// Mixer kinds, repeated over the layers: a hybrid is `["gated_delta_net", "gated_delta_net",
+  /// "softmax_attention"]`.
+  public var pattern = ["min_gru"]
+  /// Options by mixer kind; what is left out takes its default.
+  public var mixers: [String: JSONValue] = [:]
+  /// Kind of the feed-forward block; nil for none.
+  public var feedForward: String? = "gated_mlp"
+  public var feedForwardOptions: JSONValue = .object([:])
+  public var norm = NormLayer.Kind.rms
+  public var normEpsilon = 1e-6
+  /// A norm directly after the embedding (RWKV).
+  public var normalizesEmbedding = false
+  /// The output head is the embedding.
+  public var tiesEmbedding = false
+  /// Standard deviation of embedding and head at the start.
+  public var initialDeviation = 0.02
+  /// Factor on the embeddings.
+  public var embeddingScale = 1.0
+  /// c·tanh(logits/c); nil for none.
+  public var logitCap: Double?
+
+  public init() {}
+
+  private enum CodingKeys: String, CodingKey, CaseIterable {
+    case vocabulary, width, layers, pattern, mixers
+    case feedForward = "feed_forward"
+    case feedForwardOptions = "feed_forward_options"
+    case norm
+    case normEpsilon = "norm_epsilon"
+    case normalizesEmbedding = "normalizes_embedding"
+    case tiesEmbedding = "ties_embedding"
+    case initialDeviation = "initial_deviation"
+    case embeddingScale = "embedding_scale"
+    case logitCap = "logit_cap"
+  }
+
+  public init(from decoder: any Decoder) throws {
+    let c = try decoder.container(keyedBy: CodingKeys.self)
+    func value<T: Decodable>(_ key: CodingKeys, _ target: inout T) throws {
+      if let v = try c.decodeIfPresent(T.self, forKey: key) { target = v }
+    }
+    try value(.vocabulary, &vocabulary)
+    try value(.width, &width)
+    try value(.layers, &layers)
+    try value(.pattern, &pattern)
+    try value(.mixers, &mixers)
+    if c.contains(.feedForward) {
+      feedForward = try c.decodeIfPresent(String.self, forKey: .feedForward)
+    }
+    try value(.feedForwardOptions, &feedForwardOptions)
+    try value(.norm, &norm)
+    try value(.normEpsilon, &normEpsilon)
+    try value(.normalizesEmbedding, &normalizesEmbedding)
+    try value(.tiesEmbedding, &tiesEmbedding)
+    try value(.initialDeviation, &initialDeviation)
+    try value(.embeddingScale, &embeddingScale)
+    logitCap = try c.decodeIfPresent(Double.self, forKey: .logitCap)
+  }
+
+  public func encode(to encoder: any Encoder) throws {
+    var c = encoder.container(keyedBy: CodingKeys.self)
+    try c.encode(vocabulary, forKey: .vocabulary)
+    try c.encode(width, forKey: .width)
+    try c.encode(layers, forKey: .layers)
+    try c.encode(pattern, forKey: .pattern)
+    try c.encode(mixers, forKey: .mixers)
+    try c.encode(feedForward, forKey: .feedForward)
+    try c.encode(feedForwardOptions, forKey: .feedForwardOptions)
+    try c.encode(norm, forKey: .norm)
+    try c.encode(normEpsilon, forKey: .normEpsilon)
+    try c.encode(normalizesEmbedding, forKey: .normalizesEmbedding)
+    try c.encode(tiesEmbedding, forKey: .tiesEmbedding)
+    try c.encode(initialDeviation, forKey: .initialDeviation)
+    try c.encode(embeddingScale, forKey: .embeddingScale)
+    try c.encode(logitCap, forKey: .logitCap)
+  }
+
+  /// Reads JSON text.
+  ///
+  /// - Throws: the path of the first field that is unknown, of the wrong type or impossible.
+  public init(json: [UInt8]) throws(ConfigurationError) {
+    let value: JSONValue
+    do { value = try JSONDecoder().decode(JSONValue.self, from: Data(json)) } catch {
+      throw ConfigurationError("", "is not JSON: \(error)")
+    }
+    try self.init(value)
+  }
+
+  public init(_ value: JSONValue) throws(ConfigurationError) {
+    guard let members = value.members else { throw ConfigurationError("", "must be an object") }
+    let known = Set(CodingKeys.allCases.map(\.rawValue))
+    for key in members.keys.sorted() where !known.contains(key) {
+      throw ConfigurationError(key, "is not a field; there are \(known.sorted())")
+    }
+    do { self = try value.decoded(as: ModelConfiguration.self) } catch let error as DecodingError {
+      throw ConfigurationError(error.place.path, error.place.reason)
+    } catch { throw ConfigurationError("", "\(error)") }
+    try validate()
+  }
+
+  /// The file's text: sorted keys, indented.
+  public func json() throws -> String {
+    let encoder = JSONEncoder()
+    encoder.outputFormatting = [.prettyPrinted, .sortedKeys, .withoutEscapingSlashes]
+    return String(decoding: try encoder.encode(self), as: UTF8.self) + "\n"
+  }
+
+  /// - Throws: the first field that cannot be.
+  public func validate() throws(ConfigurationError) {
+    func bounded(_ value: Int, _ name: String, _ high: Int) throws(ConfigurationError) {
+      try require((1...high).contains(value), name, "must be in 1...\(high), is \(value)")
+    }
+    try bounded(vocabulary, "vocabulary", 1 << 24)
+    try bounded(width, "width", 1 << 17)
+    try bounded(layers, "layers", 1 << 12)
+    try require(!pattern.isEmpty, "pattern", "must name at least one mixer")
+    try require(
+      normEpsilon > 0 && normEpsilon < 1, "norm_epsilon", "must be in (0, 1), is \(normEpsilon)")
+    try require(
+      initialDeviation > 0 && initialDeviation.isFinite, "initial_deviation", "must be positive")
+    try require(embeddingScale.isFinite, "embedding_scale", "must be finite")
+    if let logitCap { try require(logitCap > 0, "logit_cap", "must be positive") }
+    for (i, kind) in pattern.enumerated() {
+      try Layers.validate(kind, options(of: kind), width: width, at: "pattern[\(i)]")
+    }
+    for kind in mixers.keys.sorted() {
+      try require(pattern.contains(kind), "mixers.\(kind)", "is not in the pattern")
+    }
+    if let feedForward {
+      try Layers.validate(feedForward, feedForwardOptions, width: width, at: "feed_forward")
+    }
+  }
+
+  func options(of kind: String) -> JSONValue { mixers[kind] ?? .object([:]) }
+}
+
+/// Decoding of mixer options and construction of mixers by kind.
+enum Layers {
+  static func validate(
+    _ kind: String, _ options: JSONValue, width: Int, at path: String
+  ) throws(ConfigurationError) {
+    guard let type = MixerCatalog.type(of: kind) else {
+      let known = (MixerCatalog.mixers + MixerCatalog.feedForwards).map { $0.kind }
+      throw ConfigurationError(path, "no mixer is called \(kind); there are \(known)")
+    }
+    try check(type, options, width, "mixers.\(kind)")
+  }
+
+  private static func check<M: SequenceMixer>(
+    _ type: M.Type, _ options: JSONValue, _ width: Int, _ path: String
+  ) throws(ConfigurationError) {
+    let configuration = try decode(type, options, path)
+    do throws(ConfigurationError) { try configuration.validate(width: width) } catch {
+      throw error.under(path)
+    }
+  }
+
+  /// The options over the defaults; unknown fields are errors.
+  static func decode<M: SequenceMixer>(
+    _: M.Type, _ options: JSONValue, _ path: String
+  ) throws(ConfigurationError) -> M.Configuration {
+    do {
+      let defaults = try JSONValue(encoding: M.Configuration())
+      guard var members = defaults.members, let given = options.members else {
+        throw ConfigurationError(path, "must be an object")
+      }
+      for (key, value) in given.sorted(by: { $0.key < $1.key }) {
+        if members[key] == nil, !M.Configuration.optionalFields.contains(key) {
+          throw ConfigurationError(
+            "\(path).\(key)", "is not a field; there are \(members.keys.sorted())")
+        }
+        members[key] = value
+      }
+      return try JSONValue.object(members).decoded(as: M.Configuration.self)
+    } catch let error as ConfigurationError {
+      throw error
+    } catch let error as DecodingError {
+      let place = error.place
+      throw ConfigurationError(
+        place.path.isEmpty ? path : path + "." + place.path, place.reason)
+    } catch { throw ConfigurationError(path, "\(error)") }
+  }
+
+  static func make(
+    _ kind: String, _ options: JSONValue, width: Int, layer: LayerPosition,
+    _ p: inout ParameterBuilder
+  ) throws(ConfigurationError) -> any SequenceMixer {
+    guard let type = MixerCatalog.type(of: kind) else {
+      throw ConfigurationError("pattern", "no mixer is called \(kind)")
+    }
+    return try make(type, options, width, layer, &p)
+  }
+
+  private static func make<M: SequenceMixer>(
+    _ type: M.Type, _ options: JSONValue, _ width: Int, _ layer: LayerPosition,
+    _ p: inout ParameterBuilder
+  ) throws(ConfigurationError) -> any SequenceMixer {
+    let configuration = try decode(type, options, "mixers.\(M.kind)")
+    return try M(configuration, width: width, layer: layer, parameters: &p)
+  }
+}

@@ -1,0 +1,82 @@
+import GyreLayers
+
+/// Named configurations: `tiny`, and about 10M, 100M and 350M parameters of five architectures.
+public enum Presets {
+  public static let names: [String] =
+    ["tiny"]
+    + Architecture.allCases.flatMap { architecture in
+      Size.allCases.map { "\(architecture.rawValue)-\($0.rawValue)" }
+    }
+
+  enum Architecture: String, CaseIterable {
+    case rwkv7, mamba2
+    case gatedDeltaNet = "gated-deltanet"
+    case minGRU = "mingru"
+    case llama
+  }
+
+  enum Size: String, CaseIterable {
+    case m10 = "10m"
+    case m100 = "100m"
+    case m350 = "350m"
+    var extents: (width: Int, layers: Int) {
+      switch self {
+      case .m10: (320, 7)
+      case .m100: (768, 13)
+      case .m350: (1024, 26)
+      }
+    }
+  }
+
+  /// The configuration of that name for a vocabulary.
+  ///
+  /// - Throws: when no preset has the name.
+  public static func configuration(
+    _ name: String, vocabulary: Int = 256
+  ) throws(ConfigurationError) -> ModelConfiguration {
+    var c = ModelConfiguration()
+    c.vocabulary = vocabulary
+    if name == "tiny" {
+      tiny(&c)
+      return c
+    }
+    for architecture in Architecture.allCases {
+      for size in Size.allCases where name == "\(architecture.rawValue)-\(size.rawValue)" {
+        (c.width, c.layers) = size.extents
+        architecture.apply(to: &c)
+        return c
+      }
+    }
+    throw ConfigurationError("model", "no preset is called \(name); there are \(names)")
+  }
+
+  private static func tiny(_ c: inout ModelConfiguration) {
+    c.width = 256
+    c.layers = 4
+    c.pattern = ["min_gru"]
+  }
+}
+
+extension Presets.Architecture {
+  /// Head sizes that divide all three widths.
+  fileprivate func apply(to c: inout ModelConfiguration) {
+    switch self {
+    case .rwkv7:
+      c.pattern = ["rwkv7"]
+      c.feedForward = "rwkv7_channel_mix"
+      c.norm = .layer
+      c.normEpsilon = 1e-5
+      c.normalizesEmbedding = true
+    case .mamba2:
+      c.pattern = ["mamba2"]
+      c.feedForward = nil
+      c.layers *= 2
+      c.normEpsilon = 1e-5
+    case .gatedDeltaNet: c.pattern = ["gated_delta_net"]
+    case .minGRU: c.pattern = ["min_gru"]
+    case .llama:
+      c.pattern = ["softmax_attention"]
+      c.normEpsilon = 1e-5
+    }
+  }
+}
