@@ -16,6 +16,8 @@
 #define CK_LEVEL_ID_generic 0
 #define CK_LEVEL_ID_avx2 1
 #define CK_LEVEL_ID_avx512 2
+#define CK_LEVEL_ID_avx512bf16 3
+#define CK_LEVEL_ID_amx 4
 #define CK_LEVEL_ID_neon 5
 #define CK_LEVEL_ID CK_PASTE(CK_LEVEL_ID, CK_LEVEL)
 
@@ -26,6 +28,14 @@
 #elif CK_LEVEL_ID == 2
 #define CK_LANES 16
 #define CK_LEVEL_BEGIN _Pragma("clang attribute push(__attribute__((target(\"avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq\"))), apply_to = function)")
+#define CK_LEVEL_END _Pragma("clang attribute pop")
+#elif CK_LEVEL_ID == 3
+#define CK_LANES 16
+#define CK_LEVEL_BEGIN _Pragma("clang attribute push(__attribute__((target(\"avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni\"))), apply_to = function)")
+#define CK_LEVEL_END _Pragma("clang attribute pop")
+#elif CK_LEVEL_ID == 4
+#define CK_LANES 16
+#define CK_LEVEL_BEGIN _Pragma("clang attribute push(__attribute__((target(\"avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni,amx-tile,amx-bf16,amx-int8\"))), apply_to = function)")
 #define CK_LEVEL_END _Pragma("clang attribute pop")
 #elif CK_LEVEL_ID == 5
 #define CK_LANES 4

@@ -1,0 +1,287 @@
+// Tile products of AMX: C as 2 x 2 tiles of 16 x 16 sums, A as two tiles of 16 rows x 64 bytes, B as
+// two tiles of 16 units x 16 columns. Four loads of 1 KB feed four products of 16 cycles.
+//
+// A packed: per step of 16 units, 32 rows x 16 units. B packed: as in the vector kernels, 32 columns
+// of units per unit of k, which is the layout that tile products want, with a stride of 128 bytes.
+//
+// BF16X3 splits x = high + low, both bfloat16, and adds high high + high low + low high: what is
+// missing is low low and the rounding of low, about 2^-17 of each operand.
+#if defined(__x86_64__)
+#define CK_LEVEL amx
+#include "../common/level.h"
+#include "../common/vmath.h"
+#include "kernel.h"
+#include <immintrin.h>
+#include <string.h>
+
+CK_LEVEL_BEGIN
+#include "convert.inc"
+#include "pack16.inc"
+#include "pack8.inc"
+
+enum {
+  TILE = 16,
+  SIDE = 2 * TILE,            // rows and columns of a block of C
+  STEP_UNITS = 16,
+  STEP_WORDS = SIDE * STEP_UNITS,  // of A, and of B
+  A_ROW_BYTES = STEP_UNITS * 4,
+  B_ROW_BYTES = SIDE * 4,
+};
+
+struct tile_configuration {
+  uint8_t palette, start_row, reserved[14];
+  uint16_t row_bytes[16];
+  uint8_t rows[16];
+};
+
+static void begin_tiles(void) {
+  struct tile_configuration configuration = {.palette = 1};
+  for (int i = 0; i < 8; i++) {
+    configuration.row_bytes[i] = 64;
+    configuration.rows[i] = 16;
+  }
+  _tile_loadconfig(&configuration);
+}
+
+static void end_tiles(void) { _tile_release(); }
+
+// Sums in tiles 0 to 3, A in 4 and 5, B in 6 and 7.
+#define ZERO_SUMS (_tile_zero(0), _tile_zero(1), _tile_zero(2), _tile_zero(3))
+#define LOAD_A(a) (_tile_loadd(4, a, A_ROW_BYTES), _tile_loadd(5, (a) + TILE * STEP_UNITS, A_ROW_BYTES))
+#define LOAD_B(b) (_tile_loadd(6, b, B_ROW_BYTES), _tile_loadd(7, (b) + TILE, B_ROW_BYTES))
+#define PRODUCTS(product) \
+  (product(0, 4, 6), product(1, 4, 7), product(2, 5, 6), product(3, 5, 7))
+#define STORE_SUMS(sums)                                                                 \
+  (_tile_stored(0, sums, SIDE * 4), _tile_stored(1, (sums) + TILE, SIDE * 4),            \
+   _tile_stored(2, (sums) + TILE * SIDE, SIDE * 4),                                      \
+   _tile_stored(3, (sums) + TILE * SIDE + TILE, SIDE * 4))
+
+static void write_sums(const struct ck_gemm_tile *t, const float *sums) {
+  float *c = t->c;
+  for (int r = 0; r < t->rows; r++, c += t->ldc, sums += SIDE) {
+    if (t->beta != 0)
+      for (int j = 0; j < t->columns; j++) c[j] = t->alpha * sums[j] + t->beta * c[j];
+    else
+      for (int j = 0; j < t->columns; j++) c[j] = t->alpha * sums[j];
+  }
+}
+
+static void bf16_multiply(const struct ck_gemm_tile *t) {
+  _Alignas(64) float sums[SIDE * SIDE];
+  const uint32_t *a = t->a, *b = t->b;
+  if (t->rows <= TILE) {
+    _tile_zero(0), _tile_zero(1);
+    for (long u = 0; u < t->units; u += STEP_UNITS, a += STEP_WORDS, b += STEP_WORDS) {
+      _tile_loadd(4, a, A_ROW_BYTES);
+      LOAD_B(b);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_dpbf16ps(1, 4, 7);
+    }
+    _tile_stored(0, sums, SIDE * 4);
+    _tile_stored(1, sums + TILE, SIDE * 4);
+  } else {
+    ZERO_SUMS;
+    for (long u = 0; u < t->units; u += STEP_UNITS, a += STEP_WORDS, b += STEP_WORDS) {
+      LOAD_A(a);
+      LOAD_B(b);
+      PRODUCTS(_tile_dpbf16ps);
+    }
+    STORE_SUMS(sums);
+  }
+  write_sums(t, sums);
+}
+
+static void bf16x3_multiply(const struct ck_gemm_tile *t) {
+  _Alignas(64) float sums[SIDE * SIDE];
+  const uint32_t *a = t->a, *b = t->b;
+  ZERO_SUMS;
+  for (long u = 0; u < t->units; u += STEP_UNITS, a += 2 * STEP_WORDS, b += 2 * STEP_WORDS) {
+    LOAD_A(a + STEP_WORDS);
+    LOAD_B(b);
+    PRODUCTS(_tile_dpbf16ps);
+    LOAD_A(a);
+    PRODUCTS(_tile_dpbf16ps);
+    LOAD_B(b + STEP_WORDS);
+    PRODUCTS(_tile_dpbf16ps);
+  }
+  STORE_SUMS(sums);
+  write_sums(t, sums);
+}
+
+static void s8_multiply(const struct ck_gemm_tile *t) {
+  const uint32_t *a = t->a, *b = t->b;
+  int32_t *c = t->c;  // the int8 driver gives a whole block: ldc = 32
+  ZERO_SUMS;
+  for (long u = 0; u < t->units; u += STEP_UNITS, a += STEP_WORDS, b += STEP_WORDS) {
+    LOAD_A(a);
+    LOAD_B(b);
+    PRODUCTS(_tile_dpbssd);
+  }
+  STORE_SUMS(c);
+}
+
+static const char *element(const struct ck_gemm_view *view, long x, long k0, long size) {
+  return (const char *)view->data + (x * view->x_stride + k0 * view->k_stride) * size;
+}
+
+// Packing of B fills whole units; the steps' remaining units must be zero, not merely finite.
+static void clear_tail(uint32_t *panel, long units, int planes) {
+  const long full = units / STEP_UNITS;
+  if (units % STEP_UNITS)
+    memset(panel + full * planes * STEP_WORDS, 0, (size_t)(planes * STEP_WORDS) * 4);
+}
+
+static void bf16_pack_b(uint32_t *panel, const struct ck_gemm_view *view, long x, long count, long k0,
+                        long k_count) {
+  clear_tail(panel, (k_count + 1) / 2, 1);
+  CK_NAME(bf16_panel)(panel, view, x, count, k0, k_count, SIDE);
+}
+
+static void s8_pack_a(uint32_t *panel, const struct ck_gemm_view *view, long x, long count, long k0,
+                      long k_count) {
+  CK_NAME(s8_rows)(panel, element(view, x, k0, 1), view->type, 1, view->x_stride, view->k_stride,
+                   count, view->x_count - x, k_count, STEP_WORDS);
+}
+
+static void s8_pack_b(uint32_t *panel, const struct ck_gemm_view *view, long x, long count, long k0,
+                      long k_count) {
+  clear_tail(panel, (k_count + 3) / 4, 1);
+  CK_NAME(s8_panel)(panel, view, x, count, k0, k_count, SIDE);
+}
+
+enum { STEP_K = 2 * STEP_UNITS };
+
+/// One step of an operand as float32, in the source's order.
+struct chunk {
+  float values[SIDE * STEP_K];
+  long stride;         // between what is not contiguous
+};
+
+static void read_chunk(struct chunk *chunk, const struct ck_gemm_view *view, long x, long count,
+                       long k0, long k_count) {
+  const long size = view->type == CK_GEMM_TYPE_F32 ? 4 : 2;
+  const bool along_k = view->k_stride == 1;
+  const long lines = along_k ? count : k_count, length = along_k ? k_count : count;
+  const long line_stride = along_k ? view->x_stride : view->k_stride;
+  chunk->stride = STEP_K;
+  for (long i = 0; i < lines; i++)
+    CK_NAME(to_f32)(chunk->values + i * STEP_K, element(view, x, k0, size) + i * line_stride * size,
+                    view->type, false, length);
+}
+
+// Leaves the high part in `high` and the rest in `chunk`. Infinity and NaN have no rest.
+static void split_chunk(struct chunk *chunk, struct chunk *high) {
+  high->stride = chunk->stride;
+  for (int i = 0; i < SIDE * STEP_K; i++) {
+    const float value = chunk->values[i];
+    const uint32_t bits = CK_NAME(round_bits)(ck_bits_from_float(value));
+    const float top = ck_float_from_bits(bits);
+    high->values[i] = top;
+    chunk->values[i] = (bits & 0x7F800000u) == 0x7F800000u ? 0 : value - top;
+  }
+}
+
+static void pack_chunk_a(uint32_t *panel, const struct chunk *chunk, bool along_k, long count,
+                         long k_count) {
+  CK_NAME(bf16_rows)(panel, (const char *)chunk->values, CK_GEMM_TYPE_F32, 4,
+                     along_k ? chunk->stride : 1, along_k ? 1 : chunk->stride, count, count, k_count,
+                     STEP_WORDS);
+}
+
+static void pack_chunk_b(uint32_t *panel, const struct chunk *chunk, bool along_k, long count,
+                         long k_count) {
+  if (along_k)
+    CK_NAME(bf16_panel_k)(panel, (const char *)chunk->values, CK_GEMM_TYPE_F32, 4, chunk->stride,
+                          count, k_count, SIDE);
+  else
+    CK_NAME(bf16_panel_x)(panel, (const char *)chunk->values, CK_GEMM_TYPE_F32, 4, chunk->stride,
+                          count, count, k_count, SIDE);
+}
+
+INLINE void pack_split(uint32_t *panel, const struct ck_gemm_view *view, long x, long count, long k0,
+                       long k_count, const bool is_b) {
+  const bool along_k = view->k_stride == 1;
+  struct chunk rest = {0}, high;
+  if (is_b) clear_tail(panel, (k_count + 1) / 2, 2);
+  for (long k = 0; k < k_count; k += STEP_K, panel += 2 * STEP_WORDS) {
+    const long part = k_count - k < STEP_K ? k_count - k : STEP_K;
+    read_chunk(&rest, view, x, count, k0 + k, part);
+    split_chunk(&rest, &high);
+    if (is_b) {
+      pack_chunk_b(panel, &high, along_k, count, part);
+      pack_chunk_b(panel + STEP_WORDS, &rest, along_k, count, part);
+    } else {
+      pack_chunk_a(panel, &high, along_k, count, part);
+      pack_chunk_a(panel + STEP_WORDS, &rest, along_k, count, part);
+    }
+  }
+}
+
+static void bf16x3_pack_a(uint32_t *panel, const struct ck_gemm_view *view, long x, long count,
+                          long k0, long k_count) {
+  pack_split(panel, view, x, count, k0, k_count, false);
+}
+
+static void bf16x3_pack_b(uint32_t *panel, const struct ck_gemm_view *view, long x, long count,
+                          long k0, long k_count) {
+  pack_split(panel, view, x, count, k0, k_count, true);
+}
+
+static void bf16_pack_a(uint32_t *panel, const struct ck_gemm_view *view, long x, long count, long k0,
+                        long k_count) {
+  if (view->type != CK_GEMM_TYPE_F16) {
+    const long size = view->type == CK_GEMM_TYPE_F32 ? 4 : 2;
+    CK_NAME(bf16_rows)(panel, element(view, x, k0, size), view->type, size, view->x_stride,
+                       view->k_stride, count, view->x_count - x, k_count, STEP_WORDS);
+    return;
+  }
+  struct chunk chunk;
+  for (long k = 0; k < k_count; k += STEP_K, panel += STEP_WORDS) {
+    const long part = k_count - k < STEP_K ? k_count - k : STEP_K;
+    read_chunk(&chunk, view, x, count, k0 + k, part);
+    pack_chunk_a(panel, &chunk, view->k_stride == 1, count, part);
+  }
+}
+CK_LEVEL_END
+
+#define TILE_KERNEL                                                               \
+  .mr = SIDE, .nr = SIDE, .step = STEP_UNITS, .begin = begin_tiles, .end = end_tiles
+
+const struct ck_gemm_kernel ck_gemm_bf16_amx = {
+    TILE_KERNEL,
+    .unit = 2,
+    .planes = 1,
+    .block_units = 256,
+    .pack_a = bf16_pack_a,
+    .pack_b = bf16_pack_b,
+    .multiply = bf16_multiply,
+};
+
+const struct ck_gemm_kernel ck_gemm_bf16x3_amx = {
+    TILE_KERNEL,
+    .unit = 2,
+    .planes = 2,
+    .block_units = 128,
+    .pack_a = bf16x3_pack_a,
+    .pack_b = bf16x3_pack_b,
+    .multiply = bf16x3_multiply,
+};
+
+const struct ck_gemm_kernel ck_gemm_s8_amx = {
+    TILE_KERNEL,
+    .unit = 4,
+    .planes = 1,
+    .block_units = 256,
+    .pack_a = s8_pack_a,
+    .pack_b = s8_pack_b,
+    .multiply = s8_multiply,
+};
+
+const struct ck_gemm_level ck_gemm_level_amx = {
+    .rows = &ck_gemm_rows_avx512,
+    .f32 = &ck_gemm_f32_avx512,
+    .bf16 = &ck_gemm_bf16_amx,
+    .bf16x3 = &ck_gemm_bf16x3_amx,
+    .s8 = &ck_gemm_s8_amx,
+};
+#endif

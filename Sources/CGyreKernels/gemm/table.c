@@ -1,0 +1,58 @@
+// The table of each level: the driver bound to the level's kernels.
+#include "kernel.h"
+
+#define TABLE(name)                                                                            \
+  static void gemm_##name(const struct ck_gemm_args *args) {                                   \
+    ck_gemm_run(&ck_gemm_level_##name, args);                                                  \
+  }                                                                                            \
+  static void s8_##name(const struct ck_gemm_s8s8s32_args *args) {                             \
+    ck_gemm_s8_run(&ck_gemm_level_##name, args);                                               \
+  }                                                                                            \
+  static size_t bytes_##name(long k, long n, enum ck_gemm_compute compute) {                   \
+    return ck_gemm_packed_bytes(&ck_gemm_level_##name, k, n, compute);                         \
+  }                                                                                            \
+  static void pack_##name(const struct ck_pack_b_args *args) {                                 \
+    ck_gemm_pack_run(&ck_gemm_level_##name, args);                                             \
+  }                                                                                            \
+  static void packed_##name(const struct ck_gemm_packed_args *args) {                          \
+    ck_gemm_packed_run(&ck_gemm_level_##name, args);                                           \
+  }                                                                                            \
+  static bool fill_##name(struct ck_gemm_table *out) {                                         \
+    const struct ck_gemm_level *level = &ck_gemm_level_##name;                                 \
+    *out = (struct ck_gemm_table){                                                             \
+        .gemm = gemm_##name,                                                                   \
+        .gemm_s8s8s32 = s8_##name,                                                             \
+        .packed_b_bytes = bytes_##name,                                                        \
+        .pack_b = pack_##name,                                                                 \
+        .gemm_packed = packed_##name,                                                          \
+        .packed_columns = level->f32->nr,                                                      \
+        .has_bf16 = level->bf16 != NULL,                                                       \
+        .has_bf16x3 = level->bf16x3 != NULL,                                                   \
+    };                                                                                         \
+    return true;                                                                               \
+  }
+
+TABLE(generic)
+#if defined(__x86_64__)
+TABLE(avx2)
+TABLE(avx512)
+TABLE(avx512bf16)
+TABLE(amx)
+#elif defined(__aarch64__)
+TABLE(neon)
+#endif
+
+bool ck_gemm_table_for(enum ck_level level, struct ck_gemm_table *out) {
+  switch (level) {
+  case CK_LEVEL_GENERIC: return fill_generic(out);
+#if defined(__x86_64__)
+  case CK_LEVEL_AVX2: return fill_avx2(out);
+  case CK_LEVEL_AVX512: return fill_avx512(out);
+  case CK_LEVEL_AVX512BF16: return fill_avx512bf16(out);
+  case CK_LEVEL_AMX: return fill_amx(out);
+#elif defined(__aarch64__)
+  case CK_LEVEL_NEON: return fill_neon(out);
+#endif
+  default: return false;
+  }
+}
