@@ -1,0 +1,10 @@
+#if defined(__aarch64__)
+#define CK_LEVEL neon
+#include "../common/level.h"
+#include "plan.h"
+#define CELL_ROWS 6
+CK_LEVEL_BEGIN
+#include "../common/vmath.h"
+#include "body.inc"
+CK_LEVEL_END
+#endif

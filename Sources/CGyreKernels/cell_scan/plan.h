@@ -1,0 +1,98 @@
+// How a cell scan is laid out and divided; the same for all levels.
+//
+// Units are handled in blocks of CELL_UNITS (inside one head), batch rows in row blocks of at most
+// `max_rows`. One tile = one unit block x one row block, stored [rows][CELL_UNITS]. Two divisions
+// between threads: by row blocks (no synchronisation, every thread reads all of R) or by unit blocks
+// (a barrier a step, every thread reads its own part of R). The arithmetic of an output does not
+// depend on the division.
+//
+// Operand = the vector that R multiplies, transposed so that one row block's values of a unit are
+// side by side: [row block][segment][heads * depth][rows], depth = Hh rounded up to even.
+#pragma once
+#include "../common/team.h"
+#include "ck_cell_scan.h"
+
+enum { CELL_UNITS = 16, CELL_MAX_GATES = 4, CELL_MAX_ROWS = 16 };
+
+struct cell_plan {
+  const struct ck_cell_scan_shape *shape;
+  long B, T, heads, Hh, H, G;
+  long depth;               // rows of a panel: Hh rounded up to even
+  long blocks_per_head, blocks;
+  long row_blocks;
+  bool by_rows;
+  int threads;
+};
+
+static inline struct cell_plan cell_plan_make(const struct ck_cell_scan_shape *s, long max_rows,
+                                              long element_bytes) {
+  struct cell_plan p = {.shape = s, .B = s->batch, .T = s->tokens, .heads = s->heads,
+                        .Hh = s->units, .H = s->heads * s->units, .G = ck_cell_gate_count(s->cell)};
+  p.depth = (p.Hh + 1) / 2 * 2;
+  p.blocks_per_head = (p.Hh + CELL_UNITS - 1) / CELL_UNITS;
+  p.blocks = p.heads * p.blocks_per_head;
+  const long panel_bytes = p.blocks * p.G * p.depth * CELL_UNITS * element_bytes;
+  const long step_work = p.B * panel_bytes;
+  int threads = ck_thread_count();
+  // A thread must have more to do in a step than a barrier costs.
+  enum { MIN_STEP_WORK = 200000, MAX_SHARED_PANELS = 384 << 10 };
+  p.by_rows = p.B >= 2 * threads && panel_bytes <= MAX_SHARED_PANELS;
+  if (!p.by_rows) {
+    if (threads > p.blocks) threads = (int)p.blocks;
+    while (threads > 1 && step_work < (long)threads * MIN_STEP_WORK) threads--;
+  }
+  if (threads < 1) threads = 1;
+  p.threads = threads;
+  long row_blocks = (p.B + max_rows - 1) / max_rows;
+  if (p.by_rows && row_blocks < threads) row_blocks = threads;
+  if (p.by_rows) row_blocks = (row_blocks + threads - 1) / threads * threads;
+  if (row_blocks > p.B) row_blocks = p.B;
+  p.row_blocks = row_blocks < 1 ? 1 : row_blocks;
+  return p;
+}
+
+static inline long cell_row_start(const struct cell_plan *p, long row_block) {
+  return p->B * row_block / p->row_blocks;
+}
+
+static inline long cell_panel_elements(const struct cell_plan *p) { return p->depth * CELL_UNITS; }
+
+/// One tile's place.
+struct cell_tile {
+  long row, rows;      // batch rows [row, row + rows)
+  long block;          // unit block
+  long unit, units;    // global units [unit, unit + units)
+  long operand_unit;   // the first unit's place in an operand: head * depth + j
+  long state;          // offset of the tile in a state array [B * blocks * CELL_UNITS]
+};
+
+static inline struct cell_tile cell_tile_at(const struct cell_plan *p, long block, long row_block) {
+  const long head = block / p->blocks_per_head;
+  const long j = block % p->blocks_per_head * CELL_UNITS;
+  const long row = cell_row_start(p, row_block);
+  const long rows = cell_row_start(p, row_block + 1) - row;
+  return (struct cell_tile){
+      .row = row, .rows = rows, .block = block, .unit = head * p->Hh + j,
+      .units = p->Hh - j < CELL_UNITS ? p->Hh - j : CELL_UNITS, .operand_unit = head * p->depth + j,
+      .state = row * p->blocks * CELL_UNITS + block * rows * CELL_UNITS};
+}
+
+/// What one member does.
+struct cell_share {
+  long block_begin, block_end, row_begin, row_end;  // unit blocks, row blocks
+};
+
+static inline struct cell_share cell_share_of(const struct cell_plan *p, int index, int members) {
+  if (p->by_rows)
+    return (struct cell_share){0, p->blocks, p->row_blocks * index / members,
+                               p->row_blocks * (index + 1) / members};
+  return (struct cell_share){p->blocks * index / members, p->blocks * (index + 1) / members, 0,
+                             p->row_blocks};
+}
+
+/// Runs the statement that follows for every tile `t` of a share. Row blocks are the inner loop: a
+/// panel is read once from far and stays near for the other row blocks.
+#define CELL_FOR_TILES(p, share, t)                                                               \
+  for (long block_ = (share).block_begin; block_ < (share).block_end; block_++)                   \
+    for (long rows_ = (share).row_begin; rows_ < (share).row_end; rows_++)                        \
+      for (struct cell_tile t = cell_tile_at(p, block_, rows_), *once_ = &t; once_; once_ = NULL)
