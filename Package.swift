@@ -63,7 +63,7 @@ let package = Package(
     target("GyreTokenizers", packages: [collections("HeapModule"), collections("OrderedCollections")]),
     // Level 1
     target("GyreCPU", ["GyreTensors", "GyreRecurrence", "CGyreKernels"]),
-    target("GyreLayers", ["GyreTensors"]),
+    target("GyreLayers", ["GyreTensors", "GyreRecurrence"]),
     target("GyreRecurrence", ["GyreTensors"]),
     target("GyreCheckpoints", ["GyreTensors"], packages: [crypto]),
     // Level 2

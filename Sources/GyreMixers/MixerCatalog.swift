@@ -1,12 +1,27 @@
 /// Every mixer and feed-forward block by the name that configurations use: one line each.
 public enum MixerCatalog {
   public static let mixers: [any SequenceMixer.Type] = [
-    MinGRU.self
+    MinGRU.self,
+    MinLSTM.self,
+    GRU.self,
+    LSTM.self,
+    RGLRU.self,
+    HGRN.self,
+    Mamba2.self,
+    RetNet.self,
+    GatedLinearAttention.self,
+    HGRN2.self,
+    MLSTM.self,
+    DeltaNet.self,
+    GatedDeltaNet.self,
+    RWKV7.self,
+    AttentionMixer.self,
   ]
 
   public static let feedForwards: [any SequenceMixer.Type] = [
     GatedMLP.self,
     PlainMLP.self,
+    RWKV7ChannelMix.self,
   ]
 
   /// The type of that name, in either list.

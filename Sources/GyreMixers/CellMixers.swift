@@ -1,0 +1,123 @@
+import GyreLayers
+import GyreRecurrence
+import GyreTensors
+
+/// Options of the classical recurrent cells.
+public struct CellConfiguration: MixerConfiguration {
+  /// Hidden units; 0: the model's width.
+  public var hidden = 0
+  /// Blocks of a block-diagonal recurrent matrix; 1: dense.
+  public var heads = 1
+  /// Whether an output projection follows; without one `hidden` must be the width.
+  public var projects = true
+  /// Added to the forget gate's bias at the start (LSTM).
+  public var forgetBias = 1.0
+  public init() {}
+
+  func hiddenSize(_ width: Int) -> Int { hidden > 0 ? hidden : width }
+  public func validate(width: Int) throws(ConfigurationError) {
+    try require(hidden >= 0, "hidden", "must not be negative, is \(hidden)")
+    try HeadSizes.divide(hiddenSize(width), by: heads, field: "heads", of: "hidden size")
+    try require(
+      projects || hiddenSize(width) == width, "projects",
+      "must be true where hidden (\(hidden)) is not the width \(width)")
+    try require(forgetBias.isFinite, "forgetBias", "must be finite")
+  }
+}
+
+/// A cell around `CellScan`: gates = W x + b, the recurrence, an output projection.
+struct CellLayer: Sendable {
+  private let input: Linear
+  private let recurrent: Parameter
+  private let recurrentBias: Parameter
+  private let output: Linear?
+  private let engine: CellScan
+
+  init(
+    _ cell: CellScan.Cell, gates: Int, bias: @escaping @Sendable (Int, Int) -> Double,
+    _ c: CellConfiguration, width: Int, _ p: inout ParameterBuilder
+  ) throws(ConfigurationError) {
+    let hidden = c.hiddenSize(width)
+    input = try Linear(
+      "input", inputs: width, outputs: gates * hidden, bias: .each { bias($0, hidden) },
+      initializer: .fanIn(hidden), &p)
+    let block = hidden / c.heads
+    recurrent = try p.parameter(
+      "recurrent.weight",
+      c.heads == 1 ? [gates * hidden, hidden] : [c.heads, gates * block, block], .fanIn(block))
+    recurrentBias = try p.parameter("recurrent.bias", [gates * hidden], .zeros)
+    output = c.projects ? try Linear("output", inputs: hidden, outputs: width, &p) : nil
+    engine = CellScan(cell: cell, hiddenSize: hidden, heads: c.heads)
+  }
+
+  var stateSpec: StateSpec { engine.stateSpec }
+
+  func callAsFunction(_ x: Tensor, _ state: inout State, _ context: SequenceContext) -> Tensor {
+    let h = engine(
+      .init(
+        gates: input(x), recurrentWeight: recurrent.value, recurrentBias: recurrentBias.value),
+      state: &state, form: context.form, reset: context.reset)
+    return output?(h) ?? h
+  }
+}
+
+/// Long short-term memory.
+///
+///     i, f, o = σ(W x + R h + b)    g = tanh(W x + R h + b)    c ← f ∘ c + i ∘ g    h = o ∘ tanh c
+///
+/// Hochreiter and Schmidhuber, "Long short-term memory", 1997. Gate rows i, f, g, o as in torch.nn.
+///
+/// State: h and c `[H]`. Engine: `CellScan`.
+public struct LSTM: SequenceMixer {
+  public static let kind = "lstm"
+  public typealias Configuration = CellConfiguration
+  public static let testConfigurations = [
+    Configuration(), with(Configuration()) { $0.hidden = 24; $0.heads = 3 },
+    with(Configuration()) { $0.projects = false },
+  ]
+  private let layer: CellLayer
+
+  public init(
+    _ c: Configuration, width: Int, layer _: LayerPosition, parameters p: inout ParameterBuilder
+  ) throws(ConfigurationError) {
+    let forget = c.forgetBias
+    layer = try CellLayer(
+      .lstm, gates: 4, bias: { i, hidden in i / hidden == 1 ? forget : 0 }, c, width: width, &p)
+  }
+  public var stateSpec: StateSpec { layer.stateSpec }
+  public func callAsFunction(_ x: Tensor, state: inout State, context: inout SequenceContext)
+    -> Tensor
+  {
+    layer(x, &state, context)
+  }
+}
+
+/// Gated recurrent unit.
+///
+///     r, z = σ(W x + R h + b)    n = tanh(W x + b + r ∘ (R h + b'))    h ← (1 − z) ∘ n + z ∘ h
+///
+/// Cho et al., "Learning phrase representations using RNN encoder-decoder", 2014, with the reset
+/// gate after the product. Gate rows r, z, n as in torch.nn.
+///
+/// State: h `[H]`. Engine: `CellScan`.
+public struct GRU: SequenceMixer {
+  public static let kind = "gru"
+  public typealias Configuration = CellConfiguration
+  public static let testConfigurations = [
+    Configuration(), with(Configuration()) { $0.hidden = 24; $0.heads = 3 },
+    with(Configuration()) { $0.projects = false },
+  ]
+  private let layer: CellLayer
+
+  public init(
+    _ c: Configuration, width: Int, layer _: LayerPosition, parameters p: inout ParameterBuilder
+  ) throws(ConfigurationError) {
+    layer = try CellLayer(.gru, gates: 3, bias: { _, _ in 0 }, c, width: width, &p)
+  }
+  public var stateSpec: StateSpec { layer.stateSpec }
+  public func callAsFunction(_ x: Tensor, state: inout State, context: inout SequenceContext)
+    -> Tensor
+  {
+    layer(x, &state, context)
+  }
+}

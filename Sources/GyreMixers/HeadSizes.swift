@@ -1,0 +1,28 @@
+import GyreLayers
+
+/// Checks that many mixers share.
+enum HeadSizes {
+  /// - Throws: unless `heads` divides `total`, which `name` explains.
+  static func divide(
+    _ total: Int, by heads: Int, field: String, of name: String
+  ) throws(ConfigurationError) {
+    try require(heads > 0, field, "must be positive, is \(heads)")
+    try require(total > 0 && total % heads == 0, field, "must divide \(name) \(total), is \(heads)")
+  }
+
+  static func positive(_ value: Int, _ field: String) throws(ConfigurationError) {
+    try require(value > 0, field, "must be positive, is \(value)")
+  }
+
+  static func convolution(_ width: Int) throws(ConfigurationError) {
+    try require(
+      (0...16).contains(width), "convolution", "must be in 0...16 taps (0: none), is \(width)")
+  }
+}
+
+/// Makes a value and changes it: test configurations in one expression.
+func with<T>(_ value: T, _ change: (inout T) -> Void) -> T {
+  var value = value
+  change(&value)
+  return value
+}

@@ -1,0 +1,105 @@
+import GyreLayers
+import GyreRecurrence
+import GyreTensors
+
+/// The recurrent block of Griffin and Hawk around the real-gated linear recurrent unit.
+///
+///     rₜ = σ(W_a xₜ + b)    iₜ = σ(W_i xₜ + b)    ln aₜ = −8 rₜ softplus(Λ)
+///     hₜ = aₜ ∘ hₜ₋₁ + √(1 − aₜ²) ∘ (iₜ ∘ xₜ)    out = W_o (hₜ ∘ gelu(W_y u))
+///
+/// x is a linear map of the block's input u after a short convolution; W_a and W_i are
+/// block-diagonal; the first token of a document enters with factor 1. De et al., "Griffin: mixing
+/// gated linear recurrences with local attention", 2024. https://arxiv.org/abs/2402.19427
+///
+/// State: `[D]` and the convolution's tail. Engine: `DiagonalScan`, log decays.
+public struct RGLRU: SequenceMixer {
+  public static let kind = "rg_lru"
+  public struct Configuration: MixerConfiguration {
+    /// Recurrent channels; 0: the model's width.
+    public var channels = 0
+    /// Blocks of the gates' matrices.
+    public var heads = 4
+    public var convolution = 4
+    public init() {}
+    public func validate(width: Int) throws(ConfigurationError) {
+      try require(channels >= 0, "channels", "must not be negative, is \(channels)")
+      try HeadSizes.divide(
+        channels > 0 ? channels : width, by: heads, field: "heads", of: "channels")
+      try HeadSizes.convolution(convolution)
+      try HeadSizes.positive(convolution, "convolution")
+    }
+  }
+  public static let testConfigurations = [
+    Configuration(),
+    with(Configuration()) { $0.channels = 24; $0.heads = 2; $0.convolution = 2 },
+  ]
+
+  private let input, gate, output: Linear
+  private let convolution: ShortConvolutionLayer
+  private let gateWeight, gateBias, rate: Parameter
+  private let engine: DiagonalScan
+  private let heads: Int
+  private let channels: Int
+
+  public init(
+    _ c: Configuration, width: Int, layer: LayerPosition, parameters p: inout ParameterBuilder
+  ) throws(ConfigurationError) {
+    channels = c.channels > 0 ? c.channels : width
+    heads = c.heads
+    let block = channels / heads
+    input = try Linear("x", inputs: width, outputs: channels, bias: .zeros, &p)
+    gate = try Linear("y", inputs: width, outputs: channels, bias: .zeros, &p)
+    convolution = try ShortConvolutionLayer(
+      "convolution", channels: channels, width: c.convolution, bias: true, activates: false, &p)
+    // Columns of a block: the input gate's, then the recurrence gate's.
+    gateWeight = try p.parameter(
+      "gates.weight", [heads, block, 2 * block],
+      .normal(standardDeviation: 1 / Double(block).squareRoot()))
+    gateBias = try p.parameter("gates.bias", [heads, 1, 2 * block], .zeros, decay: WeightDecay.none)
+    // e^(−softplus Λ) = ρ with ρ² uniform in (0.9², 0.999²).
+    rate = try p.parameter(
+      "rate", [channels],
+      .values { n, g in
+        g.uniforms(n, 0.81, 0.998_001).map { Float(Functions.log(1 / Double($0).squareRoot() - 1)) }
+      })
+    output = try Linear("output", inputs: channels, outputs: width, bias: .zeros, &p)
+    engine = DiagonalScan(channels: channels)
+  }
+
+  public var stateSpec: StateSpec { engine.stateSpec + convolution.stateSpec }
+
+  public func callAsFunction(_ u: Tensor, state: inout State, context: inout SequenceContext)
+    -> Tensor
+  {
+    let starts = documentStarts(u, isFresh: state["h"] == nil, reset: context.reset)
+    let x = convolution(input(u), state: &state, reset: context.reset)
+    let (batch, tokens, block) = (x.shape[0], x.shape[1], channels / heads)
+    let blocks = x.reshaped([batch * tokens, heads, block]).permuted([1, 0, 2])
+    let gates = (blocks.matmul(gateWeight.value) + gateBias.value).sigmoid()
+      .split([block, block])
+      .map { $0.permuted([1, 0, 2]).reshaped([batch, tokens, channels]) }
+    let logDecay = gates[1] * (rate.value.softplus() * -8)
+    // √ has an unbounded slope at 0: below 2.5e-7, slope 1000, the gradient is cut.
+    let floor = Tensor.full(2.5e-7, [1], on: x.device)
+    var factor = (-(logDecay * 2).unary(.expm1)).maximum(floor).unary(.sqrt)
+    if let starts { factor = factor * (1 - starts) + starts }
+    let h = engine(
+      .init(decay: logDecay, decayIsLog: true, input: gates[0] * x * factor), state: &state,
+      form: context.form, reset: context.reset)
+    return output(h * gate(u).unary(.geluTanh))
+  }
+
+  /// 1 at the first token of each document, `[B, T, 1]`; nil where no token is one.
+  private func documentStarts(_ x: Tensor, isFresh: Bool, reset: Tensor?) -> Tensor? {
+    let (batch, tokens) = (x.shape[0], x.shape[1])
+    var starts = reset.map { $0.cast(to: .float32).reshaped([batch, tokens, 1]) }
+    if isFresh, tokens > 0 {
+      let first = Tensor(
+        (0..<tokens).map { $0 == 0 ? Float(1) : 0 }, shape: [tokens, 1], on: x.device)
+      starts =
+        starts.map { $0.maximum(first) }
+        ?? (Tensor.zeros([batch, tokens, 1], on: x.device) + first)
+    }
+    return starts
+  }
+}

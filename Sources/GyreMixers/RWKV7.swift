@@ -1,0 +1,199 @@
+import GyreLayers
+import GyreRecurrence
+import GyreTensors
+
+/// The initial mixing weights of RWKV-7's token shifts: 1 − (n/D)^(p·(1 − l/L)).
+private func shiftMix(_ power: Double, _ layer: LayerPosition, _ width: Int) -> Initializer {
+  let depth = 1 - Double(layer.index) / Double(layer.count)
+  return .each { n in 1 - Functions.pow(Double(n) / Double(width), power * depth) }
+}
+
+/// RWKV-7's time mixing: a generalised delta rule with vector decay and in-context learning rates.
+///
+///     Sₜ = diag(wₜ) Sₜ₋₁ − (κₜ ∘ aₜ)(κₜᵀ Sₜ₋₁) + k̃ₜ vₜᵀ    yₜ = Sₜᵀ rₜ + (Σ r ∘ k̃ ∘ ρ) v
+///     ln w = −e^-½ σ(w₀ + W₂ tanh(W₁ x_w))    a = σ(a₀ + A₂ A₁ x_a)    κ = normalise(k ∘ ξ)
+///     k̃ = k ∘ (1 + (a − 1) ∘ α)    out = W_o (GroupNorm(y) ∘ G₂ σ(G₁ x_g))
+///
+/// Each input is a learned mix of the token and the one before; v mixes towards the first layer's.
+/// The erase term acts on the undecayed state. Peng et al., "RWKV-7 Goose with expressive dynamic
+/// state evolution", 2025. https://arxiv.org/abs/2503.14456
+///
+/// State: `[H, K, V]` and the last token. Engine: `GeneralizedDeltaRule`.
+public struct RWKV7: SequenceMixer {
+  public static let kind = "rwkv7"
+  public struct Configuration: MixerConfiguration {
+    public var headSize = 64
+    /// Ranks of the low-rank maps; 0: the published rule for the width.
+    public var decayRank = 0
+    public var rateRank = 0
+    public var valueRank = 0
+    public var gateRank = 0
+    public init() {}
+
+    private func rank(_ given: Int, _ factor: Double, _ width: Int) -> Int {
+      if given > 0 { return given }
+      return max(32, 32 * Int((factor * Double(width).squareRoot() / 32).rounded()))
+    }
+    func ranks(_ width: Int) -> (decay: Int, rate: Int, value: Int, gate: Int) {
+      (
+        rank(decayRank, 2.5, width), rank(rateRank, 2.5, width), rank(valueRank, 1.7, width),
+        rank(gateRank, 5, width)
+      )
+    }
+    public func validate(width: Int) throws(ConfigurationError) {
+      try HeadSizes.positive(headSize, "headSize")
+      try HeadSizes.divide(width, by: headSize, field: "headSize", of: "width")
+      for (value, field) in [
+        (decayRank, "decayRank"), (rateRank, "rateRank"), (valueRank, "valueRank"),
+        (gateRank, "gateRank"),
+      ] { try require(value >= 0, field, "must not be negative, is \(value)") }
+    }
+  }
+  public static let testConfigurations = [
+    with(Configuration()) {
+      $0.headSize = 16; $0.decayRank = 4; $0.rateRank = 4; $0.valueRank = 4; $0.gateRank = 4
+    }
+  ]
+
+  private let mixes: [Parameter]
+  private let receptance, key, value, output: Linear
+  private let decay, rate, gate: LowRankLinear
+  private let residualValue: LowRankLinear?
+  private let keyScale, keyRate, bonus: Parameter
+  private let norm: NormLayer
+  private let engine: GeneralizedDeltaRule
+  private let heads: Int
+  private let width: Int
+
+  public init(
+    _ c: Configuration, width d: Int, layer: LayerPosition, parameters p: inout ParameterBuilder
+  ) throws(ConfigurationError) {
+    let n = c.headSize
+    let ranks = c.ranks(d)
+    width = d
+    heads = d / n
+    let last = Double(max(d - 1, 1))
+    let ratio = Double(layer.index) / Double(max(layer.count - 1, 1))
+    /// Position of channel i in its head, from −1 to 1, times its magnitude.
+    @Sendable func zigzag(_ i: Int) -> Double {
+      let y = (Double(i % n) - Double(n - 1) / 2) / max(Double(n - 1) / 2, 1)
+      return y * abs(y)
+    }
+    @Sendable func linear(_ i: Int) -> Double { Double(i) / last - 0.5 }
+
+    var mixes: [Parameter] = []
+    for (name, power) in [("r", 0.2), ("w", 0.9), ("k", 0.7), ("v", 0.7), ("a", 0.9), ("g", 0.2)] {
+      mixes.append(
+        try p.parameter("x_\(name)", [d], shiftMix(power, layer, d), decay: WeightDecay.none))
+    }
+    self.mixes = mixes
+    receptance = try Linear(
+      "receptance", inputs: d, outputs: d, initializer: .orthogonal(gain: 1), &p)
+    key = try Linear("key", inputs: d, outputs: d, initializer: .orthogonal(gain: 0.1), &p)
+    value = try Linear("value", inputs: d, outputs: d, initializer: .orthogonal(gain: 1), &p)
+    output = try Linear("output", inputs: d, outputs: d, initializer: .zeros, &p)
+    func lowRank(
+      _ name: String, _ rank: Int, _ activation: Unary.Kind?, _ bias: Initializer?,
+      _ p: inout ParameterBuilder
+    ) throws(ConfigurationError) -> LowRankLinear {
+      try LowRankLinear(
+        name, inputs: d, rank: rank, outputs: d, activation: activation, bias: bias, down: .zeros,
+        up: .orthogonal(gain: 0.1), &p)
+    }
+    let exponent = 1 + Functions.pow(ratio, 0.3)
+    decay = try lowRank(
+      "decay", ranks.decay, .tanh,
+      .each { i in -6 + 6 * Functions.pow(Double(i) / last, exponent) + 0.5 + 2.5 * zigzag(i) }, &p)
+    rate = try lowRank(
+      "rate", ranks.rate, nil, .each { i in -0.19 + 0.3 * zigzag(i) + 0.4 * linear(i) }, &p)
+    residualValue =
+      layer.index == 0
+      ? nil
+      : try lowRank("residual_value", ranks.value, nil, .each { i in 0.73 - 0.4 * linear(i) }, &p)
+    gate = try lowRank("gate", ranks.gate, .sigmoid, nil, &p)
+    keyScale = try p.parameter("k_k", [d], .each { i in 0.71 - 0.1 * linear(i) })
+    keyRate = try p.parameter("k_a", [d], .constant(1.02))
+    bonus = try p.parameter("r_k", [d / n, n], .constant(-0.04), decay: WeightDecay.none)
+    norm = try NormLayer(
+      "norm", d, kind: .layer, epsilon: 64e-5, bias: true,
+      weight: .constant(Functions.pow(Double(layer.index + 1) / Double(layer.count), 0.7)), &p)
+    engine = GeneralizedDeltaRule(heads: heads, keySize: n, valueSize: n)
+  }
+
+  public var stateSpec: StateSpec {
+    engine.stateSpec + StateSpec([.init("last", [width], .window)])
+  }
+
+  public func callAsFunction(_ x: Tensor, state: inout State, context: inout SequenceContext)
+    -> Tensor
+  {
+    let (mixed, last) = x.tokenShiftMix(
+      mixes.map(\.value), last: state["last"], reset: context.reset)
+    state["last"] = last
+    let r = receptance(mixed[0]).heads(heads)
+    let logDecay = (decay(mixed[1]).sigmoid() * -Functions.exp(-0.5)).heads(heads)
+    let k = key(mixed[2])
+    var v = value(mixed[3])
+    let a = rate(mixed[4]).sigmoid()
+    if let residualValue, let first = context.shared["rwkv7.value"] {
+      v = v + (first - v) * residualValue(mixed[3]).sigmoid()
+    } else {
+      context.shared["rwkv7.value"] = v
+    }
+    let direction = (k * keyScale.value).heads(heads).l2Normalized(epsilon: 1e-24)
+    let strength = a.heads(heads)
+    let written = (k * ((a - 1) * keyRate.value + 1)).heads(heads)
+    let values = v.heads(heads)
+    let y = engine(
+      .init(
+        q: r, k: written, v: values, logDecay: logDecay, a: -direction, b: direction * strength),
+      state: &state, form: context.form, reset: context.reset)
+    let agreement = r * written * bonus.value
+    let scores = agreement.summed(to: Shape(agreement.shape.dimensions.dropLast() + [1]))
+    let normed = norm(y) + values * scores
+    return output(normed.mergedHeads() * gate(mixed[5]))
+  }
+}
+
+/// RWKV-7's channel mixing: y = W_v relu(W_k x')² with x' a learned mix of the token and the one
+/// before.
+public struct RWKV7ChannelMix: SequenceMixer {
+  public static let kind = "rwkv7_channel_mix"
+  public struct Configuration: MixerConfiguration {
+    /// Width of the hidden layer over the model's.
+    public var expansion = 4
+    public init() {}
+    public func validate(width: Int) throws(ConfigurationError) {
+      try HeadSizes.positive(expansion, "expansion")
+    }
+  }
+  public static let testConfigurations = [Configuration()]
+
+  private let mix: Parameter
+  private let key, value: Linear
+  private let width: Int
+
+  public init(
+    _ c: Configuration, width: Int, layer: LayerPosition, parameters p: inout ParameterBuilder
+  ) throws(ConfigurationError) {
+    self.width = width
+    let depth = Functions.pow(1 - Double(layer.index) / Double(layer.count), 4)
+    mix = try p.parameter(
+      "x_k", [width],
+      .each { n in 1 - Functions.pow(Double(n) / Double(width), depth) }, decay: WeightDecay.none)
+    key = try Linear(
+      "key", inputs: width, outputs: c.expansion * width, initializer: .orthogonal(gain: 1), &p)
+    value = try Linear(
+      "value", inputs: c.expansion * width, outputs: width, initializer: .zeros, &p)
+  }
+
+  public var stateSpec: StateSpec { StateSpec([.init("last", [width], .window)]) }
+
+  public func callAsFunction(_ x: Tensor, state: inout State, context: inout SequenceContext)
+    -> Tensor
+  {
+    let (mixed, last) = x.tokenShiftMix([mix.value], last: state["last"], reset: context.reset)
+    state["last"] = last
+    return value(key(mixed[0]).unary(.reluSquared))
+  }
+}
