@@ -49,16 +49,18 @@ static inline float ck_exp2i(int32_t n) {
   return ck_float_from_bits(((uint32_t)n + 127u) << 23);
 }
 
-/// eˣ. exp(−∞) = 0, exp(x > 88.72) = ∞; results below 2⁻¹²⁶ underflow gradually.
+/// eˣ. exp(−∞) = 0, exp(x > 88.72) = ∞; results below 2⁻¹²⁶ are 0, because processors are slow on
+/// denormal numbers and closed gates (log decay −10³⁰) are common.
 static inline float ck_expf(float x) {
-  x = x < -104.0f ? -104.0f : x;
-  x = x > 89.0f ? 89.0f : x;
+  float c = x < -87.3f ? -87.3f : x;
+  c = c > 89.0f ? 89.0f : c;
   int32_t n;
-  const float r = ck_exp_reduce(x, &n);
+  const float r = ck_exp_reduce(c, &n);
   const float y = ck_exp_tail(r) * (r * r) + r + 1.0f;
-  // Two factors, because 2^n itself is out of range at both ends.
+  // Two factors, because 2¹²⁸ is not a float.
   const int32_t half = n >> 1;
-  return y * ck_exp2i(half) * ck_exp2i(n - half);
+  const float z = y * ck_exp2i(half) * ck_exp2i(n - half);
+  return x < -87.3f ? 0.0f : z;
 }
 
 /// eˣ − 1, exact to a few ulp near 0.
@@ -150,7 +152,7 @@ static inline float ck_erff(float x) {
   p = p * t - 6.34846687e-1f;
   p = p * t - 1.28717512e-1f;
   p = p * t - t;
-  const float far = __builtin_copysignf(1.0f - ck_expf(t > 4.0f ? -104.0f : p), x);
+  const float far = __builtin_copysignf(1.0f - ck_expf(t > 4.0f ? -80.0f : p), x);
   float q = -5.96761703e-4f;
   q = q * s + 4.99119423e-3f;
   q = q * s - 2.67681349e-2f;
