@@ -13,6 +13,9 @@
 //                S_t = e^{g_t + m_{t-1} − m_t} S_{t-1} + e^{i_t − m_t} k_t v_tᵀ, z_t likewise, and
 //                d_t = max(|a_t|, e^{−m_t}) + ε. m is a constant in the gradient.
 //
+// A reset zeroes the state, so no number flows across it, and no token sees a later one, as long as
+// the inputs are finite: the chunkwise form multiplies masked numbers of the same 16 tokens by 0.
+//
 // Grouped heads: head h reads the queries and keys of key head h / (heads / key_heads).
 #pragma once
 #include "ck_common.h"
@@ -25,7 +28,7 @@ extern "C" {
 enum ck_linear_attention_form {
   CK_LINEAR_ATTENTION_RECURRENT = 0,  // token by token
   CK_LINEAR_ATTENTION_CHUNKWISE = 1,  // products of chunks of `chunk` tokens, at most 64 at a time
-  CK_LINEAR_ATTENTION_PARALLEL = 2    // one chunk over the whole time; blocked by 64 inside
+  CK_LINEAR_ATTENTION_PARALLEL = 2    // one chunk over the whole time, in blocks of the default chunk
 };
 
 enum ck_linear_attention_decay {
@@ -47,7 +50,7 @@ struct ck_linear_attention_problem {
   long batch, time, heads, key_heads;  // B, T, H, Hk; Hk divides H
   long key_width, value_width;         // K, V
   enum ck_linear_attention_form form;  // of the forward pass; the backward pass is chunkwise always
-  long chunk;                          // tokens a chunk, 0 = default; above 64 counts as 64
+  long chunk;                          // tokens a chunk; 0 = the fastest (32 or 64); above 64 counts as 64
   enum ck_linear_attention_decay decay;
   enum ck_linear_attention_normaliser normaliser;
   float scale;    // s
@@ -67,7 +70,7 @@ struct ck_linear_attention_problem {
   const float *max_state;     // m [B, H], NORMALISER_EXPONENTIAL only
 };
 
-/// Moves q, k, v, g once and y once; about 4KV + 80(K + V) flops a token and head at chunk 64.
+/// Moves q, k, v, g once and y once; about 4KV + (chunk + 16)(K + V) flops a token and head.
 struct ck_linear_attention_forward_args {
   struct ck_linear_attention_problem problem;
   float *y;                 // [B, T, H, V]
@@ -116,7 +119,8 @@ struct ck_linear_attention_table {
 /// Fills the best kernels whose instructions `level` includes; false where the build has none.
 bool ck_linear_attention_table_for(enum ck_level level, struct ck_linear_attention_table *out);
 
-/// Floats of `saved`: B · H · ⌈T / chunk⌉ · K · V, V rounded up to 16. 0 for the recurrent form.
+/// Floats of `saved`: B · H · ⌈T / chunk⌉ · K · V, V rounded up to 16, the default chunk in the
+/// parallel form. 0 for the recurrent form.
 size_t ck_linear_attention_saved_floats(const struct ck_linear_attention_problem *problem);
 
 #ifdef __cplusplus
