@@ -1,0 +1,10 @@
+#if defined(__x86_64__)
+#define CK_LEVEL avx512
+#include "../common/level.h"
+#include "ck_attention.h"
+CK_LEVEL_BEGIN
+#include "../common/tile_gemm.h"
+#include "../common/vmath.h"
+#include "body.inc"
+CK_LEVEL_END
+#endif
