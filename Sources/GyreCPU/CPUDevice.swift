@@ -64,10 +64,22 @@ public final class CPUDevice: HostDevice, @unchecked Sendable {
 struct KernelTables: @unchecked Sendable {
   var gemm = ck_gemm_table()
   var pointwise = ck_pointwise_table()
+  var norm = ck_norm_table()
+  var loss = ck_loss_table()
+  var optimizer = ck_optimizer_table()
 
   init?(_ level: ck_level) {
-    guard ck_gemm_table_for(level, &gemm), ck_pointwise_table_for(level, &pointwise) else {
-      return nil
+    guard ck_gemm_table_for(level, &gemm), ck_pointwise_table_for(level, &pointwise),
+      ck_norm_table_for(level, &norm), ck_loss_table_for(level, &loss),
+      ck_optimizer_table_for(level, &optimizer)
+    else { return nil }
+  }
+
+  /// How the level's products are formed in a precision.
+  func compute(_ precision: ComputePrecision) -> ck_gemm_compute {
+    switch precision {
+    case .bfloat16: CK_GEMM_COMPUTE_BF16
+    case .float32: gemm.has_bf16x3 ? CK_GEMM_COMPUTE_BF16X3 : CK_GEMM_COMPUTE_F32
     }
   }
 }
@@ -90,7 +102,7 @@ struct CPUKernel: Sendable {
   /// All bindings. One line a family.
   static let all: [ObjectIdentifier: CPUKernel] = {
     var table: [ObjectIdentifier: CPUKernel] = [:]
-    for family in [pointwise, layout, products] {
+    for family in [pointwise, layout, products, norms, losses, optimizers] {
       for kernel in family { table[kernel.op] = kernel }
     }
     return table

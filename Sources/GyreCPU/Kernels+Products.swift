@@ -52,11 +52,7 @@ extension CPUKernel {
     a.c = UnsafeMutableRawPointer(c)
     a.a_type = xType
     a.b_type = yType
-    a.compute =
-      switch precision {
-      case .bfloat16: CK_GEMM_COMPUTE_BF16
-      case .float32: k.gemm.has_bf16x3 ? CK_GEMM_COMPUTE_BF16X3 : CK_GEMM_COMPUTE_F32
-      }
+    a.compute = k.compute(precision)
     return a
   }
 }

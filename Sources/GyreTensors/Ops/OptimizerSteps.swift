@@ -51,8 +51,8 @@ public struct AdamWStep: Op {
   ]
 }
 
-/// SGD with momentum in place: b ← μb + g, p ← p − η(λp + b), or with Nesterov g + μb for b.
-/// Inputs: gradient, factor `[1]`, p, b. Outputs: p, b. Momentum 0 leaves b = g.
+/// SGD with momentum in place: g ← factor·g + λp, b ← μb + g, p ← p − ηb, or with Nesterov
+/// p − η(g + μb). Inputs: gradient, factor `[1]`, p, b. Outputs: p, b. Momentum 0 leaves b = g.
 public struct MomentumStep: Op {
   public static let name = "momentum"
   public var learningRate, momentum, weightDecay: Double
@@ -67,10 +67,11 @@ public struct MomentumStep: Op {
   public func infer(_ i: [TensorSpec]) -> [TensorSpec] { [i[2], i[3]] }
   public func reference(_ a: inout HostArguments) {
     for i in a.inputs[0].indices {
-      let g = a.inputs[0][i] * a.inputs[1][0]
+      let p = a.inputs[2][i]
+      let g = a.inputs[0][i] * a.inputs[1][0] + weightDecay * p
       let b = momentum * a.inputs[3][i] + g
       let step = nesterov ? g + momentum * b : b
-      a.outputs[0][i] = a.inputs[2][i] - learningRate * (weightDecay * a.inputs[2][i] + step)
+      a.outputs[0][i] = p - learningRate * step
       a.outputs[1][i] = b
     }
   }

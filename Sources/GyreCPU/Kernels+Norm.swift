@@ -1,0 +1,89 @@
+import CGyreKernels
+import GyreTensors
+
+extension CPUKernel {
+  static let norms: [CPUKernel] = [
+    CPUKernel(Norm.self) { op, call, k in
+      guard call.isFloat32 else { return false }
+      var a = arguments(op, x: call.inputs[0], weight: call.inputs.dropFirst().first)
+      if call.inputs.count > 2 { a.bias = UnsafePointer(call.inputs[2].f32) }
+      a.y = call.outputs[0].f32
+      k.norm.forward(&a)
+      return true
+    },
+    CPUKernel(NormBackward.self) { op, call, k in
+      guard call.isFloat32 else { return false }
+      var a = arguments(op.norm, x: call.inputs[1], weight: call.inputs.dropFirst(2).first)
+      a.dy = UnsafePointer(call.inputs[0].f32)
+      a.dx = call.outputs[0].f32
+      if op.inputCount > 1 { a.dweight = call.outputs[1].f32 }
+      if op.inputCount > 2 { a.dbias = call.outputs[2].f32 }
+      k.norm.backward(&a)
+      return true
+    },
+    CPUKernel(GatedNorm.self) { op, call, k in
+      guard call.isFloat32 else { return false }
+      var a = arguments(op, call.inputs[0], call.inputs[1], call.inputs[2])
+      a.y = call.outputs[0].f32
+      k.norm.forward(&a)
+      return true
+    },
+    CPUKernel(GatedNorm.Backward.self) { backward, call, k in
+      guard call.isFloat32 else { return false }
+      var a = arguments(backward.op, call.inputs[1], call.inputs[2], call.inputs[3])
+      a.dy = UnsafePointer(call.inputs[0].f32)
+      a.dx = call.outputs[0].f32
+      a.dz = call.outputs[1].f32
+      a.dweight = call.outputs[2].f32
+      k.norm.backward(&a)
+      return true
+    },
+    CPUKernel(L2Normalize.self) { op, call, k in
+      guard call.isFloat32 else { return false }
+      var a = rows(call.inputs[0], CK_NORM_L2, op.epsilon)
+      a.y = call.outputs[0].f32
+      k.norm.forward(&a)
+      return true
+    },
+    CPUKernel(L2Normalize.Backward.self) { op, call, k in
+      guard call.isFloat32 else { return false }
+      var a = rows(call.inputs[1], CK_NORM_L2, op.epsilon)
+      a.dy = UnsafePointer(call.inputs[0].f32)
+      a.dx = call.outputs[0].f32
+      k.norm.backward(&a)
+      return true
+    },
+  ]
+
+  private static func rows(_ x: Tensor, _ kind: ck_norm, _ epsilon: Double) -> ck_norm_args {
+    var a = ck_norm_args()
+    a.kind = kind
+    a.rows = x.shape.rowCount
+    a.columns = x.shape.last
+    a.eps = Float(epsilon)
+    a.weight_rows = 1
+    a.x = UnsafePointer(x.f32)
+    return a
+  }
+
+  private static func arguments(_ op: Norm, x: Tensor, weight: Tensor?) -> ck_norm_args {
+    var a = rows(x, op.centers ? CK_NORM_LAYER : CK_NORM_RMS, op.epsilon)
+    if let weight {
+      a.weight = UnsafePointer(weight.f32)
+      a.weight_rows = max(1, weight.elementCount / max(a.columns, 1))
+    }
+    return a
+  }
+
+  private static func arguments(
+    _ op: GatedNorm, _ x: Tensor, _ z: Tensor, _ weight: Tensor
+  ) -> ck_norm_args {
+    var a = rows(x, CK_NORM_RMS, op.epsilon)
+    a.gate = op.gatesFirst ? CK_NORM_GATE_BEFORE : CK_NORM_GATE_AFTER
+    a.activation = op.gate == .silu ? CK_NORM_SILU : CK_NORM_SIGMOID
+    a.weight = UnsafePointer(weight.f32)
+    a.weight_rows = max(1, weight.elementCount / max(a.columns, 1))
+    a.z = UnsafePointer(z.f32)
+    return a
+  }
+}

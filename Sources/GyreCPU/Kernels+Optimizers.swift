@@ -1,0 +1,58 @@
+import CGyreKernels
+import GyreTensors
+
+extension CPUKernel {
+  static let optimizers: [CPUKernel] = [
+    CPUKernel(AdamWStep.self) { op, call, k in
+      guard call.isFloat32, let factor = call.inputs[1].f32 else { return false }
+      var a = ck_adamw_args()
+      a.count = call.inputs[0].elementCount
+      a.learning_rate = Float(op.learningRate)
+      a.beta1 = Float(op.beta1)
+      a.beta2 = Float(op.beta2)
+      a.eps = Float(op.epsilon)
+      a.weight_decay = Float(op.weightDecay)
+      a.bias1 = Float(op.correction1)
+      a.bias2 = Float(op.correction2)
+      a.gradient_scale = factor[0]
+      a.gradient = UnsafePointer(call.inputs[0].f32)
+      guard updatesInPlace(call, k) else { return false }
+      a.parameter = call.outputs[0].f32
+      a.m = call.outputs[1].f32
+      a.v = call.outputs[2].f32
+      k.optimizer.adamw(&a)
+      return true
+    },
+    CPUKernel(MomentumStep.self) { op, call, k in
+      guard call.isFloat32, let factor = call.inputs[1].f32 else { return false }
+      var a = ck_sgd_args()
+      a.count = call.inputs[0].elementCount
+      a.learning_rate = Float(op.learningRate)
+      a.momentum = Float(op.momentum)
+      a.weight_decay = Float(op.weightDecay)
+      a.gradient_scale = factor[0]
+      a.nesterov = op.nesterov
+      a.gradient = UnsafePointer(call.inputs[0].f32)
+      guard updatesInPlace(call, k) else { return false }
+      a.parameter = call.outputs[0].f32
+      a.m = call.outputs[1].f32
+      k.optimizer.sgd(&a)
+      return true
+    },
+  ]
+
+  /// The kernels update in place: where outputs are tensors of their own, copies the inputs first.
+  private static func updatesInPlace(_ call: KernelCall, _ k: KernelTables) -> Bool {
+    for (input, output) in zip(call.inputs.dropFirst(2), call.outputs) {
+      guard let x = input.f32, let y = output.f32 else { return false }
+      if x == y { continue }
+      var copy = ck_axpby_args()
+      copy.count = input.elementCount
+      copy.alpha = 1
+      copy.x = UnsafePointer(x)
+      copy.y = y
+      k.pointwise.axpby(&copy)
+    }
+    return true
+  }
+}
