@@ -29,6 +29,13 @@ public struct SavedValues: Sendable {
   let keepsInput: @Sendable (Int) -> Bool
   let keepsOutput: @Sendable (Int) -> Bool
 
+  public init(
+    keepsInput: @escaping @Sendable (Int) -> Bool, keepsOutput: @escaping @Sendable (Int) -> Bool
+  ) {
+    self.keepsInput = keepsInput
+    self.keepsOutput = keepsOutput
+  }
+
   public static let all = SavedValues(keepsInput: { _ in true }, keepsOutput: { _ in true })
   public static let none = SavedValues(keepsInput: { _ in false }, keepsOutput: { _ in false })
   public static let inputs = SavedValues(keepsInput: { _ in true }, keepsOutput: { _ in false })
