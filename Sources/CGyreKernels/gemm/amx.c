@@ -245,7 +245,7 @@ static void bf16_pack_a(uint32_t *panel, const struct ck_gemm_view *view, long x
 CK_LEVEL_END
 
 #define TILE_KERNEL                                                               \
-  .mr = SIDE, .nr = SIDE, .step = STEP_UNITS, .begin = begin_tiles, .end = end_tiles
+  .mr = SIDE, .nr = SIDE, .lanes = TILE, .step = STEP_UNITS, .begin = begin_tiles, .end = end_tiles
 
 const struct ck_gemm_kernel ck_gemm_bf16_amx = {
     TILE_KERNEL,

@@ -65,6 +65,7 @@ CK_LEVEL_END
 const struct ck_gemm_kernel ck_gemm_bf16_avx512bf16 = {
     .mr = MICRO_ROWS,
     .nr = MICRO_VECTORS * CK_LANES,
+    .lanes = CK_LANES,
     .unit = 2,
     .step = 1,
     .planes = 1,
@@ -78,6 +79,7 @@ const struct ck_gemm_kernel ck_gemm_bf16_avx512bf16 = {
 const struct ck_gemm_kernel ck_gemm_s8_avx512bf16 = {
     .mr = MICRO_ROWS,
     .nr = MICRO_VECTORS * CK_LANES,
+    .lanes = CK_LANES,
     .unit = 4,
     .step = 1,
     .planes = 1,

@@ -13,6 +13,7 @@ enum {
   PACKED_CHUNK = 8 << 20,       // bytes of packed B alive at once
   SMALL_PROBLEM = 32 * 32 * 32, // multiplications not worth a second thread
   PACK_GRAIN = 1 << 15,         // units of B worth handing to another thread
+  IN_PLACE = 1 << 16,           // bytes of an operand that stays cached without being packed
 };
 
 struct plan {
@@ -117,9 +118,11 @@ static void multiply_sliver(const struct plan *p, struct ck_gemm_tile *t, long k
     const long left = columns - j;
     const long x = column + j;
     t->columns = (int)(left >= wide * nr ? wide * nr : left < nr ? left : nr);
+    if (p->strided_b && left < nr && left > kernel->lanes && left % kernel->lanes == 0)
+      t->columns = kernel->lanes;
     if (wide == 4 && left >= 2 * nr && left < 4 * nr) t->columns = (int)(2 * nr);
     t->c = out + j;
-    if (p->strided_b && left >= nr) {
+    if (p->strided_b && t->columns % kernel->lanes == 0) {
       t->b = (const uint32_t *)p->b.data + x + k0 * p->b.k_stride;
       t->b_row_stride = p->b.k_stride;
       t->b_panel_stride = nr;
@@ -209,7 +212,7 @@ static void run_blocked(struct plan *p) {
     p->packed = (uint32_t *)args->packed_b;
   } else if (p->strided_b) {
     const long partial = args->n % nr;
-    if (partial) {
+    if (partial % kernel->lanes) {
       p->packed = ck_scratch((size_t)p->panel_units * 4);
       pack_panels(kernel, &p->b, p->packed, 0, 1, args->n - partial, args->n, args->k);
     }
@@ -272,22 +275,24 @@ static void dot_body(void *context, long begin, long end) {
 // Few rows against a matrix whose rows run along k. False: the shape is not of that kind.
 static bool run_dot(const struct plan *p) {
   const struct ck_gemm_args *args = p->args;
-  enum { FEW_ROWS = 8, FEW_COLUMNS = 4 };
-  if (args->packed_b || args->k < 8 || p->kernel == p->level->bf16x3) return false;
-  const bool few_rows = args->m <= FEW_ROWS && p->b.k_stride == 1;
-  const bool few_columns = args->n <= FEW_COLUMNS && p->a.k_stride == 1 && p->b.k_stride == 1;
-  if (!few_rows && !few_columns) return false;
+  if (args->packed_b || args->k < 8 || p->b.k_stride != 1 || p->kernel == p->level->bf16x3)
+    return false;
+  // Adding lanes costs as much as some 64 products of k: short rows leave the path sooner. bfloat16
+  // products are faster than these float32 ones once the rows are enough to be worth packing.
+  const bool is_fast = p->kernel != p->level->f32;
+  const long few = is_fast ? 8 : args->k >= 128 ? 24 : 8;
+  const bool few_rows = args->m <= few;
+  const bool few_columns = args->n <= (is_fast ? 8 : 16) && args->n < args->m && p->a.k_stride == 1;
+  if (!few_rows && !(few_columns && (args->k >= 128 || args->n <= 4))) return false;
   struct dot_run run = {.plan = p, .is_swapped = !few_rows};
   const struct ck_gemm_view *x = few_rows ? &p->a : &p->b, *w = few_rows ? &p->b : &p->a;
-  const bool round_bf16 = args->compute == CK_GEMM_COMPUTE_BF16;
-  if (round_bf16 && w->type != CK_GEMM_TYPE_BF16) return false;
   run.x_rows = few_rows ? args->m : args->n;
   run.w_rows = few_rows ? args->n : args->m;
   run.w = w->data;
   run.ldw = w->x_stride;
   run.w_type = w->type;
   const ck_scratch_mark mark = ck_scratch_begin();
-  if (x->type == CK_GEMM_TYPE_F32 && x->k_stride == 1 && !round_bf16) {
+  if (x->type == CK_GEMM_TYPE_F32 && x->k_stride == 1) {
     run.x = x->data;
     run.ldx = x->x_stride;
   } else {
@@ -296,12 +301,11 @@ static bool run_dot(const struct plan *p) {
     const long size = type_size(x->type);
     for (long i = 0; i < run.x_rows; i++) {
       if (x->k_stride == 1) {
-        p->level->rows->to_f32(copy + i * args->k, source + i * x->x_stride * size, x->type, round_bf16,
-                         args->k);
+        p->level->rows->to_f32(copy + i * args->k, source + i * x->x_stride * size, x->type, false, args->k);
       } else {
         for (long k = 0; k < args->k; k++)
           p->level->rows->to_f32(copy + i * args->k + k, source + (i * x->x_stride + k * x->k_stride) * size,
-                           x->type, round_bf16, 1);
+                           x->type, false, 1);
       }
     }
     run.x = copy;
@@ -359,14 +363,17 @@ static void run_one(const struct ck_gemm_level *level, const struct ck_gemm_args
   if (args->n == 1 && p.b.k_stride == 1) p.b.x_stride = args->k;
   if (args->m == 1 && p.a.k_stride != 1 && args->lda == 1) p.a.k_stride = 1, p.a.x_stride = args->k;
   if (run_dot(&p)) return;
-  // Reading operands where they lie beats packing while packing would be read few times; rows a
+  // Reading operands where they lie beats packing where packing would be read few times; rows a
   // multiple of 2 KB apart fight for the same cache sets.
   const struct ck_gemm_kernel *kernel = p.kernel;
   if (kernel == level->f32 && !round_bf16) {
-    const bool crowded = p.a.k_stride == 1 && args->lda % 512 == 0 && args->m > 4;
-    p.strided_a = args->a_type == CK_GEMM_TYPE_F32 && args->n <= 2 * kernel->nr && !crowded;
+    const bool crowded_a = args->lda % 512 == 0 && args->m > 4;
+    const bool crowded_b = args->ldb % 512 == 0;
+    const long b_bytes = args->k * args->n * 4, a_bytes = args->k * args->m * 4;
     p.strided_b = !args->packed_b && args->b_type == CK_GEMM_TYPE_F32 && p.b.x_stride == 1 &&
-                  args->m <= 3 * kernel->mr && args->n >= kernel->nr;
+                  (args->m <= 3 * kernel->mr || (b_bytes <= IN_PLACE && !crowded_b));
+    p.strided_a = args->a_type == CK_GEMM_TYPE_F32 && !crowded_a &&
+                  (args->n <= 2 * kernel->nr || (p.strided_b && a_bytes <= IN_PLACE));
   }
   run_blocked(&p);
 }

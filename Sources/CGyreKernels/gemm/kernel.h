@@ -33,6 +33,7 @@ struct ck_gemm_tile {
 
 struct ck_gemm_kernel {
   int mr, nr;            // tile rows and columns
+  int lanes;             // of a vector: a tile's columns may be one vector too
   int unit;              // elements of k in a unit
   int step;              // packed units of k are padded with zeros to a multiple of this
   int planes;            // 2: each step holds a high and a low part

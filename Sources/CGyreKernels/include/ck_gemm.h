@@ -15,7 +15,8 @@ enum ck_gemm_compute {
   /// float32 products.
   CK_GEMM_COMPUTE_F32 = 0,
   /// Both operands rounded to bfloat16 (to nearest even). Levels without bfloat16 instructions round
-  /// and multiply in float32. Subnormal operands may count as zero.
+  /// and multiply in float32; products of a few rows read operands in place and do not round.
+  /// Subnormal operands may count as zero.
   CK_GEMM_COMPUTE_BF16 = 1,
   /// float32 operands split in two bfloat16 parts, three products: each product is off by at most
   /// about 2^-16 of its size. Used on AMX, where it is the faster way; other levels do F32 instead.
