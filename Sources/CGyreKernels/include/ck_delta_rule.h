@@ -9,11 +9,11 @@
 // 2024, https://arxiv.org/abs/2406.06484; "Gated Delta Networks", 2024,
 // https://arxiv.org/abs/2412.06464.
 //
-// Stability. With ‖k‖² β ≤ 2 (unit keys, β in (0, 2]) no token enlarges the state. Beyond that the
-// recurrence itself is expansive: outputs are then right relative to the growth that the inputs
-// prescribe, in every form, and may overflow to infinity as they would token by token. Chunks are
-// solved by substitution, never through an explicit inverse, which keeps them as exact as the token
-// loop; a chunk whose update could grow much more than its result is computed token by token.
+// Stability. With ‖k‖² β ≤ 2 (unit keys, β in (0, 2]; in DPLR |1 + aᵀb| ≤ 1) no token enlarges the
+// state. Beyond that the recurrence itself is expansive; it is still followed exactly, and overflows
+// where it would token by token. Chunks are solved by substitution, never through an explicit
+// inverse. A chunk whose product of |1 − β‖k‖²| (DPLR: |1 + aᵀb|), where above 1, exceeds 256 is
+// computed token by token, in both directions: right, but several times slower.
 #pragma once
 #include "ck_common.h"
 
