@@ -1,0 +1,4 @@
+#include "../common/table_for.h"
+#include "ck_diagonal_scan.h"
+
+CK_DEFINE_TABLE_FOR(diagonal_scan)
