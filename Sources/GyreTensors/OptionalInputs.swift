@@ -1,5 +1,3 @@
-import GyreTensors
-
 /// The inputs of an op some of which may be absent: which are there, and where.
 ///
 /// An engine's op lists its possible inputs in a fixed order; those present are passed in that order.
@@ -29,6 +27,6 @@ public struct OptionalInputs: Sendable, Hashable {
 }
 
 /// Applies an op to those of the inputs that are there.
-func applyPresent(_ op: some Op, _ inputs: [Tensor?]) -> [Tensor] {
+public func applyPresent(_ op: some Op, _ inputs: [Tensor?]) -> [Tensor] {
   apply(op, inputs.compactMap { $0 })
 }
