@@ -19,7 +19,8 @@ enum ck_gemm_compute {
   /// Subnormal operands may count as zero.
   CK_GEMM_COMPUTE_BF16 = 1,
   /// float32 operands split in two bfloat16 parts, three products: each product is off by at most
-  /// about 2^-16 of its size. Used on AMX, where it is the faster way; other levels do F32 instead.
+  /// about 2^-16 of its size (normal operands: 4.4e-6 relative Frobenius error at any k; F32 has
+  /// 3e-7, BF16 2.3e-3). Used on AMX, where it is the faster way; other levels do F32 instead.
   CK_GEMM_COMPUTE_BF16X3 = 2,
 };
 
