@@ -97,5 +97,7 @@ let package = Package(
         "GyreTokenizers", "GyreCheckpoints", "GyreModels", "GyreTraining", "GyreInference",
         "GyreConformance", arguments, logging,
       ], swiftSettings: swiftSettings),
+    // Tests
+    test("GyreCheckpoints", ["GyreTensors"]),
   ]
 )

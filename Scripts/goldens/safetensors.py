@@ -7,7 +7,7 @@ Files must be read as the library means them and, for the same tensors, be writt
 - floats.safetensors: float16, bfloat16, float64 with subnormals, infinities, NaN, zeros; beside each `x` its float32
   values as `x.float32`, computed by NumPy.
 - types.safetensors: one or two small tensors of every element type the library writes; names and metadata that need
-  escapes; a scalar; an empty tensor.
+  escapes (one text, the library writes several in random order); a scalar; an empty tensor.
 - sharded/: two shards and their index.
 """
 
@@ -67,13 +67,13 @@ def types():
     tensors = {}
     for index, name in enumerate(names):
         for copy in range(2):
-            values = (np.arange(6 * width[name], dtype=np.uint8) + index * 31 + copy * 7) % 120
+            values = (np.arange(6 * width[name]) + index * 31 + copy * 7) % 120
             raw = (values % 2 if name == "bool" else values).astype(np.uint8).view(f"V{width[name]}").reshape(2, 3)
             tensors[f"{'zy'[copy]}.{name}"] = (name, raw)
     tensors["empty"] = ("float32", np.zeros((0, 5), np.float32))
     tensors["scalar"] = ("float32", np.array(0.5, np.float32))
     tensors['quote " slash / back \\ tab \t bell \x07 é 漢 🙂'] = ("uint8", np.array([42], np.uint8))
-    return save(tensors, {"b": 'line\nend "q"', "a": "ü", "empty": ""})
+    return save(tensors, {"text": 'line\nend "q" ü'})
 
 
 def sharded(folder):
