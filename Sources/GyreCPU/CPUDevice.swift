@@ -67,11 +67,19 @@ struct KernelTables: @unchecked Sendable {
   var norm = ck_norm_table()
   var loss = ck_loss_table()
   var optimizer = ck_optimizer_table()
+  var scan = ck_diagonal_scan_table()
+  var linearAttention = ck_linear_attention_table()
+  var deltaRule = ck_delta_rule_table()
+  var convolution = ck_short_convolution_table()
+  var rotary = ck_rotary_table()
 
   init?(_ level: ck_level) {
     guard ck_gemm_table_for(level, &gemm), ck_pointwise_table_for(level, &pointwise),
       ck_norm_table_for(level, &norm), ck_loss_table_for(level, &loss),
-      ck_optimizer_table_for(level, &optimizer)
+      ck_optimizer_table_for(level, &optimizer), ck_diagonal_scan_table_for(level, &scan),
+      ck_linear_attention_table_for(level, &linearAttention),
+      ck_delta_rule_table_for(level, &deltaRule),
+      ck_short_convolution_table_for(level, &convolution), ck_rotary_table_for(level, &rotary)
     else { return nil }
   }
 
@@ -102,7 +110,10 @@ struct CPUKernel: Sendable {
   /// All bindings. One line a family.
   static let all: [ObjectIdentifier: CPUKernel] = {
     var table: [ObjectIdentifier: CPUKernel] = [:]
-    for family in [pointwise, layout, products, norms, losses, optimizers] {
+    for family in [
+      pointwise, layout, products, norms, losses, optimizers, scans, linearAttention, deltaRule,
+      sequence,
+    ] {
       for kernel in family { table[kernel.op] = kernel }
     }
     return table

@@ -1,0 +1,107 @@
+import CGyreKernels
+import GyreTensors
+
+extension CPUKernel {
+  /// Short convolution, rotary positions, token shift.
+  static let sequence: [CPUKernel] = [
+    CPUKernel(ShortConvolution.self) { op, call, k in
+      guard call.isFloat32 else { return false }
+      var a = arguments(op, call.inputs)
+      a.y = call.outputs[0].f32
+      a.window_final = call.outputs[1].f32
+      k.convolution.forward(&a)
+      return true
+    },
+    CPUKernel(ShortConvolution.Backward.self) { op, call, k in
+      guard call.isFloat32 else { return false }
+      let count = op.forward.optional.gather { $0 }.count
+      var a = arguments(op.forward, call.inputs)
+      a.dy = call.inputs[count].constant
+      if op.hasWindowCotangent { a.dwindow_final = call.inputs[count + 1].constant }
+      a.dx = call.outputs[0].f32
+      a.dweight = call.outputs[1].f32
+      a.dbias = op.forward.optional[2].flatMap { call.outputs[$0].f32 }
+      a.dwindow = op.forward.optional[3].flatMap { call.outputs[$0].f32 }
+      k.convolution.backward(&a)
+      return true
+    },
+    CPUKernel(Rotary.self) { op, call, k in
+      guard call.isFloat32 else { return false }
+      let s = call.inputs[0].shape
+      let pairs = op.rotated / 2
+      let rates = (0..<pairs).map { Functions.pow(op.base, -2 * Double($0) / Double(op.rotated)) }
+      var cosine = [Float](repeating: 1, count: max(s[1] * pairs, 1))
+      var sine = [Float](repeating: 0, count: max(s[1] * pairs, 1))
+      for t in 0..<s[1] {
+        for i in 0..<pairs {
+          let angle = Double(op.positionOffset + t) * rates[i]
+          cosine[t * pairs + i] = Float(Functions.cos(angle))
+          sine[t * pairs + i] = Float(Functions.sin(angle))
+        }
+      }
+      cosine.withUnsafeBufferPointer { cosine in
+        sine.withUnsafeBufferPointer { sine in
+          var a = ck_rotary_args()
+          (a.batch, a.tokens, a.heads, a.key_size) = (s[0], s[1], s[2], s[3])
+          a.rotated = op.rotated
+          a.layout = op.interleaved ? CK_ROTARY_INTERLEAVED : CK_ROTARY_HALVES
+          a.cosine = cosine.baseAddress
+          a.sine = sine.baseAddress
+          a.table_rows = s[1]
+          a.x = call.inputs[0].constant
+          a.y = call.outputs[0].f32
+          a.x_token = s[2] * s[3]
+          a.y_token = s[2] * s[3]
+          (op.inverts ? k.rotary.rotate_backward : k.rotary.rotate)(&a)
+        }
+      }
+      return true
+    },
+    CPUKernel(TokenShift.self) { op, call, k in
+      guard call.isFloat32, call.inputs[0].shape[1] > 0 else { return false }
+      var a = arguments(op, call.inputs)
+      a.y = call.outputs[0].f32
+      a.last_final = call.outputs[1].f32
+      k.rotary.token_shift(&a)
+      return true
+    },
+    CPUKernel(TokenShift.Backward.self) { op, call, k in
+      guard call.isFloat32, call.inputs[0].shape[1] > 0 else { return false }
+      let count = op.forward.optional.gather { $0 }.count
+      var a = arguments(op.forward, call.inputs)
+      a.dy = call.inputs[count].constant
+      if op.hasLastCotangent { a.dlast_final = call.inputs[count + 1].constant }
+      a.dx = call.outputs[0].f32
+      a.dmix = call.outputs[1].f32
+      if op.forward.optional.has(2) { a.dlast = call.outputs[2].f32 }
+      k.rotary.token_shift_backward(&a)
+      return true
+    },
+  ]
+
+  private static func arguments(
+    _ op: ShortConvolution, _ inputs: [Tensor]
+  ) -> ck_short_convolution_args {
+    let s = inputs[0].shape
+    var a = ck_short_convolution_args()
+    (a.batch, a.tokens, a.width, a.taps) = (s[0], s[1], s[2], inputs[1].shape[1])
+    a.silu = op.activates
+    a.x = inputs[0].constant
+    a.weight = inputs[1].constant
+    a.bias = op.optional.pick(2, inputs)?.constant
+    a.window = op.optional.pick(3, inputs)?.constant
+    a.reset = op.optional.pick(4, inputs)?.resets
+    return a
+  }
+
+  private static func arguments(_ op: TokenShift, _ inputs: [Tensor]) -> ck_token_shift_args {
+    let s = inputs[0].shape
+    var a = ck_token_shift_args()
+    (a.batch, a.tokens, a.width, a.mixes) = (s[0], s[1], s[2], inputs[1].shape[0])
+    a.x = inputs[0].constant
+    a.mix = inputs[1].constant
+    a.last = op.optional.pick(2, inputs)?.constant
+    a.reset = op.optional.pick(3, inputs)?.resets
+    return a
+  }
+}
