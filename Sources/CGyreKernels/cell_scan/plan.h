@@ -22,6 +22,7 @@ struct cell_plan {
   long row_blocks;
   bool by_rows;
   int threads;
+  bool streams;             // [B, T, H] arrays do not fit the caches
 };
 
 static inline struct cell_plan cell_plan_make(const struct ck_cell_scan_shape *s, long max_rows,
@@ -33,6 +34,8 @@ static inline struct cell_plan cell_plan_make(const struct ck_cell_scan_shape *s
   p.blocks = p.heads * p.blocks_per_head;
   const long panel_bytes = p.blocks * p.G * p.depth * CELL_UNITS * element_bytes;
   const long step_work = p.B * panel_bytes;
+  enum { CACHED_BYTES = 2 << 20 };
+  p.streams = p.B * p.T * p.H * (long)sizeof(float) > CACHED_BYTES;
   int threads = ck_thread_count();
   // A thread must have more to do in a step than a barrier costs.
   enum { MIN_STEP_WORK = 200000, MAX_SHARED_PANELS = 384 << 10 };
