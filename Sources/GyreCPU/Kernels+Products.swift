@@ -5,7 +5,7 @@ extension CPUKernel {
   static let products: [CPUKernel] = [
     CPUKernel(LinearMap.self) { op, call, k in
       let (x, w) = (call.inputs[0], call.inputs[1])
-      guard var a = arguments(x, w, call.outputs[0], op.precision, k) else { return false }
+      guard var a = arguments(x, w, call.outputs[0]) else { return false }
       a.m = x.shape.rowCount
       a.n = w.shape[0]
       a.k = w.shape[1]
@@ -16,12 +16,13 @@ extension CPUKernel {
         guard let bias = call.inputs[2].f32 else { return false }
         a.bias = UnsafePointer(bias)
       }
+      a.compute = k.compute(op.precision, rows: a.m)
       k.gemm.gemm(&a)
       return true
     },
     CPUKernel(MatMul.self) { op, call, k in
       let (x, y) = (call.inputs[0], call.inputs[1])
-      guard var a = arguments(x, y, call.outputs[0], op.precision, k) else { return false }
+      guard var a = arguments(x, y, call.outputs[0]) else { return false }
       let e = op.extents(x.shape, y.shape)
       (a.m, a.n, a.k, a.batch) = (e.m, e.n, e.k, e.batch)
       if y.rank == 2 && !op.transposesLeft {  // one tall product
@@ -36,13 +37,14 @@ extension CPUKernel {
       a.a_stride = e.m * e.k
       a.b_stride = y.rank == 2 ? 0 : e.n * e.k
       a.c_stride = e.m * e.n
+      a.compute = k.compute(op.precision, rows: a.m)
       k.gemm.gemm(&a)
       return true
     },
   ]
 
   private static func arguments(
-    _ x: Tensor, _ y: Tensor, _ out: Tensor, _ precision: ComputePrecision, _ k: KernelTables
+    _ x: Tensor, _ y: Tensor, _ out: Tensor
   ) -> ck_gemm_args? {
     guard let xType = x.dtype.gemm, let yType = y.dtype.gemm, let c = out.f32 else { return nil }
     var a = ck_gemm_args()
@@ -52,7 +54,6 @@ extension CPUKernel {
     a.c = UnsafeMutableRawPointer(c)
     a.a_type = xType
     a.b_type = yType
-    a.compute = k.compute(precision)
     return a
   }
 }
