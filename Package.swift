@@ -82,7 +82,10 @@ let package = Package(
       ], packages: [logging]),
     target(
       "GyreInference",
-      ["GyreTensors", "GyreLayers", "GyreRecurrence", "GyreModels", "GyreTokenizers"]),
+      [
+        "GyreTensors", "GyreLayers", "GyreRecurrence", "GyreModels", "GyreTokenizers",
+        "GyreCheckpoints",
+      ]),
     target(
       "GyreConformance",
       [
