@@ -9,7 +9,7 @@ public enum EngineCatalog {
     SelectiveScanForward.self,
     LinearAttentionForward.self,
     DeltaRuleForward.self,
-    CellScanForward.self,
+    CellForward.self,
     AttentionForward.self,
   ]
 }
