@@ -19,7 +19,7 @@ func target(
 func test(_ name: String, _ uses: [String] = [], resources: [Resource] = []) -> Target {
   .testTarget(
     name: name + "Tests", dependencies: ([name] + uses).map { .init(stringLiteral: $0) },
-    swiftSettings: swiftSettings)
+    resources: resources, swiftSettings: swiftSettings)
 }
 
 let collections = { (product: String) -> Target.Dependency in
@@ -97,5 +97,7 @@ let package = Package(
         "GyreTokenizers", "GyreCheckpoints", "GyreModels", "GyreTraining", "GyreInference",
         "GyreConformance", arguments, logging,
       ], swiftSettings: swiftSettings),
+    // Tests
+    test("GyreTokenizers", resources: [.copy("Fixtures")]),
   ]
 )
