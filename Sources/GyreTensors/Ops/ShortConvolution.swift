@@ -69,7 +69,7 @@ public struct ShortConvolution: Op {
   public func vjp(_ c: VJPContext) -> [Tensor?] {
     let op = Backward(forward: self, hasWindowCotangent: c.cotangents[1] != nil)
     let g = applyPresent(op, c.inputs.map { $0 } + [c.cotangent(0), c.cotangents[1]])
-    return optional.gather { i in i == 4 ? nil : g[i] }
+    return optional.gather { i in i == 4 ? nil : g[optional[i] ?? 0] }
   }
   public var saved: SavedValues { .inputs }
 

@@ -45,7 +45,7 @@ public struct TokenShift: Op {
   public func vjp(_ c: VJPContext) -> [Tensor?] {
     let op = Backward(forward: self, hasLastCotangent: c.cotangents[1] != nil)
     let g = applyPresent(op, c.inputs.map { $0 } + [c.cotangent(0), c.cotangents[1]])
-    return optional.gather { i in i == 3 ? nil : g[i] }
+    return optional.gather { i in i == 3 ? nil : g[optional[i] ?? 0] }
   }
   public var saved: SavedValues { .inputs }
 
