@@ -1,0 +1,42 @@
+/// Rows of text in aligned columns.
+struct Table {
+  enum Alignment { case left, right }
+  private let header: [String]
+  private let alignments: [Alignment]
+  private var rows: [[String]?] = []
+
+  init(_ columns: [(String, Alignment)]) {
+    header = columns.map(\.0)
+    alignments = columns.map(\.1)
+  }
+
+  /// - Precondition: one cell a column.
+  mutating func add(_ cells: [String]) {
+    precondition(cells.count == header.count, "table: \(cells.count) cells, \(header.count) columns")
+    rows.append(cells)
+  }
+
+  /// A line between what is above and what follows.
+  mutating func addRule() { rows.append(nil) }
+
+  /// The lines, the header in bold where a person reads them.
+  func lines() -> [String] {
+    let widths = header.indices.map { i in
+      ([header] + rows.compactMap { $0 }).map { $0[i].count }.max() ?? 0
+    }
+    func line(_ cells: [String]) -> String {
+      let padded = cells.indices.map { i in
+        let space = String(repeating: " ", count: widths[i] - cells[i].count)
+        return alignments[i] == .left ? cells[i] + space : space + cells[i]
+      }
+      var text = padded.joined(separator: "  ")
+      while text.last == " " { text.removeLast() }
+      return text
+    }
+    let rule = widths.map { String(repeating: "─", count: $0) }.joined(separator: "──")
+    return [Terminal.styled(line(header), .bold), Terminal.styled(rule, .dim)]
+      + rows.map { $0.map(line) ?? Terminal.styled(rule, .dim) }
+  }
+
+  func print() { for line in lines() { Terminal.line(line) } }
+}
