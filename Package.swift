@@ -19,7 +19,7 @@ func target(
 func test(_ name: String, _ uses: [String] = [], resources: [Resource] = []) -> Target {
   .testTarget(
     name: name + "Tests", dependencies: ([name] + uses).map { .init(stringLiteral: $0) },
-    swiftSettings: swiftSettings)
+    resources: resources, swiftSettings: swiftSettings)
 }
 
 let collections = { (product: String) -> Target.Dependency in
@@ -104,5 +104,6 @@ let package = Package(
       ], swiftSettings: swiftSettings),
     // Tests
     test("GyreCheckpoints", ["GyreTensors"]),
+    test("GyreTokenizers", resources: [.copy("Fixtures")]),
   ]
 )

@@ -1,5 +1,6 @@
 import CGyreKernels
 import GyreTensors
+import Synchronization
 
 /// A processor at one instruction level. Work runs at once on the calling thread and the kernels'
 /// own pool.
@@ -26,6 +27,7 @@ public final class CPUDevice: HostDevice, @unchecked Sendable {
   }
 
   public let level: Level
+  private let references = Mutex<[String: Int]>([:])
   let kernels: KernelTables
 
   /// - Throws: `unavailable` when the machine lacks the level.
@@ -46,8 +48,12 @@ public final class CPUDevice: HostDevice, @unchecked Sendable {
     if let kernel = CPUKernel.all[ObjectIdentifier(type(of: call.op))], kernel.run(call, kernels) {
       return
     }
+    references.withLock { $0["\(call.op.name) \(call.inputs.map(\.spec))", default: 0] += 1 }
     call.runReference()
   }
+
+  /// Launches that no kernel covered, by op and input shapes: what ran slowly.
+  public var referenceLaunches: [String: Int] { references.withLock { $0 } }
 
   override public func hasKernel(for op: any Op) -> Bool {
     CPUKernel.all[ObjectIdentifier(type(of: op))] != nil

@@ -231,7 +231,15 @@ extension CPUKernel {
       } else if p.outer == 1 {
         (rows, columns, row, column) = (p.middle, p.inner, 1, 0)
       } else {
-        return false
+        // A broadcast on both sides: repeated along the inner axis the operand is a row.
+        return withRepeated(small, p.inner) { row in
+          a.rows = p.outer
+          a.columns = p.middle * p.inner
+          a.y_row = a.columns
+          (a.a, a.a_row, a.a_column) = (small.id == y.id ? x.constant : row, small.id == y.id ? a.columns : 0, 1)
+          (a.b, a.b_row, a.b_column) = (small.id == y.id ? row : y.constant, small.id == y.id ? 0 : a.columns, 1)
+          k.pointwise.binary(&a)
+        }
       }
     }
     a.rows = rows
@@ -260,8 +268,31 @@ extension CPUKernel {
       (a.rows, a.columns, a.x_row) = (p.middle, p.inner, p.inner)
       k.pointwise.sum_columns(&a)
     } else {
-      return false
+      let mark = ck_scratch_begin()
+      defer { ck_scratch_end(mark) }
+      let columns = p.middle * p.inner
+      guard let partial = ck_scratch(max(columns, 1) * 4)?.assumingMemoryBound(to: Float.self)
+      else { return false }
+      (a.rows, a.columns, a.x_row, a.out) = (p.outer, columns, columns, partial)
+      k.pointwise.sum_rows(&a)
+      a.x = UnsafePointer(partial)
+      (a.rows, a.columns, a.x_row, a.out) = (p.middle, p.inner, p.inner, y.f32)
+      k.pointwise.sum_columns(&a)
     }
+    return true
+  }
+
+  /// Calls `body` with each element of `t` repeated `count` times.
+  private static func withRepeated(
+    _ t: Tensor, _ count: Int, _ body: (UnsafePointer<Float>) -> Void
+  ) -> Bool {
+    let mark = ck_scratch_begin()
+    defer { ck_scratch_end(mark) }
+    guard let source = t.f32,
+      let row = ck_scratch(max(t.elementCount * count, 1) * 4)?.assumingMemoryBound(to: Float.self)
+    else { return false }
+    for i in 0..<t.elementCount { for j in 0..<count { row[i * count + j] = source[i] } }
+    body(UnsafePointer(row))
     return true
   }
 }

@@ -51,7 +51,7 @@ enum CheckDevice {
   private static func casts(_ check: inout Check) throws {
     let special: [Float] = [
       0, -0.0, 1, -1, 0.5, 1.5, 2.5, 65504, 65519, 65520, 1e-8, 6e-8, 6.1e-5, 3e38, -3e38,
-      1e-40, .infinity, -.infinity,
+      0x1p-140, .infinity, -.infinity,
     ]
     for dtype in [DType.bfloat16, .float16, .int8, .int32] {
       let source =

@@ -13,8 +13,9 @@ enum CheckMixer {
         var tags: Set<ConformanceCase.Tag> = [.mixer]
         if law.isSmall && index == 0 { tags.insert(.small) }
         return ConformanceCase("mixer \(M.kind) \(index) \(law.name)", tags) { check in
+          let seed = check.seed
           let make = { (device: any Device) throws in
-            try MixerSubject(type, configuration, seed: check.seed, on: device)
+            try MixerSubject(type, configuration, seed: seed, on: device)
           }
           try law.body(make, &check)
         }

@@ -1,11 +1,15 @@
 import GyreTensors
 
-/// Every op of the engines with cases, one line each. Conformance and benchmarks read this list.
+/// Every engine's op, one line each. Conformance, gradient checks and benchmarks read this list.
 public enum EngineCatalog {
   public static let ops: [any Op.Type] = [
     DiagonalScanForward.self,
+    ComplexScanForward.self,
     MinGRUForward.self,
+    SelectiveScanForward.self,
     LinearAttentionForward.self,
     DeltaRuleForward.self,
+    CellForward.self,
+    AttentionForward.self,
   ]
 }

@@ -10,6 +10,10 @@ public final class PipelineTokenizer: Tokenizer {
   private let decoder: TokenDecoder?
   private let added: AddedVocabulary
   private let source: [UInt8]
+  /// Bytes of every token where decoding is concatenation.
+  private let decoded: TokenTexts?
+  /// Tokens whose text is that of a special token.
+  private let hidden: Set<TokenID>
   /// Encoders at rest; one is taken per call, so that calls do not wait for each other.
   private let idle = Mutex<[Encoder]>([])
 
@@ -52,7 +56,24 @@ public final class PipelineTokenizer: Tokenizer {
     self.added = added
     self.source = source
     kind = model.kind
-    vocabularySize = max(model.tokenBound, Int(added.indexOfID.keys.max() ?? -1) + 1)
+    let bound = max(model.tokenBound, Int(added.indexOfID.keys.max() ?? -1) + 1)
+    vocabularySize = bound
+    // The text decides, not the token, as in the public library.
+    var hidden: Set<TokenID> = []
+    for token in added.tokens where added.isSpecial(added.shown[token.id] ?? token.content) { hidden.insert(token.id) }
+    for token in added.tokens where token.isSpecial {
+      if let id = model.token(of: token.content), added.indexOfID[id] == nil { hidden.insert(id) }
+    }
+    self.hidden = hidden
+    if let decoder, decoder.isConcatenation {
+      var decoded = TokenTexts()
+      for token in 0..<TokenID(bound) {
+        if let text = Self.text(of: token, model, added) { decoded.set(token, decoder.bytes(of: text)) }
+      }
+      self.decoded = decoded
+    } else {
+      decoded = nil
+    }
     specialTokens = Self.specialTokens(model, added, postProcessor, roles)
   }
 
@@ -86,11 +107,15 @@ public final class PipelineTokenizer: Tokenizer {
       }
       return nil
     }
+    // A mark counts only when it is a special token: templates may name anything.
+    func mark(_ token: TokenID?) -> TokenID? {
+      token.flatMap { id in added.indexOfID[id].flatMap { added.tokens[$0].isSpecial ? id : nil } }
+    }
     return SpecialTokens(
       beginning: find(roles.beginning, [])
-        ?? post.before.first ?? find(nil, ["<s>", "<bos>", "<|begin_of_text|>", "<|startoftext|>", "<|endoftext|>", "[CLS]"]),
+        ?? mark(post.before.first) ?? find(nil, ["<s>", "<bos>", "<|begin_of_text|>", "<|startoftext|>", "<|endoftext|>", "[CLS]"]),
       end: find(roles.end, [])
-        ?? post.after.last ?? find(nil, ["</s>", "<eos>", "<|end_of_text|>", "<|endoftext|>", "[SEP]"]),
+        ?? mark(post.after.last) ?? find(nil, ["</s>", "<eos>", "<|end_of_text|>", "<|endoftext|>", "[SEP]"]),
       padding: find(roles.padding, ["<pad>", "[PAD]", "<|padding|>", "<|pad|>"]),
       unknown: model.unknown ?? find(roles.unknown, ["<unk>", "[UNK]"]))
   }
@@ -198,21 +223,34 @@ public final class PipelineTokenizer: Tokenizer {
 
   // MARK: Decoding
 
-  private func text(of token: TokenID) -> [UInt8]? {
+  private func text(of token: TokenID) -> [UInt8]? { Self.text(of: token, model, added) }
+
+  private static func text(
+    of token: TokenID, _ model: any TokenModel, _ added: AddedVocabulary
+  ) -> [UInt8]? {
     if let index = added.indexOfID[token] { return added.shown[token] ?? added.tokens[index].content }
     return model.text(of: token).map { Array($0) }
   }
 
   public func bytes(of token: TokenID) throws(TokenizerError) -> [UInt8] {
+    if let bytes = decoded?[token] { return Array(bytes) }
     guard let text = text(of: token) else { throw .unknownToken(token) }
     return decoder?.bytes(of: text) ?? text
   }
 
   public func decode(_ tokens: some Sequence<TokenID>, skippingSpecialTokens: Bool) -> String {
+    if let decoded {
+      var bytes: [UInt8] = []
+      for token in tokens {
+        if skippingSpecialTokens, hidden.contains(token) { continue }
+        decoded.append(token, to: &bytes)
+      }
+      return String(decoding: bytes, as: UTF8.self)
+    }
     var texts: [[UInt8]] = []
     for token in tokens {
       guard let text = text(of: token) else { continue }
-      if skippingSpecialTokens, added.isSpecial(text) { continue }
+      if skippingSpecialTokens, hidden.contains(token) { continue }
       texts.append(text)
     }
     let pieces = decoder.map { $0.apply(texts) } ?? [Array(texts.joined(separator: [0x20]))]

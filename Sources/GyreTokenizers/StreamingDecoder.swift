@@ -9,14 +9,11 @@ public struct StreamingDecoder: Sendable {
   private var window: [TokenID] = []
   private var contextCount = 0
   private var context = ""
-  private let special: Set<TokenID>
 
   /// - Parameter skippingSpecialTokens: leave tokens like `<|endoftext|>` out of the text.
   public init(_ tokenizer: any Tokenizer, skippingSpecialTokens: Bool = false) {
     self.tokenizer = tokenizer
     skipsSpecialTokens = skippingSpecialTokens
-    let roles = tokenizer.specialTokens
-    special = Set([roles.beginning, roles.end, roles.padding, roles.unknown].compactMap { $0 })
   }
 
   /// Takes one token; returns the text that is certain now, perhaps none.
@@ -37,7 +34,7 @@ public struct StreamingDecoder: Sendable {
   }
 
   private mutating func appendBytes(_ token: TokenID) -> String {
-    if skipsSpecialTokens, special.contains(token) || isHidden(token) { return "" }
+    if skipsSpecialTokens, isHidden(token) { return "" }
     guard let bytes = try? tokenizer.bytes(of: token) else { return "" }
     pending += bytes
     let complete = Self.completeCount(pending)

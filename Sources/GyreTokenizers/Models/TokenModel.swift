@@ -65,6 +65,14 @@ struct TokenTexts: Sendable {
   var bound: Int { starts.count }
   func contains(_ token: TokenID) -> Bool { token >= 0 && Int(token) < starts.count && counts[Int(token)] >= 0 }
 
+  @inline(__always)
+  func append(_ token: TokenID, to bytes: inout [UInt8]) {
+    guard contains(token) else { return }
+    let start = Int(starts[Int(token)])
+    let count = Int(counts[Int(token)])
+    arena.withUnsafeBufferPointer { bytes.append(contentsOf: UnsafeBufferPointer(rebasing: $0[start..<start + count])) }
+  }
+
   subscript(token: TokenID) -> ArraySlice<UInt8>? {
     guard contains(token) else { return nil }
     let start = Int(starts[Int(token)])

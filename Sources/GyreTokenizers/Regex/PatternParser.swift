@@ -284,7 +284,7 @@ struct PatternParser {
       name = String(name.dropFirst(prefix.count))
     }
     if let mask = ScalarClass(named: name) { return ScalarSet(mask: mask, isNegated: isNegated) }
-    guard var set = name.lowercased() == "word" ? ScalarSet.word : ScalarSet.script(name) else {
+    guard var set = Self.derived(name) ?? ScalarSet.script(name) else {
       throw fail("the property \(name) is not known")
     }
     set.isNegated = isNegated
@@ -364,7 +364,8 @@ struct PatternParser {
       }
       if scalar == "\\" {
         position += 1
-        if let nested = try classEscape() {
+        if var nested = try classEscape() {
+          if nested.exceptions == ScalarSet.word.exceptions { nested.exceptions = ScalarSet.bracketWord.exceptions }
           if nested.isNegated || !nested.exceptions.bounds.isEmpty || !nested.ranges.isEmpty {
             set.unions.append(nested)
           } else {
@@ -406,27 +407,38 @@ struct PatternParser {
     return scalar
   }
 
+  /// Properties that no union of categories gives.
+  private static func derived(_ name: String) -> ScalarSet? {
+    switch name.lowercased() {
+    case "upper", "uppercase": return .property { $0.isUppercase }
+    case "lower", "lowercase": return .property { $0.isLowercase }
+    case "alpha", "alphabetic": return .property { $0.isAlphabetic }
+    case "alnum":
+      var set = ScalarSet.property { $0.isAlphabetic }
+      set.unions = [ScalarSet(mask: .decimalDigit)]
+      return set
+    case "word": return .word
+    default: return nil
+    }
+  }
+
   private func posix(_ name: String, isNegated: Bool) throws(PatternError) -> ScalarSet {
-    var set = ScalarSet(isNegated: isNegated)
+    var set = ScalarSet()
     switch name {
     case "space": set.mask = .whitespace
     case "digit": set.mask = .decimalDigit
-    case "upper": set.mask = .uppercase
-    case "lower": set.mask = .lowercase
-    case "punct":
-      set.mask = .punctuation
-      set.ranges = "$+<=>^`|~".unicodeScalars.map { $0.value...$0.value }
+    case "upper", "lower", "alpha", "alnum": set = Self.derived(name) ?? set
+    case "punct": set.mask = .punctuation.union(.symbol)
     case "cntrl": set.mask = .control
     case "xdigit": set.ranges = [0x30...0x39, 0x41...0x46, 0x61...0x66]
     case "blank":
       set.mask = ScalarClass(named: "Zs") ?? []
       set.ranges = [9...9]
-    case "word":
-      set = .word
-      set.isNegated = isNegated
+    case "word": set = .bracketWord
     case "ascii": set.ranges = [0...127]
     default: throw fail("the class [:\(name):] is not supported")
     }
+    set.isNegated = isNegated
     return set
   }
 }

@@ -27,6 +27,20 @@ struct ScalarSet: Sendable {
     return set
   }()
 
+  /// `\w` inside of brackets: the engine counts a few Latin-1 numbers as word characters only outside of them.
+  static let bracketWord: ScalarSet = {
+    var set = ScalarSet.word
+    set.exceptions = set.exceptions.dropping(below: 0x100)
+    return set
+  }()
+
+  /// A derived property that is not a union of categories, such as Uppercase.
+  static func property(_ holds: (Unicode.Scalar.Properties) -> Bool) -> ScalarSet {
+    var set = ScalarSet()
+    set.exceptions = ScalarRanges(where: { Unicode.Scalar($0).map { holds($0.properties) } ?? false })
+    return set
+  }
+
   static func script(_ name: String) -> ScalarSet? {
     let text = UnsafeBufferPointer(
       start: UnicodeData.scripts.utf8Start, count: UnicodeData.scripts.utf8CodeUnitCount)

@@ -183,6 +183,25 @@ struct ScalarRanges: Sendable, Hashable {
     self.init(data: UnsafeBufferPointer(start: data.utf8Start, count: data.utf8CodeUnitCount))
   }
 
+  /// The scalars for which `holds` is true.
+  init(where holds: (UInt32) -> Bool) {
+    var wasIn = false
+    for scalar in UInt32(0)...0x110000 {
+      let isIn = scalar < 0x110000 && holds(scalar)
+      if isIn != wasIn { bounds.append(scalar) }
+      wasIn = isIn
+    }
+  }
+
+  /// Without the ranges that begin below a scalar.
+  func dropping(below limit: UInt32) -> ScalarRanges {
+    var result = ScalarRanges()
+    for index in stride(from: 0, to: bounds.count, by: 2) where bounds[index] >= limit {
+      result.bounds += [bounds[index], bounds[index + 1]]
+    }
+    return result
+  }
+
   func contains(_ scalar: UInt32) -> Bool {
     var low = 0
     var high = bounds.count

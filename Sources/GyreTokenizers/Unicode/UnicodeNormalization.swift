@@ -39,7 +39,8 @@ struct UnicodeNormalization: Sendable {
     for part in text.split(separator: UInt8(ascii: ";")) {
       let fields = part.split(separator: UInt8(ascii: ":"), maxSplits: 1)
       guard fields.count == 2 else { continue }
-      let value = fields[0].reduce(0) { $0 << 4 | Int(HexDigit.value(of: $1) ?? 0) & ($1 > 0x20 ? 15 : 0) }
+      // Lines of the data may be broken inside of a number.
+      let value = fields[0].compactMap(HexDigit.value(of:)).reduce(0) { $0 << 4 | Int($1) }
       let bounds = ScalarRanges(data: fields[1]).bounds
       for index in stride(from: 0, to: bounds.count, by: 2) {
         for scalar in bounds[index]..<bounds[index + 1] { classes[scalar] = UInt8(value & 0xFF) }

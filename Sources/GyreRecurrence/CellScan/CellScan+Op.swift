@@ -1,0 +1,231 @@
+import GyreTensors
+
+/// Possible inputs: gates, R, bias, h₀, c₀, reset. Outputs: h, final h, final c where the cell has
+/// one; with `keepsGates` then the activated gates `[B, T, G·H]` of gated cells, and Rₙ h + bₙ (GRU)
+/// or c (LSTM) of every token.
+public struct CellForward: Op {
+  public static let name = "cell_scan"
+  public let cell: CellScan.Cell
+  public let heads: Int
+  public let precision: ComputePrecision
+  public let keepsGates: Bool
+  public let optional: OptionalInputs
+
+  /// Where the kept gates and the kept cell states are among the outputs.
+  public var gatesPlace: Int? { keepsGates && cell.gateCount > 1 ? (cell.hasMemory ? 3 : 2) : nil }
+  public var cellsPlace: Int? {
+    cell == .gru || cell.hasMemory ? gatesPlace.map { $0 + 1 } : nil
+  }
+
+  public func extents(_ i: [TensorSpec]) -> CellExtents {
+    let (gates, weight) = (i[0].shape, i[1].shape)
+    let G = cell.gateCount
+    precondition(
+      gates.rank == 3 && gates[2] % (G * heads) == 0, "cell_scan: gates \(gates), \(G) a unit")
+    let hidden = gates[2] / G
+    let units = hidden / heads
+    precondition(
+      weight == [heads, G * units, units] || (heads == 1 && weight == [G * hidden, hidden]),
+      "cell_scan: recurrent weight \(weight) where [\(heads), \(G * units), \(units)] belongs")
+    return CellExtents(
+      batch: gates[0], tokens: gates[1], heads: heads, units: units, gates: G)
+  }
+
+  public func infer(_ i: [TensorSpec]) -> [TensorSpec] {
+    let x = extents(i)
+    let state: Shape = [x.batch, x.hidden]
+    for place in [3, 4] {
+      let given = optional.pick(place, i)?.shape
+      precondition(given == nil || given == state, "cell_scan: state \(given ?? []) for \(state)")
+    }
+    let sequence = TensorSpec([x.batch, x.tokens, x.hidden])
+    return [sequence, TensorSpec(state)] + (cell.hasMemory ? [TensorSpec(state)] : [])
+      + (gatesPlace == nil ? [] : [TensorSpec(i[0].shape)])
+      + (cellsPlace == nil ? [] : [sequence])
+  }
+
+  public func reference(_ a: inout HostArguments) {
+    let x = extents(a.inputSpecs)
+    for b in 0..<x.batch {
+      var walk = CellWalk(self, x, a.inputs, row: b)
+      for t in 0..<x.tokens {
+        let step = walk.advance(t)
+        accumulate(step.h, into: &a.outputs[0], at: (b * x.tokens + t) * x.hidden)
+        if let place = gatesPlace {
+          accumulate(
+            step.gates, into: &a.outputs[place], at: (b * x.tokens + t) * x.gates * x.hidden)
+        }
+        if let place = cellsPlace {
+          let kept = cell == .gru ? Array(step.product[(2 * x.hidden)...]) : step.c
+          accumulate(kept, into: &a.outputs[place], at: (b * x.tokens + t) * x.hidden)
+        }
+      }
+      accumulate(walk.h, into: &a.outputs[1], at: b * x.hidden)
+      if cell.hasMemory { accumulate(walk.c, into: &a.outputs[2], at: b * x.hidden) }
+    }
+  }
+
+  public func vjp(_ c: VJPContext) -> [Tensor?] {
+    precondition(gatesPlace != nil || cell.gateCount == 1, "cell_scan: gates were not kept")
+    let op = CellBackward(
+      forward: self, inputCount: c.inputs.count, hasFinal: c.cotangents[1] != nil,
+      hasFinalMemory: cell.hasMemory && c.cotangents[2] != nil)
+    let g = applyPresent(
+      op,
+      c.inputs.map { $0 } + [
+        c.outputs[0], gatesPlace.map { c.outputs[$0] }, cellsPlace.map { c.outputs[$0] },
+        c.cotangent(0), c.cotangents[1], cell.hasMemory ? c.cotangents[2] : nil,
+      ])
+    let x = extents(c.inputs.map(\.spec))
+    let recurrent = recurrentCotangents(g, op)
+    return optional.gather { i in
+      switch i {
+      case 0: g[0]
+      case 1: c.needs[1] ? weightGradient(g, op, recurrent, x, as: c.inputs[1].shape) : nil
+      case 2: recurrent.summed(to: [x.gates * x.hidden])
+      case 3, 4: op.place(i).map { g[$0] }
+      default: nil
+      }
+    }
+  }
+
+  /// The cotangent of R h + b: that of the pre-activations but for GRU's candidate.
+  private func recurrentCotangents(_ g: [Tensor], _ op: CellBackward) -> Tensor {
+    guard cell == .gru else { return g[0] }
+    let hidden = g[op.previousPlace].shape.last
+    return concatenated([g[0].sliced(0..<2 * hidden, axis: 2), g[op.previousPlace + 1]])
+  }
+
+  /// dR = Σ (cotangent of R h) hᵀ over all tokens, head by head.
+  private func weightGradient(
+    _ g: [Tensor], _ op: CellBackward, _ recurrent: Tensor, _ x: CellExtents, as shape: Shape
+  ) -> Tensor {
+    let rows = x.batch * x.tokens
+    func product(_ cotangent: Tensor, _ operand: Tensor, gates: Int) -> Tensor {
+      let left = cotangent.reshaped([rows, gates, heads, x.units])
+      let right = operand.reshaped([rows, heads, x.units])
+      if heads == 1 {
+        return left.reshaped([rows, gates * x.units]).matmul(
+          right.reshaped([rows, x.units]), transposingLeft: true, precision: precision
+        ).reshaped([1, gates * x.units, x.units])
+      }
+      return left.permuted([2, 0, 1, 3]).reshaped([heads, rows, gates * x.units]).matmul(
+        right.permuted([1, 0, 2]), transposingLeft: true, precision: precision)
+    }
+    let previous = g[op.previousPlace]
+    guard cell == .gruOriginal else {
+      return product(recurrent, previous, gates: x.gates).reshaped(shape)
+    }
+    let parts = recurrent.split([2 * x.hidden, x.hidden])
+    return concatenated(
+      [
+        product(parts[0], previous, gates: 2),
+        product(parts[1], g[op.previousPlace + 1], gates: 1),
+      ], axis: 1
+    ).reshaped(shape)
+  }
+
+  public var saved: SavedValues {
+    let (gates, cells) = (gatesPlace, cellsPlace)
+    return SavedValues(
+      keepsInput: { _ in true }, keepsOutput: { $0 == 0 || $0 == gates || $0 == cells })
+  }
+
+  public static let cases: [OpCase] = CellScan.Cell.allCases.flatMap { cell in
+    [(1, true), (3, true), (2, false)].map { heads, full in
+      let (B, T, H) = (2, 23, 12)
+      let units = H / heads
+      let G = cell.gateCount
+      let inputs: [TestInput?] = [
+        TestInput([B, T, G * H]),
+        TestInput(
+          heads == 1 ? [G * H, H] : [heads, G * units, units], .normal(scale: 0.3)),
+        full ? TestInput([G * H]) : nil, full ? TestInput([B, H]) : nil,
+        full && cell.hasMemory ? TestInput([B, H]) : nil,
+        full ? testResets(batch: B, tokens: T) : nil,
+      ]
+      return OpCase(
+        "\(cell) \(heads) heads\(full ? " full" : "")",
+        CellForward(
+          cell: cell, heads: heads, precision: .float32, keepsGates: true,
+          optional: OptionalInputs(inputs.map { $0 != nil })), inputs.compactMap { $0 },
+        tolerance: 2e-5, gradientTolerance: 2e-4)
+    }
+  }
+}
+
+/// Inputs: the forward's, h, kept gates and cell states where there are, dh, then d final h and
+/// d final c where present. Outputs: d of the pre-activations `[B, T, G·H]`; dh₀ and dc₀ where the
+/// forward had them; the vector that multiplied R at each token `[B, T, H]`; for `gru` the cotangent
+/// of Rₙ h + bₙ, for `gruOriginal` the vector that multiplied Rₙ.
+public struct CellBackward: Op {
+  public static let name = "cell_scan_backward"
+  public let forward: CellForward
+  public let inputCount: Int
+  public let hasFinal: Bool
+  public let hasFinalMemory: Bool
+
+  /// Positions after the forward's inputs: h, gates, cell states, dh, d final h, d final c.
+  public var extra: OptionalInputs {
+    OptionalInputs([
+      true, forward.gatesPlace != nil, forward.cellsPlace != nil, true, hasFinal, hasFinalMemory,
+    ])
+  }
+  /// Position among the outputs of the gradient of possible input 0, 3 or 4.
+  public func place(_ i: Int) -> Int? {
+    switch i {
+    case 0: 0
+    case 3: forward.optional.has(3) ? 1 : nil
+    case 4: forward.optional.has(4) ? (forward.optional.has(3) ? 2 : 1) : nil
+    default: nil
+    }
+  }
+  public var previousPlace: Int {
+    1 + (forward.optional.has(3) ? 1 : 0) + (forward.optional.has(4) ? 1 : 0)
+  }
+
+  public func infer(_ i: [TensorSpec]) -> [TensorSpec] {
+    let x = forward.extents(i)
+    let sequence = TensorSpec([x.batch, x.tokens, x.hidden])
+    return [i[0]] + [3, 4].compactMap { forward.optional.pick($0, i) } + [sequence]
+      + (forward.cell.isGRU ? [sequence] : [])
+  }
+
+  public func reference(_ a: inout HostArguments) {
+    let x = forward.extents(a.inputSpecs)
+    let H = x.hidden
+    let inputs = Array(a.inputs[..<inputCount])
+    let rest = Array(a.inputs[inputCount...])
+    guard let dy = extra.pick(3, rest) else { return }
+    for b in 0..<x.batch {
+      var walk = CellWalk(forward, x, inputs, row: b)
+      let steps = (0..<x.tokens).map { walk.advance($0) }
+      func final(_ i: Int) -> [Double] {
+        extra.pick(i, rest).map { Array($0[b * H..<(b + 1) * H]) }
+          ?? [Double](repeating: 0, count: H)
+      }
+      var (dh, dc) = (final(4), final(5))
+      for t in stride(from: x.tokens - 1, through: 0, by: -1) {
+        let at = (b * x.tokens + t) * H
+        for u in 0..<H { dh[u] += dy[at + u] }
+        let back = walk.retreat(steps[t], &dh, &dc)
+        accumulate(back.gates, into: &a.outputs[0], at: at * x.gates)
+        accumulate(steps[t].previous, into: &a.outputs[previousPlace], at: at)
+        if forward.cell.isGRU {
+          let second =
+            forward.cell == .gru
+            ? Array(back.recurrent[(2 * H)...]) : zip(steps[t].gates, steps[t].previous).map { $0 * $1 }
+          accumulate(second, into: &a.outputs[previousPlace + 1], at: at)
+        }
+        if walk.isReset(t) {
+          dh = [Double](repeating: 0, count: H)
+          dc = dh
+        }
+      }
+      if let place = place(3) { accumulate(dh, into: &a.outputs[place], at: b * H) }
+      if let place = place(4) { accumulate(dc, into: &a.outputs[place], at: b * H) }
+    }
+  }
+  public func vjp(_ c: VJPContext) -> [Tensor?] { c.inputs.map { _ in nil } }
+  public static let cases: [OpCase] = []
+}

@@ -1,0 +1,147 @@
+import GyreTensors
+
+/// Sizes of a cell scan: B, T, heads, units a head, gates a unit.
+public struct CellExtents: Sendable, Hashable {
+  public var batch, tokens, heads, units, gates: Int
+  public var hidden: Int { heads * units }
+}
+
+/// One row of a cell scan on the host, token by token: the definition of the cells.
+struct CellWalk {
+  struct Step {
+    /// State before the token, after a reset.
+    var previous, memory: [Double]
+    /// Activated gates and R h + b, `[G·H]`.
+    var gates, product: [Double]
+    var h, c: [Double]
+  }
+
+  private let op: CellForward
+  private let x: CellExtents
+  private let inputs: [[Double]]
+  private let row: Int
+  private(set) var h, c: [Double]
+
+  init(_ op: CellForward, _ x: CellExtents, _ inputs: [[Double]], row: Int) {
+    (self.op, self.x, self.inputs, self.row) = (op, x, inputs, row)
+    func start(_ i: Int) -> [Double] {
+      op.optional.pick(i, inputs).map { Array($0[row * x.hidden..<(row + 1) * x.hidden]) }
+        ?? [Double](repeating: 0, count: x.hidden)
+    }
+    (h, c) = (start(3), start(4))
+  }
+
+  func isReset(_ t: Int) -> Bool { (op.optional.pick(5, inputs)?[row * x.tokens + t] ?? 0) != 0 }
+
+  /// Visits the elements of some gates' rows of R: (gate·H + output unit, input unit, weight).
+  private func weights(of gates: Range<Int>, _ body: (Int, Int, Double) -> Void) {
+    let R = inputs[1]
+    for head in 0..<x.heads {
+      for g in gates {
+        for j in 0..<x.units {
+          let from = ((head * x.gates + g) * x.units + j) * x.units
+          for k in 0..<x.units {
+            body(g * x.hidden + head * x.units + j, head * x.units + k, R[from + k])
+          }
+        }
+      }
+    }
+  }
+
+  mutating func advance(_ t: Int) -> Step {
+    let (H, G) = (x.hidden, x.gates)
+    if isReset(t) {
+      h = [Double](repeating: 0, count: H)
+      c = h
+    }
+    let xw = inputs[0][(row * x.tokens + t) * G * H..<(row * x.tokens + t + 1) * G * H]
+    func input(_ i: Int) -> Double { xw[xw.startIndex + i] }
+    let (previous, memory) = (h, c)
+    var product = op.optional.pick(2, inputs) ?? [Double](repeating: 0, count: G * H)
+    let first = op.cell == .gruOriginal ? 2 : G
+    weights(of: 0..<first) { product[$0] += $2 * previous[$1] }
+    var gates = [Double](repeating: 0, count: G * H)
+    switch op.cell {
+    case .elmanTanh: for u in 0..<H { gates[u] = Functions.tanh(input(u) + product[u]) }
+    case .elmanReLU: for u in 0..<H { gates[u] = max(input(u) + product[u], 0) }
+    case .gru, .gruOriginal:
+      for i in 0..<2 * H { gates[i] = Functions.sigmoid(input(i) + product[i]) }
+      if op.cell == .gruOriginal {
+        weights(of: 2..<3) { product[$0] += $2 * gates[$1] * previous[$1] }
+      }
+      for u in 0..<H {
+        let reset = op.cell == .gru ? gates[u] : 1
+        gates[2 * H + u] = Functions.tanh(input(2 * H + u) + reset * product[2 * H + u])
+      }
+    case .lstm:
+      for i in 0..<4 * H {
+        let sum = input(i) + product[i]
+        gates[i] = i / H == 2 ? Functions.tanh(sum) : Functions.sigmoid(sum)
+      }
+    }
+    for u in 0..<H {
+      switch op.cell {
+      case .elmanTanh, .elmanReLU: h[u] = gates[u]
+      case .gru, .gruOriginal:
+        h[u] = (1 - gates[H + u]) * gates[2 * H + u] + gates[H + u] * previous[u]
+      case .lstm:
+        c[u] = gates[H + u] * memory[u] + gates[u] * gates[2 * H + u]
+        h[u] = gates[3 * H + u] * Functions.tanh(c[u])
+      }
+    }
+    return Step(
+      previous: previous, memory: memory, gates: gates, product: product, h: h, c: c)
+  }
+
+  /// Takes the cotangents of h and c over a token; returns those of x and of R h + b.
+  func retreat(_ s: Step, _ dh: inout [Double], _ dc: inout [Double]) -> (
+    gates: [Double], recurrent: [Double]
+  ) {
+    let (H, G) = (x.hidden, x.gates)
+    var d = [Double](repeating: 0, count: G * H)
+    var before = [Double](repeating: 0, count: H)
+    switch op.cell {
+    case .elmanTanh: for u in 0..<H { d[u] = dh[u] * (1 - s.h[u] * s.h[u]) }
+    case .elmanReLU: for u in 0..<H { d[u] = s.h[u] > 0 ? dh[u] : 0 }
+    case .gru, .gruOriginal:
+      for u in 0..<H {
+        let (z, n) = (s.gates[H + u], s.gates[2 * H + u])
+        d[2 * H + u] = dh[u] * (1 - z) * (1 - n * n)
+        d[H + u] = dh[u] * (s.previous[u] - n) * z * (1 - z)
+        before[u] = dh[u] * z
+      }
+    case .lstm:
+      for u in 0..<H {
+        let (i, f, g, o) = (s.gates[u], s.gates[H + u], s.gates[2 * H + u], s.gates[3 * H + u])
+        let squashed = Functions.tanh(s.c[u])
+        let total = dc[u] + dh[u] * o * (1 - squashed * squashed)
+        d[u] = total * g * i * (1 - i)
+        d[H + u] = total * s.memory[u] * f * (1 - f)
+        d[2 * H + u] = total * i * (1 - g * g)
+        d[3 * H + u] = dh[u] * squashed * o * (1 - o)
+        dc[u] = total * f
+      }
+    }
+    var recurrent = d
+    if op.cell == .gru {
+      for u in 0..<H {
+        let r = s.gates[u]
+        d[u] = d[2 * H + u] * s.product[2 * H + u] * r * (1 - r)
+        recurrent[u] = d[u]
+        recurrent[2 * H + u] = d[2 * H + u] * r
+      }
+    } else if op.cell == .gruOriginal {
+      var gated = [Double](repeating: 0, count: H)
+      weights(of: 2..<3) { gated[$1] += $2 * d[$0] }
+      for u in 0..<H {
+        let r = s.gates[u]
+        d[u] = gated[u] * s.previous[u] * r * (1 - r)
+        recurrent[u] = d[u]
+        before[u] += gated[u] * r
+      }
+    }
+    weights(of: 0..<(op.cell == .gruOriginal ? 2 : G)) { before[$1] += $2 * recurrent[$0] }
+    dh = before
+    return (d, recurrent)
+  }
+}
