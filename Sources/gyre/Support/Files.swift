@@ -22,6 +22,26 @@ enum Files {
     try MappedFile(path: path).withUnsafeBytes { Array($0) }
   }
 
+  /// The path itself, or all safetensors files of a folder in order.
+  static func safetensors(_ path: String) throws -> [String] {
+    switch kind(path) {
+    case nil: throw CheckpointError.notFound(path: path)
+    case .file?: return [path]
+    case .folder?:
+      guard let directory = opendir(path) else { throw Failure("'\(path)' cannot be listed") }
+      defer { closedir(directory) }
+      var names: [String] = []
+      while let entry = readdir(directory) {
+        let name = withUnsafeBytes(of: entry.pointee.d_name) { bytes in
+          String(decoding: bytes.prefix { $0 != 0 }, as: UTF8.self)
+        }
+        if name.hasSuffix(".safetensors") { names.append(name) }
+      }
+      guard !names.isEmpty else { throw Failure("'\(path)' holds no .safetensors file") }
+      return names.sorted().map { path + "/" + $0 }
+    }
+  }
+
   /// Everything on standard input.
   static func readStandardInput() -> [UInt8] {
     var bytes: [UInt8] = []

@@ -70,3 +70,14 @@ enum Format {
 extension Duration {
   var seconds: Double { self / .seconds(1) }
 }
+
+extension Format {
+  /// A relative error: 3.1e-07.
+  static func error(_ x: Double) -> String {
+    guard x.isFinite, x != 0 else { return x == 0 ? "0" : "\(x)" }
+    var (m, exponent) = (abs(x), 0)
+    while m >= 9.95 { (m, exponent) = (m / 10, exponent + 1) }
+    while m < 0.995 { (m, exponent) = (m * 10, exponent - 1) }
+    return (x < 0 ? "-" : "") + fixed(m, 1) + "e\(exponent)"
+  }
+}

@@ -22,11 +22,11 @@ struct Table {
   /// The lines, the header in bold where a person reads them.
   func lines() -> [String] {
     let widths = header.indices.map { i in
-      ([header] + rows.compactMap { $0 }).map { $0[i].count }.max() ?? 0
+      ([header] + rows.compactMap { $0 }).map { Table.width($0[i]) }.max() ?? 0
     }
     func line(_ cells: [String]) -> String {
       let padded = cells.indices.map { i in
-        let space = String(repeating: " ", count: widths[i] - cells[i].count)
+        let space = String(repeating: " ", count: widths[i] - Table.width(cells[i]))
         return alignments[i] == .left ? cells[i] + space : space + cells[i]
       }
       var text = padded.joined(separator: "  ")
@@ -36,6 +36,17 @@ struct Table {
     let rule = widths.map { String(repeating: "─", count: $0) }.joined(separator: "──")
     return [Terminal.styled(line(header), .bold), Terminal.styled(rule, .dim)]
       + rows.map { $0.map(line) ?? Terminal.styled(rule, .dim) }
+  }
+
+  /// Characters that show: styles take no room.
+  private static func width(_ cell: String) -> Int {
+    var (count, isStyle) = (0, false)
+    for character in cell {
+      if character == "\u{1B}" { isStyle = true }
+      if !isStyle { count += 1 }
+      if isStyle, character == "m" { isStyle = false }
+    }
+    return count
   }
 
   func print() { for line in lines() { Terminal.line(line) } }
