@@ -93,6 +93,9 @@ let package = Package(
         "GyreCheckpoints",
       ]),
     // Tests
+    test("GyreInference", ["GyreModels", "GyreLayers", "GyrePlatform", "GyreTokenizers"]),
+    .testTarget(
+      name: "gyreTests", dependencies: ["gyre", arguments], swiftSettings: swiftSettings),
     test("GyreTensors"),
     test(
       "GyreConformance",
