@@ -2,6 +2,7 @@ import ArgumentParser
 import GyreCheckpoints
 import GyreConformance
 import GyrePlatform
+import GyreRecurrence
 import GyreTensors
 
 struct Doctor: ParsableCommand {
@@ -49,7 +50,7 @@ struct Doctor: ParsableCommand {
       progress.update(done, item.name)
     }
     progress.end()
-    if let report { try AtomicFile.write(try JSONOutput.text(result, .prettyPrinted) + "\n", to: report) }
+    if let report { _ = try AtomicFile.write(try JSONOutput.text(result, indented: true) + "\n", to: report) }
     if json { try JSONOutput.document(result) } else { Terminal.line(result.table()) }
     return result.passes
   }
@@ -112,7 +113,7 @@ struct Doctor: ParsableCommand {
     let passes = failures.isEmpty && rows.allSatisfy(\.passes) && !rows.isEmpty
     let result = VectorReport(
       device: Devices.detail(of: device), passes: passes, results: rows, failures: failures)
-    if let report { try AtomicFile.write(try JSONOutput.text(result, .prettyPrinted) + "\n", to: report) }
+    if let report { _ = try AtomicFile.write(try JSONOutput.text(result, indented: true) + "\n", to: report) }
     if json {
       try JSONOutput.document(result)
     } else {

@@ -1,6 +1,7 @@
 import ArgumentParser
 import GyreCheckpoints
 import GyreInference
+import GyreLayers
 import GyreModels
 import GyreTensors
 

@@ -1,6 +1,7 @@
 import ArgumentParser
 import GyreCheckpoints
 import GyreInference
+import GyreModels
 import GyreTensors
 
 struct Logits: ParsableCommand {

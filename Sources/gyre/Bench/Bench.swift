@@ -2,6 +2,7 @@ import ArgumentParser
 import GyreLayers
 import GyreModels
 import GyrePlatform
+import GyreRecurrence
 import GyreTensors
 
 struct Bench: ParsableCommand {

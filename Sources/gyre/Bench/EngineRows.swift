@@ -17,7 +17,10 @@ struct EngineRow {
 
   private struct Maker {
     let device: any Device
-    let (b, t, h, k) = (EngineRow.batch, EngineRow.length, EngineRow.heads, EngineRow.size)
+    var b: Int { EngineRow.batch }
+    var t: Int { EngineRow.length }
+    var h: Int { EngineRow.heads }
+    var k: Int { EngineRow.size }
     var d: Int { h * k }
     var tokens: Double { Double(b * t) }
 
