@@ -29,13 +29,9 @@ struct Tool: AsyncParsableCommand {
       } else {
         try command.run()
       }
-    } catch let error as CleanExit {
-      exit(withError: error)
-    } catch let error as ExitCode {
-      exit(withError: error)
-    } catch let error as ValidationError {
-      exit(withError: error)
     } catch {
+      // Help, the version, usage errors and plain exit codes are the parser's to print.
+      guard exitCode(for: error) == .failure, !(error is ExitCode) else { exit(withError: error) }
       Terminal.complain(error)
       exit(withError: ExitCode(1))
     }

@@ -1,4 +1,5 @@
 import ArgumentParser
+import GyreInference
 import Testing
 
 @testable import gyre

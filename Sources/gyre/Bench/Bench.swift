@@ -37,7 +37,6 @@ struct Bench: ParsableCommand {
 
   func run() throws {
     let device = try device.open()
-    Interrupts.install()
     try ComputePrecision.$current.withValue(dtype.compute) { try measure(device) }
   }
 
@@ -48,7 +47,7 @@ struct Bench: ParsableCommand {
       ("engine", engines(device, machine)), ("gemm", products(device, machine)),
       ("train", training(device, machine)), ("decode", decoding(device, machine)),
     ] {
-      for (name, job) in jobs where wants(group, name) && !Interrupts.isRequested {
+      for (name, job) in jobs where wants(group, name) {
         if Terminal.isErrorInteractive { Terminal.writeError("\r\u{1B}[2K\(group) \(name)") }
         rows += try job()
       }
