@@ -89,6 +89,11 @@ let package = Package(
         "GyreTensors", "GyreLayers", "GyreRecurrence", "GyreMixers", "GyreModels",
         "GyreCheckpoints",
       ]),
+    // Tests
+    test("GyreTensors"),
+    test(
+      "GyreConformance",
+      ["GyreTensors", "GyreRecurrence", "GyreMixers", "GyreModels", "GyreCPU"]),
     // Level 6
     .executableTarget(
       name: "gyre",

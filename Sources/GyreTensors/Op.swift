@@ -142,11 +142,19 @@ public struct OpCase: Sendable {
   /// Largest ‖y − r‖/‖r‖ in float32, of outputs and of gradients.
   public var tolerance: Double
   public var gradientTolerance: Double
+  /// Largest error of a directional derivative against central differences in Double, over the
+  /// gradient's norm; derivatives are kept in float32.
+  public var differenceTolerance: Double
+  /// Gradients flow from this many outputs, the first ones; nil: from all that are floating point.
+  public var differentiableOutputs: Int?
 
   public init(
     _ label: String, _ op: any Op, _ inputs: [TestInput], tolerance: Double = 2e-6,
-    gradientTolerance: Double = 1e-5
+    gradientTolerance: Double = 1e-5, differenceTolerance: Double = 2e-4,
+    differentiableOutputs: Int? = nil
   ) {
+    self.differenceTolerance = differenceTolerance
+    self.differentiableOutputs = differentiableOutputs
     self.label = label
     self.op = op
     self.inputs = inputs

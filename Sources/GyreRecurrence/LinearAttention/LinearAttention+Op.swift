@@ -315,7 +315,9 @@ extension LinearAttentionForward {
           optional: OptionalInputs(inputs.map { $0 != nil }))
         return OpCase(
           "\(label) \(form)\(full ? " full" : "")", op, inputs.compactMap { $0 },
-          tolerance: 2e-5, gradientTolerance: 2e-4)
+          tolerance: 2e-5, gradientTolerance: 2e-4,
+          // Scaled states move with their stabiliser, whose choice has no gradient.
+          differentiableOutputs: normalizer.isExponential ? 1 : nil)
       }
     }
     return make("no decay", .none, keyHeads: 1) + make("constant", .constant)

@@ -46,7 +46,8 @@ public struct LinearCrossEntropy: Op {
   public static let cases = [
     OpCase(
       "gradients", LinearCrossEntropy(computesGradients: true, precision: .float32),
-      [TestInput([2, 35, 24]), TestInput([67, 24]), .integers([2, 35], -1, 67)]),
+      [TestInput([2, 35, 24]), TestInput([67, 24]), .integers([2, 35], -1, 67)],
+      differentiableOutputs: 1),
     OpCase(
       "loss only", LinearCrossEntropy(computesGradients: false, precision: .float32),
       [
@@ -106,7 +107,7 @@ public struct CrossEntropy: Op {
     public static let cases: [OpCase] = []
   }
   public static let cases = [
-    OpCase("rows", CrossEntropy(), [TestInput([4, 9, 33]), .integers([4, 9], -1, 33)])
+    OpCase("rows", CrossEntropy(), [TestInput([4, 9, 33]), .integers([4, 9], -1, 33)], differentiableOutputs: 1)
   ]
 }
 
