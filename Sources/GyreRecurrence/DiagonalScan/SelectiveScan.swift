@@ -141,7 +141,8 @@ public struct SelectiveScanForward: Op {
       "\(form)\(full ? " full" : "")",
       SelectiveScanForward(
         form: form, keepsStates: true, optional: OptionalInputs(inputs.map { $0 != nil })),
-      inputs.compactMap { $0 }, tolerance: 2e-5, gradientTolerance: 2e-4)
+      inputs.compactMap { $0 }, tolerance: 2e-5, gradientTolerance: 2e-4,
+      differentiableOutputs: 2)
   }
 }
 
