@@ -82,7 +82,10 @@ let package = Package(
       ], packages: [logging]),
     target(
       "GyreInference",
-      ["GyreTensors", "GyreLayers", "GyreRecurrence", "GyreModels", "GyreTokenizers"]),
+      [
+        "GyreTensors", "GyreLayers", "GyreRecurrence", "GyreModels", "GyreTokenizers",
+        "GyreCheckpoints",
+      ]),
     target(
       "GyreConformance",
       [
@@ -90,6 +93,9 @@ let package = Package(
         "GyreCheckpoints",
       ]),
     // Tests
+    test("GyreInference", ["GyreModels", "GyreLayers", "GyrePlatform", "GyreTokenizers"]),
+    .testTarget(
+      name: "gyreTests", dependencies: ["gyre", arguments], swiftSettings: swiftSettings),
     test("GyreTensors"),
     test(
       "GyreConformance",

@@ -1,0 +1,149 @@
+import GyreModels
+import GyreRecurrence
+import GyreTensors
+import GyreTokenizers
+
+/// What to generate.
+public struct GenerationOptions: Sendable, Hashable {
+  public var sampling = SamplingOptions()
+  /// Tokens after the prompt; nil: until something else ends it.
+  public var maximumTokens: Int? = 256
+  /// Texts that end the generation; they are not part of it.
+  public var stop: [String] = []
+  /// Whether the tokenizer's end token ends the generation.
+  public var stopsAtEndToken = true
+  /// Tokens of the prompt that go through the model at once: bounds the memory of prefill.
+  public var prefillLength = 512
+
+  public init() {}
+
+  /// - Throws: `invalidOption`.
+  public func validate() throws(InferenceError) {
+    try sampling.validate()
+    if let maximumTokens, maximumTokens < 0 {
+      throw .invalidOption(name: "max-tokens", rule: "must not be negative")
+    }
+    if prefillLength < 1 { throw .invalidOption(name: "prefill length", rule: "must be positive") }
+  }
+}
+
+/// How a generation went.
+public struct GenerationSummary: Sendable {
+  /// Why it ended.
+  public enum Ending: String, Sendable, Codable {
+    case length, stop
+    case endOfText = "end_of_text"
+    case cancelled
+  }
+  public var promptTokens: Int
+  public var generatedTokens: Int
+  public var ending: Ending
+  public var prefill: Duration
+  public var decoding: Duration
+}
+
+/// Text from a language model: the prompt chunkwise in bounded pieces, then one recurrent step a
+/// token. Holds the model's state and the text not yet certain, whatever the length.
+public struct Generator: Sendable {
+  public let model: LanguageModel
+  public let tokenizer: any Tokenizer
+
+  /// - Throws: `vocabulary` when the tokenizer makes tokens that the model does not have.
+  public init(model: LanguageModel, tokenizer: any Tokenizer) throws(InferenceError) {
+    guard tokenizer.vocabularySize <= model.configuration.vocabulary else {
+      throw .vocabulary(
+        tokenizer: tokenizer.vocabularySize, model: model.configuration.vocabulary)
+    }
+    self.model = model
+    self.tokenizer = tokenizer
+  }
+
+  /// The tokens of a prompt. An empty one becomes the token that begins or separates texts, or a
+  /// line break where there is none.
+  public func tokens(prompt: String) -> [TokenID] {
+    var tokens: [TokenID] = []
+    tokenizer.encode(prompt, into: &tokens)
+    if !tokens.isEmpty { return tokens }
+    let special = tokenizer.specialTokens
+    if let first = special.beginning ?? special.end { return [first] }
+    let lineBreak = tokenizer.encode("\n")
+    return lineBreak.isEmpty ? [0] : lineBreak
+  }
+
+  /// Generates after `prompt` (at least one token) and hands out text as soon as it is certain.
+  ///
+  /// - Parameter emit: takes a piece; false ends the generation.
+  /// - Throws: invalid options, device failures, `noFiniteLogit`.
+  @discardableResult
+  public func generate(
+    after prompt: [TokenID], _ options: GenerationOptions, emit: (String) -> Bool
+  ) throws(InferenceError) -> GenerationSummary {
+    try options.validate()
+    let clock = ContinuousClock()
+    let start = clock.now
+    var state = model.makeState(batch: 1)
+    var sampler = Sampler(options.sampling)
+    var logits = try prefill(prompt, options.prefillLength, &state)
+    for token in prompt.suffix(options.sampling.repetitionWindow) { sampler.observe(token) }
+    let decodingStart = clock.now
+
+    var decoder = StreamingDecoder(tokenizer)
+    var stops = StopStrings(options.stop)
+    var count = 0
+    var ending = GenerationSummary.Ending.length
+    while options.maximumTokens.map({ count < $0 }) ?? true {
+      let token = try sampler.next(logits)
+      if options.stopsAtEndToken, token == tokenizer.specialTokens.end {
+        ending = .endOfText
+        break
+      }
+      count += 1
+      let text = stops.append(decoder.append(token))
+      if !text.isEmpty, !emit(text) {
+        ending = .cancelled
+        break
+      }
+      if stops.isStopped {
+        ending = .stop
+        break
+      }
+      if count == options.maximumTokens { break }
+      logits = try self.logits(of: [token][...], form: .recurrent, &state)
+    }
+    if ending == .length || ending == .endOfText {
+      let rest = stops.append(decoder.finish()) + stops.finish()
+      if stops.isStopped { ending = .stop }
+      if !rest.isEmpty { _ = emit(rest) }
+    }
+    return GenerationSummary(
+      promptTokens: prompt.count, generatedTokens: count, ending: ending,
+      prefill: decodingStart - start, decoding: clock.now - decodingStart)
+  }
+
+  /// Feeds the prompt in pieces; the logits after its last token.
+  private func prefill(
+    _ prompt: [TokenID], _ length: Int, _ state: inout ModelState
+  ) throws(InferenceError) -> [Float] {
+    precondition(!prompt.isEmpty, "generate: a prompt has at least one token")
+    var start = 0
+    while prompt.count - start > length {
+      let piece = tensor(prompt[start..<start + length])
+      _ = model.hidden(piece, state: &state, form: .chunkwise)
+      start += length
+    }
+    return try logits(of: prompt[start...], form: .chunkwise, &state)
+  }
+
+  /// The logits after the last of some tokens.
+  private func logits(
+    of tokens: ArraySlice<TokenID>, form: SequenceForm, _ state: inout ModelState
+  ) throws(InferenceError) -> [Float] {
+    let hidden = model.hidden(tensor(tokens), state: &state, form: form)
+    let last = hidden.sliced(tokens.count - 1..<tokens.count, axis: 1)
+    do throws(DeviceError) { return try model.logits(last).floats() } catch { throw .device(error) }
+  }
+
+  private func tensor(_ tokens: ArraySlice<TokenID>) -> Tensor {
+    Tensor(Array(tokens), shape: [1, tokens.count], on: model.device)
+  }
+}

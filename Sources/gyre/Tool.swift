@@ -1,0 +1,43 @@
+import ArgumentParser
+
+@main
+struct Tool: AsyncParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "gyre",
+    abstract: "Recurrent sequence models: train, generate, measure, check.",
+    discussion: """
+      Start here:
+
+        gyre train                 train the small default model on the built-in text (minutes)
+        gyre generate runs/tiny-1  let it write
+        gyre inspect runs/tiny-1   see what is inside
+
+      Every command that prints figures takes --json. Devices are named cpu, cpu:avx2, reference;
+      a name that does not exist lists those that do.
+      """,
+    version: "0.1.0",
+    subcommands: [
+      Generate.self, Logits.self, Inspect.self, Bench.self, Doctor.self,
+    ])
+
+  static func main() async {
+    var command: any ParsableCommand
+    do { command = try parseAsRoot() } catch { exit(withError: error) }
+    do {
+      if var asynchronous = command as? any AsyncParsableCommand {
+        try await asynchronous.run()
+      } else {
+        try command.run()
+      }
+    } catch let error as CleanExit {
+      exit(withError: error)
+    } catch let error as ExitCode {
+      exit(withError: error)
+    } catch let error as ValidationError {
+      exit(withError: error)
+    } catch {
+      Terminal.complain(error)
+      exit(withError: ExitCode(1))
+    }
+  }
+}
