@@ -59,6 +59,9 @@ public final class CPUDevice: HostDevice, @unchecked Sendable {
     CPUKernel.all[ObjectIdentifier(type(of: op))] != nil
   }
 
+  /// Whether bfloat16 products are faster than float32 ones.
+  public var hasFastBFloat16: Bool { kernels.gemm.has_bf16 }
+
   /// Threads that kernels use, the caller's included.
   public static var threadCount: Int {
     get { Int(ck_thread_count()) }
