@@ -59,6 +59,9 @@ public final class CPUDevice: HostDevice, @unchecked Sendable {
     CPUKernel.all[ObjectIdentifier(type(of: op))] != nil
   }
 
+  /// Whether bfloat16 products are faster than float32 ones.
+  public var hasFastBFloat16: Bool { kernels.gemm.has_bf16 }
+
   /// Threads that kernels use, the caller's included.
   public static var threadCount: Int {
     get { Int(ck_thread_count()) }
@@ -76,6 +79,8 @@ struct KernelTables: @unchecked Sendable {
   var scan = ck_diagonal_scan_table()
   var linearAttention = ck_linear_attention_table()
   var deltaRule = ck_delta_rule_table()
+  var cellScan = ck_cell_scan_table()
+  var attention = ck_attention_table()
   var convolution = ck_short_convolution_table()
   var rotary = ck_rotary_table()
 
@@ -84,7 +89,8 @@ struct KernelTables: @unchecked Sendable {
       ck_norm_table_for(level, &norm), ck_loss_table_for(level, &loss),
       ck_optimizer_table_for(level, &optimizer), ck_diagonal_scan_table_for(level, &scan),
       ck_linear_attention_table_for(level, &linearAttention),
-      ck_delta_rule_table_for(level, &deltaRule),
+      ck_delta_rule_table_for(level, &deltaRule), ck_cell_scan_table_for(level, &cellScan),
+      ck_attention_table_for(level, &attention),
       ck_short_convolution_table_for(level, &convolution), ck_rotary_table_for(level, &rotary)
     else { return nil }
   }
@@ -120,7 +126,7 @@ struct CPUKernel: Sendable {
     var table: [ObjectIdentifier: CPUKernel] = [:]
     for family in [
       pointwise, layout, products, norms, losses, optimizers, scans, linearAttention, deltaRule,
-      sequence,
+      sequence, selectiveScans, cells, attention,
     ] {
       for kernel in family { table[kernel.op] = kernel }
     }

@@ -83,6 +83,12 @@ public struct SafetensorsFile: TensorSource {
     }
   }
 
+  /// Whether the values lie in a mapped file, at addresses that hold while this value lives.
+  public var isMapped: Bool {
+    if case .mapped = storage { return true }
+    return false
+  }
+
   /// Asks the kernel to load a tensor's pages ahead of use; does nothing for bytes in memory.
   public func prefetch(_ name: String) throws(CheckpointError) {
     let range = try info(name).byteRange

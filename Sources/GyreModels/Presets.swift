@@ -50,10 +50,15 @@ public enum Presets {
     throw ConfigurationError("model", "no preset is called \(name); there are \(names)")
   }
 
+  /// The demonstration: 1.5M parameters that learn most from three minutes on two cores.
   private static func tiny(_ c: inout ModelConfiguration) {
-    c.width = 256
-    c.layers = 4
-    c.pattern = ["min_gru"]
+    c.width = 192
+    c.layers = 3
+    c.pattern = ["gated_delta_net"]
+    c.mixers["gated_delta_net"] = .object([
+      "headSize": .integer(32), "heads": .integer(6), "valueExpansion": .integer(1),
+    ])
+    c.feedForwardOptions = .object(["hidden": .integer(512)])
   }
 }
 

@@ -35,6 +35,11 @@ public enum Devices {
     return "cpu:\(cpu.level.rawValue), \(threadCount) thread\(threadCount == 1 ? "" : "s")"
   }
 
+  /// Whether bfloat16 products are faster than float32 ones on a device.
+  public static func hasFastBFloat16(_ device: any Device) -> Bool {
+    (device as? CPUDevice)?.hasFastBFloat16 ?? false
+  }
+
   /// Threads that the processor's kernels use, the caller's included.
   public static var threadCount: Int {
     get { CPUDevice.threadCount }

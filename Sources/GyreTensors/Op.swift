@@ -147,14 +147,17 @@ public struct OpCase: Sendable {
   public var differenceTolerance: Double
   /// Gradients flow from this many outputs, the first ones; nil: from all that are floating point.
   public var differentiableOutputs: Int?
+  /// How many of the outputs devices agree on; the others are a kernel's notes for its derivative.
+  public var comparedOutputs: Int?
 
   public init(
     _ label: String, _ op: any Op, _ inputs: [TestInput], tolerance: Double = 2e-6,
     gradientTolerance: Double = 1e-5, differenceTolerance: Double = 2e-4,
-    differentiableOutputs: Int? = nil
+    differentiableOutputs: Int? = nil, comparedOutputs: Int? = nil
   ) {
     self.differenceTolerance = differenceTolerance
     self.differentiableOutputs = differentiableOutputs
+    self.comparedOutputs = comparedOutputs
     self.label = label
     self.op = op
     self.inputs = inputs

@@ -208,7 +208,7 @@ package enum ElementCoding {
   }
 
   private static func clamping(_ x: Double, _ low: Double, _ high: Double) -> Double {
-    x.isNaN ? 0 : min(max(x.rounded(), low), high)
+    x.isNaN ? 0 : min(max(x.rounded(.towardZero), low), high)
   }
 
   private static func gather<S: BitwiseCopyable>(

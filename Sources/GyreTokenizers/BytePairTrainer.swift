@@ -77,7 +77,8 @@ public struct BytePairTrainer: Sendable {
       words: words, frequencies: frequencies, specialTokens: specialTokens.map { Array($0.utf8) },
       includesAllBytes: includesAllBytes)
     learner.run(vocabularySize: vocabularySize, minimumFrequency: max(1, minimumFrequency))
-    let json = BytePairFile.write(learner, specialTokens: specialTokens, addsPrefixSpace: addsPrefixSpace)
+    let json = BytePairFile.write(
+      learner, specialTokens: specialTokens, addsPrefixSpace: addsPrefixSpace)
     return try PipelineTokenizer(json: json, file: TokenizerFile.jsonName)
   }
 }
@@ -102,12 +103,16 @@ struct BytePairLearner {
     for token in specialTokens where numbers.value(of: token) == nil { add(token) }
     var isUsed = [Bool](repeating: includesAllBytes, count: 256)
     for word in words { for byte in word { isUsed[Int(byte)] = true } }
-    let alphabet = (0..<256).filter { isUsed[$0] }.sorted { ByteAlphabet.scalars[$0] < ByteAlphabet.scalars[$1] }
+    let alphabet = (0..<256).filter { isUsed[$0] }.sorted {
+      ByteAlphabet.scalars[$0] < ByteAlphabet.scalars[$1]
+    }
     for byte in alphabet {
       let text = UTF8Text.bytes(of: [ByteAlphabet.scalars[byte]])
       if numbers.value(of: text) == nil { add(text) }
     }
-    let byteTokens = (0..<256).map { numbers.value(of: UTF8Text.bytes(of: [ByteAlphabet.scalars[$0]])) ?? 0 }
+    let byteTokens = (0..<256).map {
+      numbers.value(of: UTF8Text.bytes(of: [ByteAlphabet.scalars[$0]])) ?? 0
+    }
     for word in words {
       starts.append(symbols.count)
       lengths.append(Int32(word.count))
@@ -154,7 +159,9 @@ struct BytePairLearner {
     }
   }
 
-  private mutating func change(_ pair: UInt64, _ sign: Int, _ word: Int, _ places: inout [UInt64: [Int32]]) {
+  private mutating func change(
+    _ pair: UInt64, _ sign: Int, _ word: Int, _ places: inout [UInt64: [Int32]]
+  ) {
     pairCounts[index(of: pair)] += sign * frequencies[word]
     if sign > 0, places[pair]?.last != Int32(word) { places[pair, default: []].append(Int32(word)) }
   }
@@ -240,20 +247,33 @@ enum BytePairFile {
   ) -> [UInt8] {
     var output: [UInt8] = []
     func raw(_ text: String) { output += text.utf8 }
-    raw("{\n  \"version\": \"1.0\",\n  \"truncation\": null,\n  \"padding\": null,\n  \"added_tokens\": [")
+    raw(
+      "{\n  \"version\": \"1.0\",\n  \"truncation\": null,\n  \"padding\": null,\n  \"added_tokens\": ["
+    )
     var listed: Set<[UInt8]> = []
     for (index, token) in learner.texts.enumerated().prefix(specialTokens.count) {
-      guard specialTokens.contains(where: { Array($0.utf8) == token }), listed.insert(token).inserted else { continue }
+      guard specialTokens.contains(where: { Array($0.utf8) == token }),
+        listed.insert(token).inserted
+      else { continue }
       raw(listed.count == 1 ? "\n    " : ",\n    ")
       raw("{\"id\": \(index), \"content\": ")
       string(token, &output)
-      raw(", \"single_word\": false, \"lstrip\": false, \"rstrip\": false, \"normalized\": false, \"special\": true}")
+      raw(
+        ", \"single_word\": false, \"lstrip\": false, \"rstrip\": false, \"normalized\": false, \"special\": true}"
+      )
     }
     raw(listed.isEmpty ? "],\n" : "\n  ],\n")
-    let byteLevel = "{\"type\": \"ByteLevel\", \"add_prefix_space\": \(addsPrefixSpace), \"trim_offsets\": true, \"use_regex\": true}"
-    raw("  \"normalizer\": null,\n  \"pre_tokenizer\": \(byteLevel),\n  \"post_processor\": \(byteLevel),\n")
-    raw("  \"decoder\": \(byteLevel),\n  \"model\": {\n    \"type\": \"BPE\", \"dropout\": null, \"unk_token\": null,\n")
-    raw("    \"continuing_subword_prefix\": null, \"end_of_word_suffix\": null, \"fuse_unk\": false,\n")
+    let byteLevel =
+      "{\"type\": \"ByteLevel\", \"add_prefix_space\": \(addsPrefixSpace), \"trim_offsets\": true, \"use_regex\": true}"
+    raw(
+      "  \"normalizer\": null,\n  \"pre_tokenizer\": \(byteLevel),\n  \"post_processor\": \(byteLevel),\n"
+    )
+    raw(
+      "  \"decoder\": \(byteLevel),\n  \"model\": {\n    \"type\": \"BPE\", \"dropout\": null, \"unk_token\": null,\n"
+    )
+    raw(
+      "    \"continuing_subword_prefix\": null, \"end_of_word_suffix\": null, \"fuse_unk\": false,\n"
+    )
     raw("    \"byte_fallback\": false, \"ignore_merges\": false,\n    \"vocab\": {")
     for (index, text) in learner.texts.enumerated() {
       raw(index == 0 ? "\n      " : ",\n      ")
@@ -263,9 +283,12 @@ enum BytePairFile {
     raw("\n    },\n    \"merges\": [")
     // Of a pair that was merged twice the library keeps the later rank.
     var last: [UInt64: Int] = [:]
-    for (rank, pair) in learner.merges.enumerated() { last[PairTable.key(pair.left, pair.right)] = rank }
+    for (rank, pair) in learner.merges.enumerated() {
+      last[PairTable.key(pair.left, pair.right)] = rank
+    }
     var isFirst = true
-    for (rank, pair) in learner.merges.enumerated() where last[PairTable.key(pair.left, pair.right)] == rank {
+    for (rank, pair) in learner.merges.enumerated()
+    where last[PairTable.key(pair.left, pair.right)] == rank {
       raw(isFirst ? "\n      [" : ",\n      [")
       isFirst = false
       string(learner.texts[Int(pair.left)], &output)

@@ -10,8 +10,11 @@ public final class PipelineTokenizer: Tokenizer {
   private let decoder: TokenDecoder?
   private let added: AddedVocabulary
   private let source: [UInt8]
-  /// Bytes of every token where decoding is concatenation.
-  private let decoded: TokenTexts?
+  /// Where decoding is concatenation, the bytes of every token; else its text after the steps of the decoder
+  /// that look at one token only.
+  private let decoded: TokenTexts
+  /// The steps that are left.
+  private let laterDecoder: TokenDecoder?
   /// Tokens whose text is that of a special token.
   private let hidden: Set<TokenID>
   /// Encoders at rest; one is taken per call, so that calls do not wait for each other.
@@ -39,11 +42,15 @@ public final class PipelineTokenizer: Tokenizer {
     if let version = root["version"], try version.string() != "1.0" {
       throw version.invalid("only version 1.0 is known")
     }
-    let normalizer: Normalizer? = if let json = root["normalizer"] { try Normalizer(json) } else { nil }
-    let preTokenizer: PreTokenizer? = if let json = root["pre_tokenizer"] { try PreTokenizer(json) } else { nil }
-    postProcessor = if let json = root["post_processor"] { try PostProcessor(json) } else { PostProcessor() }
+    let normalizer: Normalizer? =
+      if let json = root["normalizer"] { try Normalizer(json) } else { nil }
+    let preTokenizer: PreTokenizer? =
+      if let json = root["pre_tokenizer"] { try PreTokenizer(json) } else { nil }
+    postProcessor =
+      if let json = root["post_processor"] { try PostProcessor(json) } else { PostProcessor() }
     decoder = if let json = root["decoder"] { try TokenDecoder(json) } else { nil }
-    let model = try Self.model(root.required("model"), isByteLevel: preTokenizer?.isByteLevel ?? false)
+    let model = try Self.model(
+      root.required("model"), isByteLevel: preTokenizer?.isByteLevel ?? false)
     var tokens: [AddedToken] = []
     if let list = root["added_tokens"] {
       for token in try list.elements() { tokens.append(try AddedToken(token)) }
@@ -60,44 +67,59 @@ public final class PipelineTokenizer: Tokenizer {
     vocabularySize = bound
     // The text decides, not the token, as in the public library.
     var hidden: Set<TokenID> = []
-    for token in added.tokens where added.isSpecial(added.shown[token.id] ?? token.content) { hidden.insert(token.id) }
+    for token in added.tokens where added.isSpecial(added.shown[token.id] ?? token.content) {
+      hidden.insert(token.id)
+    }
     for token in added.tokens where token.isSpecial {
       if let id = model.token(of: token.content), added.indexOfID[id] == nil { hidden.insert(id) }
     }
     self.hidden = hidden
-    if let decoder, decoder.isConcatenation {
-      var decoded = TokenTexts()
-      for token in 0..<TokenID(bound) {
-        if let text = Self.text(of: token, model, added) { decoded.set(token, decoder.bytes(of: text)) }
+    // Steps that see one token at a time are carried out once per token of the vocabulary.
+    let parts = decoder?.split
+    laterDecoder = parts?.rest
+    var decoded = TokenTexts()
+    let isConcatenation = decoder?.isConcatenation ?? false
+    for token in 0..<TokenID(bound) {
+      guard let text = Self.text(of: token, model, added) else { continue }
+      if isConcatenation, let decoder {
+        decoded.set(token, decoder.bytes(of: text))
+      } else {
+        decoded.set(token, parts?.alone?.apply([text]).first ?? text)
       }
-      self.decoded = decoded
-    } else {
-      decoded = nil
     }
+    self.decoded = decoded
     specialTokens = Self.specialTokens(model, added, postProcessor, roles)
   }
 
-  private static func model(_ json: JSONValue, isByteLevel: Bool) throws(TokenizerError) -> any TokenModel {
+  private static func model(_ json: JSONValue, isByteLevel: Bool) throws(TokenizerError)
+    -> any TokenModel
+  {
     guard json.kind == .object else { throw json.wrong("an object") }
     let name: String
     if let type = json["type"] {
       name = try type.string()
     } else {
       // Old files do not name the model.
-      name = json["merges"] != nil ? "BPE" : json["unk_id"] != nil ? "Unigram"
-        : json["max_input_chars_per_word"] != nil ? "WordPiece" : "WordLevel"
+      name =
+        json["merges"] != nil
+        ? "BPE"
+        : json["unk_id"] != nil
+          ? "Unigram"
+          : json["max_input_chars_per_word"] != nil ? "WordPiece" : "WordLevel"
     }
     switch name {
     case "BPE": return try BytePairModel(json, isByteLevel: isByteLevel)
     case "Unigram": return try UnigramModel(json)
     case "WordPiece": return try WordPieceModel(json)
     case "WordLevel": return try WordLevelModel(json)
-    default: throw .unsupported(file: json.document.file, place: json.place, feature: "model \(name)")
+    default:
+      throw .unsupported(file: json.document.file, place: json.place, feature: "model \(name)")
     }
   }
 
   private static func specialTokens(
-    _ model: any TokenModel, _ added: AddedVocabulary, _ post: PostProcessor, _ roles: SpecialTokenNames
+    _ model: any TokenModel, _ added: AddedVocabulary, _ post: PostProcessor,
+    _ roles: SpecialTokenNames
   ) -> SpecialTokens {
     func find(_ name: String?, _ usual: [String]) -> TokenID? {
       for candidate in name.map({ [$0] }) ?? usual {
@@ -113,9 +135,12 @@ public final class PipelineTokenizer: Tokenizer {
     }
     return SpecialTokens(
       beginning: find(roles.beginning, [])
-        ?? mark(post.before.first) ?? find(nil, ["<s>", "<bos>", "<|begin_of_text|>", "<|startoftext|>", "<|endoftext|>", "[CLS]"]),
+        ?? mark(post.before.first)
+        ?? find(
+          nil, ["<s>", "<bos>", "<|begin_of_text|>", "<|startoftext|>", "<|endoftext|>", "[CLS]"]),
       end: find(roles.end, [])
-        ?? mark(post.after.last) ?? find(nil, ["</s>", "<eos>", "<|end_of_text|>", "<|endoftext|>", "[SEP]"]),
+        ?? mark(post.after.last)
+        ?? find(nil, ["</s>", "<eos>", "<|end_of_text|>", "<|endoftext|>", "[SEP]"]),
       padding: find(roles.padding, ["<pad>", "[PAD]", "<|padding|>", "<|pad|>"]),
       unknown: model.unknown ?? find(roles.unknown, ["<unk>", "[UNK]"]))
   }
@@ -151,19 +176,23 @@ public final class PipelineTokenizer: Tokenizer {
       var position = 0
       added.rawMatches(text) { match in
         if match.start > position {
-          encodeSegment(UnsafeBufferPointer(rebasing: text[position..<match.start]), isFirst: position == 0, &encoder, &tokens)
+          encodeSegment(
+            UnsafeBufferPointer(rebasing: text[position..<match.start]), isFirst: position == 0,
+            &encoder, &tokens)
         }
         tokens.append(match.id)
         position = match.end
       }
       if position < text.count {
-        encodeSegment(UnsafeBufferPointer(rebasing: text[position...]), isFirst: position == 0, &encoder, &tokens)
+        encodeSegment(
+          UnsafeBufferPointer(rebasing: text[position...]), isFirst: position == 0, &encoder,
+          &tokens)
       }
     } else {
       encodeSegment(text, isFirst: true, &encoder, &tokens)
     }
     // A few encoders are kept; very large buffers are not.
-    if encoder.list.bytes.capacity > 1 << 24 {
+    if encoder.list.bytes.capacity > 1 << 22 || encoder.list.pieces.capacity > 1 << 20 {
       encoder.list = PieceList()
       encoder.text = []
     }
@@ -223,38 +252,39 @@ public final class PipelineTokenizer: Tokenizer {
 
   // MARK: Decoding
 
-  private func text(of token: TokenID) -> [UInt8]? { Self.text(of: token, model, added) }
-
   private static func text(
     of token: TokenID, _ model: any TokenModel, _ added: AddedVocabulary
   ) -> [UInt8]? {
-    if let index = added.indexOfID[token] { return added.shown[token] ?? added.tokens[index].content }
+    if let index = added.indexOfID[token] {
+      return added.shown[token] ?? added.tokens[index].content
+    }
     return model.text(of: token).map { Array($0) }
   }
 
   public func bytes(of token: TokenID) throws(TokenizerError) -> [UInt8] {
-    if let bytes = decoded?[token] { return Array(bytes) }
-    guard let text = text(of: token) else { throw .unknownToken(token) }
-    return decoder?.bytes(of: text) ?? text
+    guard let text = decoded[token] else { throw .unknownToken(token) }
+    if decodesByConcatenation { return Array(text) }
+    return laterDecoder?.bytes(of: Array(text)) ?? Array(text)
   }
 
   public func decode(_ tokens: some Sequence<TokenID>, skippingSpecialTokens: Bool) -> String {
-    if let decoded {
-      var bytes: [UInt8] = []
-      for token in tokens {
-        if skippingSpecialTokens, hidden.contains(token) { continue }
+    let kept = tokens.lazy.filter { !skippingSpecialTokens || !self.hidden.contains($0) }
+    var bytes: [UInt8] = []
+    if decodesByConcatenation {
+      for token in kept { decoded.append(token, to: &bytes) }
+    } else if let laterDecoder {
+      let texts: [[UInt8]] = kept.compactMap { self.decoded[$0].map { Array($0) } }
+      bytes = Array(laterDecoder.apply(texts).joined())
+    } else {
+      // Without a decoder the library puts spaces between tokens.
+      var isFirst = true
+      for token in kept where decoded.contains(token) {
+        if !isFirst { bytes.append(0x20) }
+        isFirst = false
         decoded.append(token, to: &bytes)
       }
-      return String(decoding: bytes, as: UTF8.self)
     }
-    var texts: [[UInt8]] = []
-    for token in tokens {
-      guard let text = text(of: token) else { continue }
-      if skippingSpecialTokens, hidden.contains(token) { continue }
-      texts.append(text)
-    }
-    let pieces = decoder.map { $0.apply(texts) } ?? [Array(texts.joined(separator: [0x20]))]
-    return String(decoding: pieces.joined(), as: UTF8.self)
+    return String(decoding: bytes, as: UTF8.self)
   }
 
   public func token(named name: String) -> TokenID? {
@@ -263,7 +293,9 @@ public final class PipelineTokenizer: Tokenizer {
     return model.token(of: text)
   }
 
-  public func serialized() -> (fileName: String, bytes: [UInt8]) { (TokenizerFile.jsonName, source) }
+  public func serialized() -> (fileName: String, bytes: [UInt8]) {
+    (TokenizerFile.jsonName, source)
+  }
 }
 
 /// Names of tokens with a role, as `tokenizer_config.json` gives them.
@@ -288,7 +320,8 @@ extension Normalizer {
   func removesFront(of text: UnsafeBufferPointer<UInt8>) -> Bool {
     guard let base = text.baseAddress, !text.isEmpty else { return false }
     switch self {
-    case .strip(let left, _): return left && LibraryScalars.isWhitespace(UTF8Text.scalar(base, 0).value)
+    case .strip(let left, _):
+      return left && LibraryScalars.isWhitespace(UTF8Text.scalar(base, 0).value)
     case .stripAccents, .nmt, .bert:
       var front = Array(text.prefix(UTF8Text.length(lead: text[0])))
       apply(&front)

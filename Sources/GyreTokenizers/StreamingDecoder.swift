@@ -78,7 +78,9 @@ public struct StreamingDecoder: Sendable {
     window.append(token)
     let text = decode(window)
     // A text that ends in U+FFFD may change when the next byte token arrives.
-    guard !text.utf8.suffix(3).elementsEqual("\u{FFFD}".utf8), let new = behindContext(text) else { return "" }
+    guard !text.utf8.suffix(3).elementsEqual("\u{FFFD}".utf8), let new = behindContext(text) else {
+      return ""
+    }
     // Keep the tokens of this step as context: decoders look at most one token back.
     window.removeFirst(contextCount)
     contextCount = window.count

@@ -26,13 +26,16 @@ public enum TokenizerFile {
     if exists(json) {
       var roles = SpecialTokenNames()
       let configuration = path + "/" + configurationName
-      if exists(configuration) { roles = try Self.roles(try read(configuration), file: configuration) }
+      if exists(configuration) {
+        roles = try Self.roles(try read(configuration), file: configuration)
+      }
       return try parse(try read(json), file: json, roles: roles)
     }
     if exists(path + "/" + ByteTokenizer.fileName) {
       return try load(path: path + "/" + ByteTokenizer.fileName)
     }
-    let vocabularies = entries(path).filter { $0.hasPrefix("rwkv_vocab") && $0.hasSuffix(".txt") }.sorted()
+    let vocabularies = entries(path).filter { $0.hasPrefix("rwkv_vocab") && $0.hasSuffix(".txt") }
+      .sorted()
     guard let vocabulary = vocabularies.last else { throw .notFound(path: path) }
     return try load(path: path + "/" + vocabulary)
   }
@@ -44,11 +47,14 @@ public enum TokenizerFile {
   ) throws(TokenizerError) -> any Tokenizer {
     let first = bytes.first { $0 != 0x20 && $0 != 0x0A && $0 != 0x0D && $0 != 0x09 }
     switch first {
-    case UInt8(ascii: "{")?, 0xEF?: return try PipelineTokenizer(json: bytes, file: file, roles: roles)
+    case UInt8(ascii: "{")?, 0xEF?:
+      return try PipelineTokenizer(json: bytes, file: file, roles: roles)
     case .some(0x30...0x39): return try WorldTokenizer(vocabulary: bytes, file: file)
     default:
       guard bytes.elementsEqual(ByteTokenizer.marker.utf8) else {
-        throw .malformed(file: file, offset: 0, reason: "neither JSON, nor an RWKV vocabulary, nor the byte marker")
+        throw .malformed(
+          file: file, offset: 0, reason: "neither JSON, nor an RWKV vocabulary, nor the byte marker"
+        )
       }
       return ByteTokenizer()
     }
@@ -95,13 +101,18 @@ public enum TokenizerFile {
   }
 
   private static func read(_ path: String) throws(TokenizerError) -> [UInt8] {
-    guard let file = fopen(path, "rb") else { throw .io(operation: "opening", path: path, errno: errno) }
+    guard let file = fopen(path, "rb") else {
+      throw .io(operation: "opening", path: path, errno: errno)
+    }
     defer { fclose(file) }
     var status = stat()
-    guard fstat(fileno(file), &status) == 0 else { throw .io(operation: "reading", path: path, errno: errno) }
+    guard fstat(fileno(file), &status) == 0 else {
+      throw .io(operation: "reading", path: path, errno: errno)
+    }
     let size = Int(status.st_size)
     guard size <= sizeLimit else {
-      throw .malformed(file: path, offset: 0, reason: "\(size) bytes are more than the limit of \(sizeLimit)")
+      throw .malformed(
+        file: path, offset: 0, reason: "\(size) bytes are more than the limit of \(sizeLimit)")
     }
     let bytes = [UInt8](unsafeUninitializedCapacity: size) { buffer, count in
       count = size == 0 ? 0 : fread(buffer.baseAddress, 1, size, file)
@@ -110,7 +121,9 @@ public enum TokenizerFile {
     return bytes
   }
 
-  private static func roles(_ bytes: [UInt8], file: String) throws(TokenizerError) -> SpecialTokenNames {
+  private static func roles(_ bytes: [UInt8], file: String) throws(TokenizerError)
+    -> SpecialTokenNames
+  {
     let root = try JSONReader.parse(bytes, file: file).root
     func name(_ value: JSONValue?) throws(TokenizerError) -> String? {
       guard let value else { return nil }

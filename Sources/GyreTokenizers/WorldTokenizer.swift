@@ -37,7 +37,9 @@ public final class WorldTokenizer: Tokenizer {
         throw .invalid(file: file, place: "line \(number)", reason: error.reason)
       }
       guard entry.token > 0, entry.token <= Self.vocabularyLimit else {
-        throw .invalid(file: file, place: "line \(number)", reason: "token number \(entry.token) is not in 1...\(Self.vocabularyLimit)")
+        throw .invalid(
+          file: file, place: "line \(number)",
+          reason: "token number \(entry.token) is not in 1...\(Self.vocabularyLimit)")
       }
       guard !entry.bytes.isEmpty else {
         throw .invalid(file: file, place: "line \(number)", reason: "the token is empty")
@@ -46,7 +48,9 @@ public final class WorldTokenizer: Tokenizer {
       entries.append(entry)
     }
     guard largest < max(65536, entries.count * 16) else {
-      throw .invalid(file: file, place: "whole file", reason: "token numbers reach \(largest) but there are \(entries.count) tokens")
+      throw .invalid(
+        file: file, place: "whole file",
+        reason: "token numbers reach \(largest) but there are \(entries.count) tokens")
     }
     var order = [Int32](repeating: -1, count: largest + 1)
     var singles = Set<UInt8>()
@@ -58,7 +62,9 @@ public final class WorldTokenizer: Tokenizer {
       if entry.bytes.count == 1 { singles.insert(entry.bytes[0]) }
     }
     guard singles.count == 256 else {
-      throw .invalid(file: file, place: "whole file", reason: "only \(singles.count) of the 256 single bytes are tokens")
+      throw .invalid(
+        file: file, place: "whole file",
+        reason: "only \(singles.count) of the 256 single bytes are tokens")
     }
     var arena: [UInt8] = []
     var offsets: [UInt32] = [0]
@@ -122,7 +128,8 @@ enum WorldVocabularyLine {
   struct Failure: Error { let reason: String }
 
   static func parse(_ line: ArraySlice<UInt8>) throws(Failure) -> (token: Int, bytes: [UInt8]) {
-    guard let first = line.firstIndex(of: 0x20), let last = line.lastIndex(of: 0x20), first < last else {
+    guard let first = line.firstIndex(of: 0x20), let last = line.lastIndex(of: 0x20), first < last
+    else {
       throw Failure(reason: "expected: number, literal, length")
     }
     guard let token = Int(String(decoding: line[..<first], as: UTF8.self)) else {
@@ -157,7 +164,9 @@ enum WorldVocabularyLine {
         bytes.append(byte)
         continue
       }
-      guard position < body.endIndex else { throw Failure(reason: "the literal ends inside an escape") }
+      guard position < body.endIndex else {
+        throw Failure(reason: "the literal ends inside an escape")
+      }
       let letter = body[position]
       position += 1
       switch letter {
@@ -173,12 +182,16 @@ enum WorldVocabularyLine {
       default: throw Failure(reason: "an unknown escape in the literal")
       }
     }
-    guard isBytes || UTF8Text.isValid(bytes[...]) else { throw Failure(reason: "the literal is not UTF-8") }
+    guard isBytes || UTF8Text.isValid(bytes[...]) else {
+      throw Failure(reason: "the literal is not UTF-8")
+    }
     return bytes
   }
 
   private static func append(_ value: UInt32, _ bytes: inout [UInt8]) throws(Failure) {
-    guard let scalar = Unicode.Scalar(value) else { throw Failure(reason: "an escape is not a scalar") }
+    guard let scalar = Unicode.Scalar(value) else {
+      throw Failure(reason: "an escape is not a scalar")
+    }
     UTF8Text.append(scalar.value, to: &bytes)
   }
 

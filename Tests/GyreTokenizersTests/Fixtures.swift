@@ -34,14 +34,17 @@ enum Fixtures {
       modelTexts[String(decoding: models.document.bytes(at: key), as: UTF8.self)] =
         String(decoding: models.document.bytes(at: value), as: UTF8.self)
     }
-    modelTexts["whole"] = modelTexts["bytelevel"]?.replacing(#""ignore_merges":false"#, with: #""ignore_merges":true"#)
-    modelTexts["fuse"] = modelTexts["chars"]?.replacing(#""fuse_unk":false"#, with: #""fuse_unk":true"#)
+    modelTexts["whole"] = modelTexts["bytelevel"]?.replacing(
+      #""ignore_merges":false"#, with: #""ignore_merges":true"#)
+    modelTexts["fuse"] = modelTexts["chars"]?.replacing(
+      #""fuse_unk":false"#, with: #""fuse_unk":true"#)
     modelTexts["nofuse"] = modelTexts["chars"]
     let root = try json("pipelines")
     let texts = try root.required("texts").elements().map { try $0.string() }
     return try root.required("pipelines").elements().map { entry in
       let model = try #require(modelTexts[entry.required("model").string()])
-      let whole = try entry.required("json").string().replacing(#""model": "@""#, with: "\"model\": \(model)")
+      let whole = try entry.required("json").string().replacing(
+        #""model": "@""#, with: "\"model\": \(model)")
       let cases = try zip(texts, entry.required("cases").elements()).map { text, value in
         func ids(_ name: StaticString) throws -> [TokenID] {
           try value[name]?.elements().map { TokenID(try $0.integer()) } ?? []
@@ -51,7 +54,8 @@ enum Fixtures {
           text: text, ids: try ids("ids"), before: try ids("before"), after: try ids("after"),
           decoded: decoded, plain: try value["plain"]?.string() ?? decoded)
       }
-      return Pipeline(name: try entry.required("name").string(), json: Array(whole.utf8), cases: cases)
+      return Pipeline(
+        name: try entry.required("name").string(), json: Array(whole.utf8), cases: cases)
     }
   }
 }

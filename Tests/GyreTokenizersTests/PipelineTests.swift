@@ -13,9 +13,13 @@ import Testing
         tokenizer.encodeWithSpecialTokens(example.text, into: &marked)
         #expect(marked == example.before + example.ids + example.after, "\(pipeline.name)")
         let decoded = tokenizer.decode(example.ids)
-        #expect(Array(decoded.utf8) == Array(example.decoded.utf8), "\(pipeline.name): \(example.text.debugDescription)")
+        #expect(
+          Array(decoded.utf8) == Array(example.decoded.utf8),
+          "\(pipeline.name): \(example.text.debugDescription)")
         let plain = tokenizer.decode(marked, skippingSpecialTokens: true)
-        #expect(Array(plain.utf8) == Array(example.plain.utf8), "\(pipeline.name): \(example.text.debugDescription)")
+        #expect(
+          Array(plain.utf8) == Array(example.plain.utf8),
+          "\(pipeline.name): \(example.text.debugDescription)")
       }
     }
   }
@@ -51,7 +55,8 @@ import Testing
 
   @Test func rolesOfSpecialTokens() throws {
     let pipelines = try Fixtures.pipelines()
-    func tokenizer(_ name: String, _ roles: SpecialTokenNames = .init()) throws -> PipelineTokenizer {
+    func tokenizer(_ name: String, _ roles: SpecialTokenNames = .init()) throws -> PipelineTokenizer
+    {
       let pipeline = try #require(pipelines.first { $0.name == name })
       return try PipelineTokenizer(json: pipeline.json, file: name, roles: roles)
     }

@@ -149,7 +149,7 @@ public struct CellForward: Op {
         CellForward(
           cell: cell, heads: heads, precision: .float32, keepsGates: true,
           optional: OptionalInputs(inputs.map { $0 != nil })), inputs.compactMap { $0 },
-        tolerance: 2e-5, gradientTolerance: 2e-4)
+        tolerance: 2e-5, gradientTolerance: 2e-4, differentiableOutputs: cell == .lstm ? 3 : 2)
     }
   }
 }

@@ -269,7 +269,8 @@ extension DeltaRuleForward {
           DeltaRuleForward(
             form: form, scale: 0.3, keepsChunks: full,
             optional: OptionalInputs(inputs.map { $0 != nil })), inputs.compactMap { $0 },
-          tolerance: 2e-5, gradientTolerance: 2e-4)
+          tolerance: 2e-5, gradientTolerance: 2e-4, differentiableOutputs: 2,
+          comparedOutputs: 2)
       }
     }
     return make("no gate", gate: nil, keyHeads: 1) + make("scalar", gate: [B, T, H])

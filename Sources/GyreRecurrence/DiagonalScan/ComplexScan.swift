@@ -1,14 +1,13 @@
 import GyreTensors
 
-/// The complex diagonal recurrence
+/// The diagonal linear recurrence with complex decays and states,
 ///
-///     hₜ = aₜ ∘ hₜ₋₁ + uₜ
+///     hₜ = aₜ ∘ hₜ₋₁ + uₜ    a, u, h complex
 ///
-/// over `[B, T, D]`, real and imaginary parts apart. LRU, S4D, S5 and GateLoop are this recurrence
-/// between complex maps. Orvieto et al., "Resurrecting recurrent neural networks for long
-/// sequences", 2023.
+/// as LRU, S4D and S5 have it. Orvieto et al., "Resurrecting recurrent neural networks for long
+/// sequences", 2023. Gradients are those of the real and the imaginary parts as real variables.
 ///
-/// State: "re" and "im" `[D]`. Returns `[B, T, 2·D]`, the real parts first. 8 flops an element.
+/// State: "re" and "im" `[D]`. 8 flops and 24 bytes an element.
 public struct ComplexScan: RecurrenceEngine {
   public let channels: Int
   public init(channels: Int) { self.channels = channels }
@@ -30,15 +29,12 @@ public struct ComplexScan: RecurrenceEngine {
 
   public var stateSpec: StateSpec { StateSpec([.init("re", [channels]), .init("im", [channels])]) }
 
+  /// - Returns: h `[B, T, 2·D]`, the real parts before the imaginary ones.
   public func callAsFunction(
     _ i: Inputs, state: inout State, form: SequenceForm, reset: Tensor?
   ) -> Tensor {
-    let hasState = state["re"] != nil || state["im"] != nil
-    let device = i.inputReal.device
     let inputs = [
-      i.decayReal, i.decayImaginary, i.inputReal, i.inputImaginary,
-      hasState ? state.value("re", on: device) : nil,
-      hasState ? state.value("im", on: device) : nil, reset,
+      i.decayReal, i.decayImaginary, i.inputReal, i.inputImaginary, state["re"], state["im"], reset,
     ]
     let op = ComplexScanForward(
       form: form, isConstant: i.decayReal.rank == 1,
@@ -50,8 +46,8 @@ public struct ComplexScan: RecurrenceEngine {
   }
 }
 
-/// Possible inputs: Re a, Im a, Re u, Im u, Re h₀, Im h₀ (both or neither), reset.
-/// Outputs: Re h, Im h, final Re h, final Im h.
+/// Possible inputs: Re a, Im a, Re u, Im u, Re h₀, Im h₀, reset. Outputs: Re h, Im h, and both of the
+/// final h.
 public struct ComplexScanForward: Op {
   public static let name = "complex_scan"
   public let form: SequenceForm
@@ -59,121 +55,124 @@ public struct ComplexScanForward: Op {
   public let optional: OptionalInputs
 
   public func infer(_ i: [TensorSpec]) -> [TensorSpec] {
-    let (a, u) = (i[0].shape, i[2].shape)
+    let (decay, input) = (i[0].shape, i[2].shape)
     precondition(
-      u.rank == 3 && i[3].shape == u && i[1].shape == a && (isConstant ? a == [u[2]] : a == u),
-      "complex_scan: decay \(a) and \(i[1].shape), input \(u) and \(i[3].shape)")
-    precondition(
-      optional.has(4) == optional.has(5), "complex_scan: one part of the initial state is missing")
-    let last = TensorSpec([u[0], u[2]])
-    return [i[2], i[3], last, last]
+      input.rank == 3 && (isConstant ? decay == [input[2]] : decay == input)
+        && i[1].shape == decay && i[3].shape == input,
+      "complex_scan: decay \(decay) and \(i[1].shape), input \(input) and \(i[3].shape)")
+    let last = TensorSpec([input[0], input[2]])
+    return [i[2], i[2], last, last]
   }
 
-  func isReset(_ a: [[Double]], _ b: Int, _ t: Int, _ tokens: Int) -> Bool {
-    (optional.pick(6, a)?[b * tokens + t] ?? 0) != 0
+  func isReset(_ a: [[Double]], _ token: Int) -> Bool { (optional.pick(6, a)?[token] ?? 0) != 0 }
+
+  func rate(_ a: [[Double]], _ s: Shape, _ token: Int, _ channel: Int) -> (Double, Double) {
+    if isReset(a, token) { return (0, 0) }
+    let i = isConstant ? channel : token * s[2] + channel
+    return (a[0][i], a[1][i])
+  }
+
+  /// The state before a token, given all states.
+  func before(
+    _ a: [[Double]], _ s: Shape, _ h: ([Double], [Double]), _ b: Int, _ t: Int, _ d: Int
+  ) -> (Double, Double) {
+    let token = b * s[1] + t
+    if isReset(a, token) { return (0, 0) }
+    if t > 0 { return (h.0[(token - 1) * s[2] + d], h.1[(token - 1) * s[2] + d]) }
+    let i = b * s[2] + d
+    return (optional.pick(4, a)?[i] ?? 0, optional.pick(5, a)?[i] ?? 0)
   }
 
   public func reference(_ a: inout HostArguments) {
     let s = a.inputSpecs[2].shape
-    let (tokens, width) = (s[1], s[2])
     for b in 0..<s[0] {
-      for d in 0..<width {
-        let j = b * width + d
-        var (re, im) = (optional.pick(4, a.inputs)?[j] ?? 0, optional.pick(5, a.inputs)?[j] ?? 0)
-        for t in 0..<tokens {
-          let i = (b * tokens + t) * width + d
-          if isReset(a.inputs, b, t, tokens) {
-            (re, im) = (a.inputs[2][i], a.inputs[3][i])
-          } else {
-            let (ar, ai) = (a.inputs[0][isConstant ? d : i], a.inputs[1][isConstant ? d : i])
-            (re, im) = (ar * re - ai * im + a.inputs[2][i], ar * im + ai * re + a.inputs[3][i])
-          }
-          (a.outputs[0][i], a.outputs[1][i]) = (re, im)
+      for d in 0..<s[2] {
+        var h = (optional.pick(4, a.inputs)?[b * s[2] + d] ?? 0, optional.pick(5, a.inputs)?[b * s[2] + d] ?? 0)
+        for t in 0..<s[1] {
+          let i = (b * s[1] + t) * s[2] + d
+          let r = rate(a.inputs, s, b * s[1] + t, d)
+          h = (
+            r.0 * h.0 - r.1 * h.1 + a.inputs[2][i], r.0 * h.1 + r.1 * h.0 + a.inputs[3][i]
+          )
+          (a.outputs[0][i], a.outputs[1][i]) = h
         }
-        (a.outputs[2][j], a.outputs[3][j]) = (re, im)
+        (a.outputs[2][b * s[2] + d], a.outputs[3][b * s[2] + d]) = h
       }
     }
   }
 
   public func vjp(_ c: VJPContext) -> [Tensor?] {
     let op = ComplexScanBackward(
-      forward: self, cotangents: OptionalInputs(c.cotangents.map { $0 != nil }))
-    let g = applyPresent(
-      op, c.inputs.map { $0 } + [c.outputs[0], c.outputs[1]] + c.cotangents)
-    return optional.gather { i in i == 6 ? nil : g[i] }
+      forward: self, inputCount: c.inputs.count,
+      hasFinal: c.cotangents[2] != nil || c.cotangents[3] != nil)
+    let final = op.hasFinal ? [c.cotangent(2), c.cotangent(3)] : []
+    let g = apply(
+      op, c.inputs + [c.outputs[0], c.outputs[1], c.cotangent(0), c.cotangent(1)] + final)
+    return optional.gather { i in i < 6 ? optional[i].map { g[$0] } : nil }
   }
   public var saved: SavedValues {
     SavedValues(keepsInput: { $0 != 2 && $0 != 3 }, keepsOutput: { $0 < 2 })
   }
 
-  public static let cases: [OpCase] = {
-    let (B, T, D) = (2, 37, 20)
-    return [
-      (SequenceForm.recurrent, false, true), (.chunkwise(size: 8), false, true),
-      (.parallel, false, true), (.chunkwise, false, false), (.recurrent, true, true),
-      (.chunkwise(size: 8), true, true), (.parallel, true, true),
-    ].map { form, isConstant, full in
-      let decay = TestInput(isConstant ? [D] : [B, T, D], .uniform(-0.7, 0.7))
+  public static let cases: [OpCase] = [
+    (SequenceForm.recurrent, true), (.chunkwise(size: 8), true), (.parallel, true),
+    (.chunkwise, false),
+  ].flatMap { form, full in
+    [false, true].map { isConstant in
+      let decay = TestInput(isConstant ? [20] : [2, 37, 20], .uniform(-0.7, 0.7))
       let inputs: [TestInput?] = [
-        decay, decay, TestInput([B, T, D]), TestInput([B, T, D]), full ? TestInput([B, D]) : nil,
-        full ? TestInput([B, D]) : nil, full ? testResets(batch: B, tokens: T) : nil,
+        decay, decay, TestInput([2, 37, 20]), TestInput([2, 37, 20]),
+        full ? TestInput([2, 20]) : nil, full ? TestInput([2, 20]) : nil,
+        full ? testResets(batch: 2, tokens: 37) : nil,
       ]
       return OpCase(
-        "\(isConstant ? "constant " : "")\(form)\(full ? " full" : "")",
+        "\(isConstant ? "constant" : "decay") \(form)\(full ? " full" : "")",
         ComplexScanForward(
           form: form, isConstant: isConstant, optional: OptionalInputs(inputs.map { $0 != nil })),
         inputs.compactMap { $0 })
     }
-  }()
+  }
 }
 
-/// Inputs: the forward's (u is not read), Re h, Im h, then where present the cotangents of Re h,
-/// Im h, final Re h and final Im h. Outputs: gradients of the forward's inputs but reset.
+/// Inputs: the forward's, Re h, Im h, Re dh, Im dh, then both of d final h where present. Outputs:
+/// gradients of the forward's inputs but reset.
 ///
-///     λₜ = dhₜ + conj(aₜ₊₁) λₜ₊₁    du = λ    daₜ = λₜ conj(hₜ₋₁)
-///
-/// with ∂/∂re + i ∂/∂im as a complex cotangent.
+///     λₜ = dhₜ + āₜ₊₁ λₜ₊₁    du = λ    daₜ = λₜ h̄ₜ₋₁
 public struct ComplexScanBackward: Op {
   public static let name = "complex_scan_backward"
   public let forward: ComplexScanForward
-  public let cotangents: OptionalInputs
+  public let inputCount: Int
+  public let hasFinal: Bool
 
-  /// Position among the inputs of Re h; Im h and the cotangents follow.
-  public var outputInput: Int { forward.optional.gather { $0 }.count }
-  /// Position among the inputs of cotangent `i` of Re h, Im h, final Re h, final Im h.
-  public func cotangentInput(_ i: Int) -> Int? { cotangents[i].map { outputInput + 2 + $0 } }
+  /// Position among the outputs of the gradient of possible input `i`.
+  public func place(_ i: Int) -> Int? { i < 6 ? forward.optional[i] : nil }
 
   public func infer(_ i: [TensorSpec]) -> [TensorSpec] {
-    Array(i[..<(forward.optional.has(4) ? 6 : 4)])
+    (0..<6).compactMap { forward.optional.pick($0, i) }
   }
 
   public func reference(_ a: inout HostArguments) {
-    let s = a.inputSpecs[outputInput].shape
-    let (tokens, width) = (s[1], s[2])
-    let (hr, hi) = (a.inputs[outputInput], a.inputs[outputInput + 1])
-    let given = (0..<4).map { i in cotangentInput(i).map { a.inputs[$0] } }
+    let s = a.inputSpecs[2].shape
+    let inputs = Array(a.inputs[..<inputCount])
+    let rest = Array(a.inputs[inputCount...])
     for b in 0..<s[0] {
-      for d in 0..<width {
-        let j = b * width + d
-        var (re, im) = (given[2]?[j] ?? 0, given[3]?[j] ?? 0)
-        for t in stride(from: tokens - 1, through: 0, by: -1) {
-          let i = (b * tokens + t) * width + d
-          re += given[0]?[i] ?? 0
-          im += given[1]?[i] ?? 0
-          (a.outputs[2][i], a.outputs[3][i]) = (re, im)
-          if forward.isReset(a.inputs, b, t, tokens) {
-            (re, im) = (0, 0)
-            continue
-          }
-          let k = forward.isConstant ? d : i
-          let pr = t > 0 ? hr[i - width] : forward.optional.pick(4, a.inputs)?[j] ?? 0
-          let pi = t > 0 ? hi[i - width] : forward.optional.pick(5, a.inputs)?[j] ?? 0
-          a.outputs[0][k] += re * pr + im * pi
-          a.outputs[1][k] += im * pr - re * pi
-          let (ar, ai) = (a.inputs[0][k], a.inputs[1][k])
-          (re, im) = (ar * re + ai * im, ar * im - ai * re)
+      for d in 0..<s[2] {
+        let state = b * s[2] + d
+        var carry = hasFinal ? (rest[4][state], rest[5][state]) : (0, 0)
+        for t in stride(from: s[1] - 1, through: 0, by: -1) {
+          let token = b * s[1] + t
+          let i = token * s[2] + d
+          let total = (rest[2][i] + carry.0, rest[3][i] + carry.1)
+          (a.outputs[2][i], a.outputs[3][i]) = total
+          let h = forward.before(inputs, s, (rest[0], rest[1]), b, t, d)
+          let place = forward.isConstant ? d : i
+          a.outputs[0][place] += total.0 * h.0 + total.1 * h.1
+          a.outputs[1][place] += total.1 * h.0 - total.0 * h.1
+          let r = forward.rate(inputs, s, token, d)
+          carry = (r.0 * total.0 + r.1 * total.1, r.0 * total.1 - r.1 * total.0)
         }
-        if forward.optional.has(4) { (a.outputs[4][j], a.outputs[5][j]) = (re, im) }
+        if let place = place(4) { a.outputs[place][state] = carry.0 }
+        if let place = place(5) { a.outputs[place][state] = carry.1 }
       }
     }
   }

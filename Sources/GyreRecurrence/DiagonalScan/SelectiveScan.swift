@@ -1,25 +1,29 @@
 import GyreTensors
 
-/// Mamba's selective scan:
+/// The selective scan of Mamba-1, discretisation included:
 ///
-///     hₜ = exp(Δₜ A) ∘ hₜ₋₁ + (Δₜ ∘ xₜ) Bₜᵀ    yₜ = hₜ Cₜ + D ∘ xₜ
+///     hₜ = exp(Δₜ A) ∘ hₜ₋₁ + Δₜ xₜ Bₜᵀ    yₜ = hₜ Cₜ + D ∘ xₜ
 ///
-/// with h `[D, N]`, A ≤ 0 and Δ ≥ 0. Gu and Dao, "Mamba", 2023, eq. 2. https://arxiv.org/abs/2312.00752
+/// with h `[D, N]`. Gu and Dao, "Mamba: linear-time sequence modeling with selective state spaces",
+/// 2023, equation 2. https://arxiv.org/abs/2312.00752
 ///
-/// State: "h" `[D, N]`. One step: 6·D·N flops and D·N exponentials.
+/// State: "h" `[D, N]`. 7·N flops an element of x.
 public struct SelectiveScan: RecurrenceEngine {
-  public let channels, stateSize: Int
+  public let channels: Int
+  public let stateSize: Int
   public init(channels: Int, stateSize: Int) {
     self.channels = channels
     self.stateSize = stateSize
   }
 
   public struct Inputs: Sendable {
-    /// x and Δ `[B, T, D]`.
+    /// x and Δ ≥ 0 `[B, T, D]`.
     public var x, step: Tensor
-    /// A `[D, N]`; B and C `[B, T, N]`.
-    public var A, B, C: Tensor
-    /// D `[D]`.
+    /// A ≤ 0 `[D, N]`.
+    public var A: Tensor
+    /// B and C `[B, T, N]`.
+    public var B, C: Tensor
+    /// D of the equation, `[D]`.
     public var skip: Tensor?
     public init(x: Tensor, step: Tensor, A: Tensor, B: Tensor, C: Tensor, skip: Tensor? = nil) {
       self.x = x
@@ -46,121 +50,110 @@ public struct SelectiveScan: RecurrenceEngine {
   }
 }
 
-/// Possible inputs: x, Δ, A, B, C, D, h₀, reset.
-///
-/// Outputs: y, final h, and with `keepsStates` the states before every 16th token
-/// `[B, ⌈T/16⌉, N, D]` for the backward kernel.
+/// Possible inputs: x, Δ, A, B, C, skip, h₀, reset. Outputs: y, final h, and with `keepsStates` the
+/// states before every 16th token, `[B, ⌈T/16⌉, N, D]`.
 public struct SelectiveScanForward: Op {
   public static let name = "selective_scan"
-  /// Tokens between two kept states.
-  public static let interval = 16
+  /// Tokens between kept states.
+  static let interval = 16
   public let form: SequenceForm
   public let keepsStates: Bool
   public let optional: OptionalInputs
 
   public func infer(_ i: [TensorSpec]) -> [TensorSpec] {
-    let (x, a) = (i[0].shape, i[2].shape)
+    let (x, A) = (i[0].shape, i[2].shape)
     precondition(
-      x.rank == 3 && i[1].shape == x && a.rank == 2 && a[0] == x[2]
-        && i[3].shape == [x[0], x[1], a[1]] && i[4].shape == i[3].shape,
-      "selective_scan: x \(x), step \(i[1].shape), A \(a), B \(i[3].shape), C \(i[4].shape)")
-    let count = (x[1] + Self.interval - 1) / Self.interval
-    return [i[0], TensorSpec([x[0], x[2], a[1]])]
-      + (keepsStates ? [TensorSpec([x[0], count, a[1], x[2]])] : [])
+      x.rank == 3 && i[1].shape == x && A.rank == 2 && A[0] == x[2]
+        && i[3].shape == [x[0], x[1], A[1]] && i[4].shape == i[3].shape,
+      "selective_scan: x \(x), Δ \(i[1].shape), A \(A), B \(i[3].shape), C \(i[4].shape)")
+    let skip = optional.pick(5, i)?.shape
+    precondition(skip == nil || skip == [x[2]], "selective_scan: skip \(skip ?? [])")
+    let kept = (x[1] + Self.interval - 1) / Self.interval
+    return [i[0], TensorSpec([x[0], x[2], A[1]])]
+      + (keepsStates ? [TensorSpec([x[0], kept, A[1], x[2]])] : [])
   }
 
-  func isReset(_ a: [[Double]], _ b: Int, _ t: Int, _ tokens: Int) -> Bool {
-    (optional.pick(7, a)?[b * tokens + t] ?? 0) != 0
-  }
+  func isReset(_ a: [[Double]], _ token: Int) -> Bool { (optional.pick(7, a)?[token] ?? 0) != 0 }
 
-  /// h before the first token of a row.
-  func start(_ a: [[Double]], _ b: Int, _ size: Int) -> [Double] {
-    optional.pick(6, a).map { Array($0[b * size..<(b + 1) * size]) }
-      ?? [Double](repeating: 0, count: size)
-  }
-
-  /// Moves a row's state over the token at row `r` of `[B·T, ·]`.
-  func advance(_ a: [[Double]], _ r: Int, _ width: Int, _ states: Int, _ h: inout [Double]) {
-    for d in 0..<width {
-      let (x, step) = (a[0][r * width + d], a[1][r * width + d])
-      for n in 0..<states {
-        let i = d * states + n
-        h[i] = Functions.exp(step * a[2][i]) * h[i] + step * x * a[3][r * states + n]
+  /// The states `[N]` of one channel of one row before the first token and after each.
+  func states(_ a: [[Double]], _ x: Shape, _ N: Int, _ b: Int, _ d: Int) -> [[Double]] {
+    let start = (b * x[2] + d) * N
+    var h = optional.pick(6, a).map { Array($0[start..<start + N]) } ?? [Double](repeating: 0, count: N)
+    var all = [h]
+    for t in 0..<x[1] {
+      let token = b * x[1] + t
+      if isReset(a, token) { h = [Double](repeating: 0, count: N) }
+      let step = a[1][token * x[2] + d]
+      for n in 0..<N {
+        h[n] =
+          Functions.exp(step * a[2][d * N + n]) * h[n] + step * a[0][token * x[2] + d] * a[3][token * N + n]
       }
+      all.append(h)
     }
+    return all
   }
 
   public func reference(_ a: inout HostArguments) {
-    let s = a.inputSpecs[0].shape
-    let (tokens, width, states) = (s[1], s[2], a.inputSpecs[2].shape[1])
-    let skip = optional.pick(5, a.inputs)
-    let kept = (tokens + Self.interval - 1) / Self.interval
-    for b in 0..<s[0] {
-      var h = start(a.inputs, b, width * states)
-      for t in 0..<tokens {
-        if keepsStates, t % Self.interval == 0 {
-          let at = (b * kept + t / Self.interval) * states * width
-          for i in h.indices { a.outputs[2][at + i % states * width + i / states] = h[i] }
+    let (x, N) = (a.inputSpecs[0].shape, a.inputSpecs[2].shape[1])
+    let kept = (x[1] + Self.interval - 1) / Self.interval
+    for b in 0..<x[0] {
+      for d in 0..<x[2] {
+        let all = states(a.inputs, x, N, b, d)
+        for t in 0..<x[1] {
+          let token = b * x[1] + t
+          var y = (optional.pick(5, a.inputs)?[d] ?? 0) * a.inputs[0][token * x[2] + d]
+          for n in 0..<N { y += all[t + 1][n] * a.inputs[4][token * N + n] }
+          a.outputs[0][token * x[2] + d] = y
+          if keepsStates && t % Self.interval == 0 {
+            for n in 0..<N {
+              a.outputs[2][((b * kept + t / Self.interval) * N + n) * x[2] + d] = all[t][n]
+            }
+          }
         }
-        if isReset(a.inputs, b, t, tokens) { h = [Double](repeating: 0, count: h.count) }
-        let r = b * tokens + t
-        advance(a.inputs, r, width, states, &h)
-        for d in 0..<width {
-          var y = (skip?[d] ?? 0) * a.inputs[0][r * width + d]
-          for n in 0..<states { y += h[d * states + n] * a.inputs[4][r * states + n] }
-          a.outputs[0][r * width + d] = y
-        }
+        accumulate(all[x[1]], into: &a.outputs[1], at: (b * x[2] + d) * N)
       }
-      accumulate(h, into: &a.outputs[1], at: b * h.count)
     }
   }
 
   public func vjp(_ c: VJPContext) -> [Tensor?] {
+    precondition(keepsStates, "selective_scan: states were not kept")
     let op = SelectiveScanBackward(
-      forward: self, hasOutput: c.cotangents[0] != nil, hasFinal: c.cotangents[1] != nil)
+      forward: self, inputCount: c.inputs.count, hasFinal: c.cotangents[1] != nil)
     let g = applyPresent(
-      op,
-      c.inputs.map { $0 } + [keepsStates ? c.outputs[2] : nil, c.cotangents[0], c.cotangents[1]])
-    return optional.gather { i in i == 7 ? nil : g[optional[i] ?? 0] }
+      op, c.inputs.map { $0 } + [c.outputs[2], c.cotangent(0), c.cotangents[1]])
+    return optional.gather { i in i < 7 ? optional[i].map { g[$0] } : nil }
   }
   public var saved: SavedValues {
     SavedValues(keepsInput: { _ in true }, keepsOutput: { $0 == 2 })
   }
 
-  public static let cases: [OpCase] = {
-    let (B, T, D, N) = (2, 37, 20, 6)
-    return [
-      (SequenceForm.recurrent, true), (.chunkwise(size: 16), true), (.parallel, true),
-      (.chunkwise, false),
-    ].map { form, full in
-      let inputs: [TestInput?] = [
-        TestInput([B, T, D]), TestInput([B, T, D], .uniform(0.01, 1)),
-        TestInput([D, N], .uniform(-4, -0.1)), TestInput([B, T, N]), TestInput([B, T, N]),
-        full ? TestInput([D]) : nil, full ? TestInput([B, D, N]) : nil,
-        full ? testResets(batch: B, tokens: T) : nil,
-      ]
-      return OpCase(
-        "\(form)\(full ? " full" : "")",
-        SelectiveScanForward(
-          form: form, keepsStates: true, optional: OptionalInputs(inputs.map { $0 != nil })),
-        inputs.compactMap { $0 }, tolerance: 2e-5, gradientTolerance: 2e-4)
-    }
-  }()
+  public static let cases: [OpCase] = [
+    (SequenceForm.recurrent, true), (.chunkwise(size: 16), true), (.parallel, true),
+    (.chunkwise, false),
+  ].map { form, full in
+    let (T, D, N) = (37, 20, 6)
+    let inputs: [TestInput?] = [
+      TestInput([2, T, D]), TestInput([2, T, D], .uniform(0, 1)), TestInput([D, N], .uniform(-3, 0)),
+      TestInput([2, T, N]), TestInput([2, T, N]), full ? TestInput([D]) : nil,
+      full ? TestInput([2, D, N]) : nil, full ? testResets(batch: 2, tokens: T) : nil,
+    ]
+    return OpCase(
+      "\(form)\(full ? " full" : "")",
+      SelectiveScanForward(
+        form: form, keepsStates: true, optional: OptionalInputs(inputs.map { $0 != nil })),
+      inputs.compactMap { $0 }, tolerance: 2e-5, gradientTolerance: 2e-4,
+      differentiableOutputs: 2)
+  }
 }
 
-/// Inputs: the forward's, the kept states where kept, then dy and d final h where present.
-/// Outputs: gradients of the forward's inputs but reset.
+/// Inputs: the forward's, the kept states, dy, then d final h where present. Outputs: gradients of
+/// the forward's inputs but reset.
 public struct SelectiveScanBackward: Op {
   public static let name = "selective_scan_backward"
   public let forward: SelectiveScanForward
-  public let hasOutput: Bool
+  public let inputCount: Int
   public let hasFinal: Bool
 
-  /// Positions after the forward's inputs: kept states, dy, d final h.
-  public var extra: OptionalInputs {
-    OptionalInputs([forward.keepsStates, hasOutput, hasFinal])
-  }
-  public var inputCount: Int { forward.optional.gather { $0 }.count }
   /// Position among the outputs of the gradient of possible input `i`.
   public func place(_ i: Int) -> Int? { i < 7 ? forward.optional[i] : nil }
 
@@ -169,54 +162,40 @@ public struct SelectiveScanBackward: Op {
   }
 
   public func reference(_ a: inout HostArguments) {
-    let s = a.inputSpecs[0].shape
-    let (tokens, width, states) = (s[1], s[2], a.inputSpecs[2].shape[1])
+    let (x, N) = (a.inputSpecs[0].shape, a.inputSpecs[2].shape[1])
+    let (T, D) = (x[1], x[2])
     let inputs = Array(a.inputs[..<inputCount])
     let rest = Array(a.inputs[inputCount...])
-    let (dy, skip) = (extra.pick(1, rest), forward.optional.pick(5, inputs))
-    let size = width * states
-    for b in 0..<s[0] {
-      var h = forward.start(inputs, b, size)
-      var history = [h]
-      for t in 0..<tokens {
-        if forward.isReset(inputs, b, t, tokens) {
-          h = [Double](repeating: 0, count: size)
-          history[t] = h
-        }
-        forward.advance(inputs, b * tokens + t, width, states, &h)
-        history.append(h)
-      }
-      var dh =
-        extra.pick(2, rest).map { Array($0[b * size..<(b + 1) * size]) }
-        ?? [Double](repeating: 0, count: size)
-      for t in stride(from: tokens - 1, through: 0, by: -1) {
-        let r = b * tokens + t
-        // The state after the token, before a reset that follows it.
-        var after = history[t]
-        forward.advance(inputs, r, width, states, &after)
-        for d in 0..<width {
-          let (x, step) = (inputs[0][r * width + d], inputs[1][r * width + d])
-          let g = dy?[r * width + d] ?? 0
-          var (dx, dstep) = ((skip?[d] ?? 0) * g, 0.0)
-          if let place = place(5) { a.outputs[place][d] += g * x }
-          for n in 0..<states {
-            let (i, j) = (d * states + n, r * states + n)
-            a.outputs[4][j] += g * after[i]
-            dh[i] += g * inputs[4][j]
-            let rate = Functions.exp(step * inputs[2][i])
-            let slope = dh[i] * rate * history[t][i]
-            dx += dh[i] * step * inputs[3][j]
-            dstep += slope * inputs[2][i] + dh[i] * x * inputs[3][j]
-            a.outputs[2][i] += slope * step
-            a.outputs[3][j] += dh[i] * step * x
-            dh[i] *= rate
+    let dy = rest[1]
+    for b in 0..<x[0] {
+      for d in 0..<D {
+        let all = forward.states(inputs, x, N, b, d)
+        let row = (b * D + d) * N
+        var dh = hasFinal ? Array(rest[2][row..<row + N]) : [Double](repeating: 0, count: N)
+        for t in stride(from: T - 1, through: 0, by: -1) {
+          let token = b * T + t
+          let i = token * D + d
+          let closed = forward.isReset(inputs, token)
+          let (value, step) = (inputs[0][i], inputs[1][i])
+          if let skip = forward.optional.pick(5, inputs), let place = place(5) {
+            a.outputs[0][i] += skip[d] * dy[i]
+            a.outputs[place][d] += value * dy[i]
           }
-          a.outputs[0][r * width + d] = dx
-          a.outputs[1][r * width + d] = dstep
+          for n in 0..<N {
+            let (B, C, A) = (inputs[3][token * N + n], inputs[4][token * N + n], inputs[2][d * N + n])
+            dh[n] += dy[i] * C
+            a.outputs[4][token * N + n] += dy[i] * all[t + 1][n]
+            a.outputs[0][i] += dh[n] * step * B
+            a.outputs[3][token * N + n] += dh[n] * step * value
+            let rate = closed ? 0 : Functions.exp(step * A)
+            let slope = dh[n] * rate * all[t][n]
+            a.outputs[1][i] += dh[n] * value * B + slope * A
+            a.outputs[2][d * N + n] += slope * step
+            dh[n] *= rate
+          }
         }
-        if forward.isReset(inputs, b, t, tokens) { dh = [Double](repeating: 0, count: size) }
+        if let place = place(6) { accumulate(dh, into: &a.outputs[place], at: row) }
       }
-      if let place = place(6) { accumulate(dh, into: &a.outputs[place], at: b * size) }
     }
   }
   public func vjp(_ c: VJPContext) -> [Tensor?] { c.inputs.map { _ in nil } }

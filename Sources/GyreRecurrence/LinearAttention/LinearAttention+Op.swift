@@ -292,6 +292,7 @@ extension LinearAttentionForward {
         (SequenceForm.recurrent, true), (.chunkwise(size: 16), true), (.parallel, true),
         (.chunkwise, false),
       ].map { form, full in
+        let isSum = if case .sum = normalizer { true } else { false }
         let gateShape: Shape? =
           switch decay {
           case .none: nil
@@ -300,7 +301,9 @@ extension LinearAttentionForward {
           case .vector: [B, T, H, K]
           }
         let inputs: [TestInput?] = [
-          TestInput([B, T, keyHeads, K]), TestInput([B, T, keyHeads, K], normalizer.hasVector ? .uniform(0.1, 1) : .normal()),
+          // A sum is a divisor for features that are positive; of any sign it may come near zero.
+          TestInput([B, T, keyHeads, K], isSum ? .uniform(0.1, 1) : .normal()),
+          TestInput([B, T, keyHeads, K], normalizer.hasVector ? .uniform(0.1, 1) : .normal()),
           TestInput([B, T, H, V]),
           gateShape.map { TestInput($0, gate) },
           normalizer.isExponential ? TestInput([B, T, H]) : nil,

@@ -117,7 +117,7 @@ public struct AttentionForward: Op {
         AttentionForward(
           form: form, window: window, scale: 0.3, keepsSums: true,
           optional: OptionalInputs(inputs.map { $0 != nil })), inputs.compactMap { $0 },
-        tolerance: 2e-5, gradientTolerance: 2e-4)
+        tolerance: 2e-5, gradientTolerance: 2e-4, differentiableOutputs: 1)
     }
     return [SequenceForm.recurrent, .chunkwise(size: 16), .parallel].flatMap { form in
       [

@@ -12,7 +12,8 @@ public struct Fill: Op {
   public static let cases: [OpCase] = []
 }
 
-/// Conversion to another element type, rounding to nearest even.
+/// Conversion to another element type: between floating types to the nearest, ties to even; to
+/// integers towards zero, saturating, NaN to 0.
 public struct Cast: Op {
   public static let name = "cast"
   public let to: DType

@@ -89,7 +89,9 @@ struct JSONValue: Sendable {
   /// A string of exactly one scalar.
   func scalar() throws(TokenizerError) -> Unicode.Scalar {
     let scalars = try string().unicodeScalars
-    guard scalars.count == 1, let first = scalars.first else { throw invalid("expected one character") }
+    guard scalars.count == 1, let first = scalars.first else {
+      throw invalid("expected one character")
+    }
     return first
   }
 

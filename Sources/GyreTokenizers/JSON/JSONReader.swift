@@ -59,7 +59,9 @@ struct JSONReader {
       // Close what ends here and move to the next value of what stays open.
       closing: while let parent = open.last {
         skipSpace()
-        guard position < text.count else { throw fail("the text ends inside \(nodes[parent].kind)") }
+        guard position < text.count else {
+          throw fail("the text ends inside \(nodes[parent].kind)")
+        }
         let isObject = nodes[parent].kind == .object
         switch text[position] {
         case UInt8(ascii: ","):
@@ -105,7 +107,9 @@ struct JSONReader {
       case UInt8(ascii: "-"), 0x30...0x39: return try number()
       case let bracket where bracket == UInt8(ascii: "{") || bracket == UInt8(ascii: "["):
         let isObject = bracket == UInt8(ascii: "{")
-        guard open.count < Self.depthLimit else { throw fail("nested deeper than \(Self.depthLimit)") }
+        guard open.count < Self.depthLimit else {
+          throw fail("nested deeper than \(Self.depthLimit)")
+        }
         position += 1
         append(isObject ? .object : .array, 0)
         skipSpace()
@@ -161,7 +165,9 @@ struct JSONReader {
     if position < text.count, text[position] | 0x20 == UInt8(ascii: "e") {
       isWhole = false
       position += 1
-      if position < text.count, text[position] == UInt8(ascii: "-") || text[position] == UInt8(ascii: "+") {
+      if position < text.count,
+        text[position] == UInt8(ascii: "-") || text[position] == UInt8(ascii: "+")
+      {
         position += 1
       }
       try digits()
@@ -233,7 +239,9 @@ struct JSONReader {
     guard position + 4 <= text.count else { throw fail("the text ends inside an escape") }
     var value: UInt32 = 0
     for _ in 0..<4 {
-      guard let digit = HexDigit.value(of: text[position]) else { throw fail("expected a hexadecimal digit") }
+      guard let digit = HexDigit.value(of: text[position]) else {
+        throw fail("expected a hexadecimal digit")
+      }
       value = value << 4 | UInt32(digit)
       position += 1
     }

@@ -41,11 +41,15 @@ struct BytePairModel: TokenModel {
 
     let singles = (0..<256).map { numbers.value(of: ByteAlphabet.map([UInt8($0)])) ?? -1 }
     let isPlain = prefix.isEmpty && suffix.isEmpty
-    byteTokens = isByteLevel && isPlain && !singles.contains(-1) ? singles : []
+    // Bytes without a token are dropped where nothing stands in for them.
+    let isComplete = !singles.contains(-1) || unknown == nil && fallback == nil
+    byteTokens = isByteLevel && isPlain && isComplete ? singles : []
     if isByteLevel, isPlain, ignoresMerges {
       var mapped = ByteTable(minimumCapacity: numbers.count)
       for token in 0..<TokenID(vocabulary.texts.bound) {
-        if let text = vocabulary.texts[token], let raw = ByteAlphabet.unmap(Array(text)), !raw.isEmpty {
+        if let text = vocabulary.texts[token], let raw = ByteAlphabet.unmap(Array(text)),
+          !raw.isEmpty
+        {
           mapped.insert(raw, token)
         }
       }
@@ -79,7 +83,8 @@ struct BytePairModel: TokenModel {
         let parts = text.split(separator: 0x20, omittingEmptySubsequences: false)
         guard parts.count == 2 else { throw failure("expected two tokens with a space between") }
         (left, right) = (parts[0], parts[1])
-      case .array where document.nodes[value].count == 2 && document.nodes[value + 1].kind == .string
+      case .array
+      where document.nodes[value].count == 2 && document.nodes[value + 1].kind == .string
         && document.nodes[value + 2].kind == .string:
         (left, right) = (document.bytes(at: value + 1), document.bytes(at: value + 2))
       default: throw failure("expected \"a b\" or [\"a\", \"b\"]")
@@ -89,12 +94,15 @@ struct BytePairModel: TokenModel {
           buffer.baseAddress.flatMap { vocabulary.numbers.value($0, buffer.count) }
         }
         guard let found else {
-          throw failure("the token \"\(String(decoding: text, as: UTF8.self))\" is not in the vocabulary")
+          throw failure(
+            "the token \"\(String(decoding: text, as: UTF8.self))\" is not in the vocabulary")
         }
         return found
       }
       let (leftID, rightID) = (try number(left), try number(right))
-      guard right.count >= prefixCount else { throw failure("the second token is shorter than the prefix") }
+      guard right.count >= prefixCount else {
+        throw failure("the second token is shorter than the prefix")
+      }
       whole.removeAll(keepingCapacity: true)
       whole += left
       whole += right.dropFirst(prefixCount)
@@ -111,7 +119,8 @@ struct BytePairModel: TokenModel {
     into tokens: inout [TokenID]
   ) {
     if ignoresMerges {
-      let known = isMapped ? mappedTokens?.value(piece, count) : vocabulary.numbers.value(piece, count)
+      let known =
+        isMapped ? mappedTokens?.value(piece, count) : vocabulary.numbers.value(piece, count)
       if let known {
         tokens.append(known)
         return
@@ -120,7 +129,10 @@ struct BytePairModel: TokenModel {
     memory.ids.removeAll(keepingCapacity: true)
     if isMapped {
       byteTokens.withUnsafeBufferPointer { byteTokens in
-        for index in 0..<count { memory.ids.append(byteTokens[Int(piece[index])]) }
+        for index in 0..<count {
+          let token = byteTokens[Int(piece[index])]
+          if token >= 0 { memory.ids.append(token) }
+        }
       }
     } else {
       symbols(piece, count, &memory)
@@ -156,8 +168,10 @@ struct BytePairModel: TokenModel {
         hasUnknown = false
         memory.ids.append(token)
       } else {
-        let text = decorates
-          ? memory.bytes[...] : ArraySlice(UnsafeBufferPointer(start: piece + position, count: length))
+        let text =
+          decorates
+          ? memory.bytes[...]
+          : ArraySlice(UnsafeBufferPointer(start: piece + position, count: length))
         if let fallback, text.allSatisfy({ fallback[Int($0)] >= 0 }) {
           // An unknown run that is still open is written behind these, as in the library.
           for byte in text { memory.ids.append(fallback[Int(byte)]) }

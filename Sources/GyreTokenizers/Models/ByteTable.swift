@@ -1,6 +1,8 @@
 /// A map from byte strings to token numbers: open addressing over one arena of key bytes.
 struct ByteTable: Sendable {
-  private struct Slot { var hash: UInt64 = 0, start: UInt32 = 0, count: UInt32 = 0, value: Int32 = -1 }
+  private struct Slot {
+    var hash: UInt64 = 0, start: UInt32 = 0, count: UInt32 = 0, value: Int32 = -1
+  }
 
   private var slots: [Slot]
   private var arena: [UInt8] = []
@@ -44,7 +46,9 @@ struct ByteTable: Sendable {
   }
 
   @inline(__always)
-  static func equal(_ left: UnsafePointer<UInt8>, _ right: UnsafePointer<UInt8>, _ count: Int) -> Bool {
+  static func equal(_ left: UnsafePointer<UInt8>, _ right: UnsafePointer<UInt8>, _ count: Int)
+    -> Bool
+  {
     var position = 0
     let first = UnsafeRawPointer(left)
     let second = UnsafeRawPointer(right)
@@ -99,10 +103,9 @@ struct ByteTable: Sendable {
       arena.withUnsafeBufferPointer { arena in
         while slots[index].value >= 0 {
           let slot = slots[index]
-          if slot.hash == hash, slot.count == UInt32(length),
-            length == 0 || Self.equal(arena.baseAddress! + Int(slot.start), key, length)
-          {
-            break
+          if slot.hash == hash, slot.count == UInt32(length) {
+            guard length > 0, let base = arena.baseAddress else { break }
+            if Self.equal(base + Int(slot.start), key, length) { break }
           }
           index = (index + 1) & mask
         }
@@ -159,7 +162,9 @@ struct PairTable: Sendable {
   mutating func insert(_ left: TokenID, _ right: TokenID, rank: UInt32, merged: TokenID) {
     let key = Self.key(left, right)
     var index = Int(truncatingIfNeeded: (key &* 0x9E37_79B9_7F4A_7C15) >> shift)
-    while slots[index].key != .max, slots[index].key != key { index = (index + 1) & (slots.count - 1) }
+    while slots[index].key != .max, slots[index].key != key {
+      index = (index + 1) & (slots.count - 1)
+    }
     slots[index] = Rule(key: key, rank: rank, merged: merged)
   }
 
@@ -183,9 +188,10 @@ struct PairTable: Sendable {
   }
 
   @inline(__always)
-  func withView<Result>(_ body: (View) -> Result) -> Result {
+  func withView(_ body: (View) -> Void) {
     slots.withUnsafeBufferPointer { buffer in
-      body(View(slots: buffer.baseAddress!, mask: slots.count - 1, shift: shift))
+      guard let base = buffer.baseAddress else { return }
+      body(View(slots: base, mask: slots.count - 1, shift: shift))
     }
   }
 }

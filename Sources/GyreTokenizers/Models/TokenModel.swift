@@ -63,14 +63,18 @@ struct TokenTexts: Sendable {
   }
 
   var bound: Int { starts.count }
-  func contains(_ token: TokenID) -> Bool { token >= 0 && Int(token) < starts.count && counts[Int(token)] >= 0 }
+  func contains(_ token: TokenID) -> Bool {
+    token >= 0 && Int(token) < starts.count && counts[Int(token)] >= 0
+  }
 
   @inline(__always)
   func append(_ token: TokenID, to bytes: inout [UInt8]) {
     guard contains(token) else { return }
     let start = Int(starts[Int(token)])
     let count = Int(counts[Int(token)])
-    arena.withUnsafeBufferPointer { bytes.append(contentsOf: UnsafeBufferPointer(rebasing: $0[start..<start + count])) }
+    arena.withUnsafeBufferPointer {
+      bytes.append(contentsOf: UnsafeBufferPointer(rebasing: $0[start..<start + count]))
+    }
   }
 
   subscript(token: TokenID) -> ArraySlice<UInt8>? {
@@ -95,7 +99,8 @@ struct TokenVocabulary: Sendable {
       let text = document.bytes(at: key)
       let node = document.nodes[value]
       let number = Double(bitPattern: node.payload)
-      guard node.kind == .number, number >= 0, number < Double(limit), number == number.rounded() else {
+      guard node.kind == .number, number >= 0, number < Double(limit), number == number.rounded()
+      else {
         throw json.child(at: value, named: ".\(String(decoding: text, as: UTF8.self))")
           .invalid("expected a token number below \(limit)")
       }
@@ -134,7 +139,10 @@ struct WordCache {
   private static let capacity = 1 << 16
   private static let arenaLimit = 1 << 20
 
-  private struct Slot { var hash: UInt64 = 0, key: UInt32 = 0, tokens: UInt32 = 0, count: UInt16 = 0, tokenCount: UInt16 = 0, isUsed = false }
+  private struct Slot {
+    var hash: UInt64 = 0, key: UInt32 = 0, tokens: UInt32 = 0, count: UInt16 = 0,
+      tokenCount: UInt16 = 0, isUsed = false
+  }
 
   private var slots: [Slot] = []
   private var keys: [UInt8] = []
@@ -150,10 +158,11 @@ struct WordCache {
     var index = Int(truncatingIfNeeded: hash) & (Self.capacity - 1)
     return slots.withUnsafeBufferPointer { slots in
       keys.withUnsafeBufferPointer { keys in
+        guard let base = keys.baseAddress else { return false }
         while slots[index].isUsed {
           let slot = slots[index]
           if slot.hash == hash, Int(slot.count) == count,
-            ByteTable.equal(keys.baseAddress! + Int(slot.key), piece, count)
+            ByteTable.equal(base + Int(slot.key), piece, count)
           {
             if slot.tokenCount == 1 {
               output.append(tokens[Int(slot.tokens)])

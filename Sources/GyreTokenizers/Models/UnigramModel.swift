@@ -47,7 +47,8 @@ struct UnigramModel: TokenModel {
     if try json.bool("byte_fallback", default: false) {
       let digits = Array("0123456789ABCDEF".utf8)
       fallback = (0..<256).map { byte in
-        numbers.value(of: Array("<0x".utf8) + [digits[byte >> 4], digits[byte & 15], UInt8(ascii: ">")]) ?? -1
+        numbers.value(
+          of: Array("<0x".utf8) + [digits[byte >> 4], digits[byte & 15], UInt8(ascii: ">")]) ?? -1
       }
     } else {
       fallback = nil
@@ -111,7 +112,9 @@ struct UnigramModel: TokenModel {
       let size = found.end - found.start
       if let known = numbers.value(piece + found.start, size) {
         tokens.append(known)
-      } else if let fallback, (found.start..<found.end).allSatisfy({ fallback[Int(piece[$0])] >= 0 }) {
+      } else if let fallback,
+        (found.start..<found.end).allSatisfy({ fallback[Int(piece[$0])] >= 0 })
+      {
         for index in found.start..<found.end { tokens.append(fallback[Int(piece[index])]) }
       } else if let unknown {
         tokens.append(unknown)

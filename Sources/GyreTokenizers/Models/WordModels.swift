@@ -17,7 +17,9 @@ struct WordPieceModel: TokenModel {
     longestWord = try json["max_input_chars_per_word"]?.integer() ?? 100
     unknown = vocabulary.numbers.value(of: try json["unk_token"]?.text() ?? Array("[UNK]".utf8))
     var longest = 0
-    for token in 0..<TokenID(vocabulary.texts.bound) { longest = max(longest, vocabulary.texts[token]?.count ?? 0) }
+    for token in 0..<TokenID(vocabulary.texts.bound) {
+      longest = max(longest, vocabulary.texts[token]?.count ?? 0)
+    }
     longestToken = longest
   }
 
@@ -43,7 +45,8 @@ struct WordPieceModel: TokenModel {
         } else {
           memory.bytes.removeAll(keepingCapacity: true)
           memory.bytes += prefix
-          memory.bytes.append(contentsOf: UnsafeBufferPointer(start: piece + start, count: end - start))
+          memory.bytes.append(
+            contentsOf: UnsafeBufferPointer(start: piece + start, count: end - start))
           found = vocabulary.numbers.value(of: memory.bytes)
         }
         if found != nil { break }

@@ -90,7 +90,9 @@ struct AddedVocabulary: Sendable {
   /// True when decoding hides the token with this text.
   func isSpecial(_ text: [UInt8]) -> Bool { specialContents.contains(text) }
 
-  func rawMatches(_ text: UnsafeBufferPointer<UInt8>, _ body: (Match) -> Void) { find(raw, text, body) }
+  func rawMatches(_ text: UnsafeBufferPointer<UInt8>, _ body: (Match) -> Void) {
+    find(raw, text, body)
+  }
   func normalizedMatches(_ text: UnsafeBufferPointer<UInt8>, _ body: (Match) -> Void) {
     find(normalized, text, body)
   }
@@ -106,14 +108,18 @@ struct AddedVocabulary: Sendable {
       var start = found.lowerBound
       var end = found.upperBound
       if token.isSingleWord {
-        let before = start > 0 && LibraryScalars.isWord(UTF8Text.scalar(base, UTF8Text.start(before: start, in: base)).value)
+        let before =
+          start > 0
+          && LibraryScalars.isWord(
+            UTF8Text.scalar(base, UTF8Text.start(before: start, in: base)).value)
         let after = end < text.count && LibraryScalars.isWord(UTF8Text.scalar(base, end).value)
         if before || after { return }
       }
       if token.stripsLeft {
         while start > last {
           let previous = UTF8Text.start(before: start, in: base)
-          guard previous >= last, LibraryScalars.isWhitespace(UTF8Text.scalar(base, previous).value) else { break }
+          guard previous >= last, LibraryScalars.isWhitespace(UTF8Text.scalar(base, previous).value)
+          else { break }
           start = previous
         }
       }

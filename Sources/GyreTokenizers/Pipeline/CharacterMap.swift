@@ -19,7 +19,9 @@ struct CharacterMap: Sendable {
     }
     self.units = units
     replacements = Array(blob[(4 + size)...])
-    guard UTF8Text.isValid(replacements[...]) else { throw json.invalid("the replacements are not UTF-8") }
+    guard UTF8Text.isValid(replacements[...]) else {
+      throw json.invalid("the replacements are not UTF-8")
+    }
   }
 
   /// The replacement of the shortest entry that begins the text.
@@ -37,7 +39,8 @@ struct CharacterMap: Sendable {
       guard place < units.count else { return nil }
       if unit >> 8 & 1 == 1 {
         let start = Int(units[place] & 0x7FFF_FFFF)
-        guard start <= replacements.count, start == replacements.count || replacements[start] & 0xC0 != 0x80
+        guard start <= replacements.count,
+          start == replacements.count || replacements[start] & 0xC0 != 0x80
         else { return nil }
         return replacements[start...].prefix { $0 != 0 }
       }

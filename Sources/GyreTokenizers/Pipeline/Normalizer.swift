@@ -25,7 +25,8 @@ indirect enum Normalizer: Sendable {
         right: try json.bool("strip_right", default: true))
     case "StripAccents": self = .stripAccents
     case "Replace":
-      self = .replace(try TextPattern(json.required("pattern")), with: try json.required("content").text())
+      self = .replace(
+        try TextPattern(json.required("pattern")), with: try json.required("content").text())
     case "Prepend": self = .prepend(try json.required("prepend").text())
     case "BertNormalizer":
       let lowercase = try json.bool("lowercase", default: true)
@@ -49,7 +50,9 @@ indirect enum Normalizer: Sendable {
   func apply(_ text: inout [UInt8]) {
     switch self {
     case .unicode(let form):
-      if let changed = text.withUnsafeBufferPointer({ UnicodeNormalization.shared.normalize($0, form) }) {
+      if let changed = text.withUnsafeBufferPointer({
+        UnicodeNormalization.shared.normalize($0, form)
+      }) {
         text = changed
       }
     case .lowercase: Self.lowercase(&text)
@@ -130,7 +133,11 @@ indirect enum Normalizer: Sendable {
   private static func clean(_ text: inout [UInt8]) {
     transform(&text) { scalar, output in
       if LibraryScalars.isBertRemoved(scalar) { return }
-      if LibraryScalars.isWhitespace(scalar) { output.append(0x20) } else { UTF8Text.append(scalar, to: &output) }
+      if LibraryScalars.isWhitespace(scalar) {
+        output.append(0x20)
+      } else {
+        UTF8Text.append(scalar, to: &output)
+      }
     }
   }
 
@@ -138,7 +145,8 @@ indirect enum Normalizer: Sendable {
     transform(&text) { scalar, output in
       let isChinese =
         switch scalar {
-        case 0x4E00...0x9FFF, 0x3400...0x4DBF, 0x20000...0x2A6DF, 0x2A700...0x2B73F, 0x2B740...0x2B81F,
+        case 0x4E00...0x9FFF, 0x3400...0x4DBF, 0x20000...0x2A6DF, 0x2A700...0x2B73F,
+          0x2B740...0x2B81F,
           0x2B920...0x2CEAF, 0xF900...0xFAFF, 0x2F800...0x2FA1F:
           true
         default: false

@@ -17,7 +17,9 @@ struct PostProcessor: Sendable {
     case "Sequence":
       for step in try json.required("processors").elements() {
         let inner = try PostProcessor(step)
-        guard inner.repeats == 1 || repeats == 1 else { throw json.invalid("the text is repeated twice") }
+        guard inner.repeats == 1 || repeats == 1 else {
+          throw json.invalid("the text is repeated twice")
+        }
         if inner.repeats == 0 {
           (before, after, repeats) = (inner.before, [], 0)
         } else {
@@ -27,12 +29,14 @@ struct PostProcessor: Sendable {
         }
       }
     case let name:
-      throw .unsupported(file: json.document.file, place: json.place, feature: "post-processor \(name)")
+      throw .unsupported(
+        file: json.document.file, place: json.place, feature: "post-processor \(name)")
     }
   }
 
   private static func repeated(_ json: JSONValue) -> TokenizerError {
-    .unsupported(file: json.document.file, place: json.place, feature: "a template that repeats the text")
+    .unsupported(
+      file: json.document.file, place: json.place, feature: "a template that repeats the text")
   }
 
   private static func pair(_ json: JSONValue) throws(TokenizerError) -> TokenID {

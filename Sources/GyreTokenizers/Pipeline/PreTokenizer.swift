@@ -53,6 +53,8 @@ struct PieceList {
   ) {
     materialize()
     var result = spare
+    // Sole ownership, or emptying would allocate anew.
+    spare = []
     result.removeAll(keepingCapacity: true)
     let isPlain = behavior == .isolated
     bytes.withUnsafeBufferPointer { buffer in
@@ -63,25 +65,33 @@ struct PieceList {
         if isPlain {
           find(base + piece.start, count, &workspace) { match in
             if match.lowerBound > previous {
-              result.append(Piece(start: piece.start + previous, end: piece.start + match.lowerBound))
+              result.append(
+                Piece(start: piece.start + previous, end: piece.start + match.lowerBound))
             }
             if !match.isEmpty {
-              result.append(Piece(start: piece.start + match.lowerBound, end: piece.start + match.upperBound))
+              result.append(
+                Piece(start: piece.start + match.lowerBound, end: piece.start + match.upperBound))
             }
             previous = match.upperBound
           }
-          if previous < count { result.append(Piece(start: piece.start + previous, end: piece.end)) }
+          if previous < count {
+            result.append(Piece(start: piece.start + previous, end: piece.end))
+          }
           continue
         }
         events.removeAll(keepingCapacity: true)
         find(base + piece.start, count, &workspace) { match in
-          if match.lowerBound != previous { events.append((previous, match.lowerBound, isInverted)) }
+          if match.lowerBound != previous {
+            events.append((previous, match.lowerBound, isInverted))
+          }
           events.append((match.lowerBound, match.upperBound, !isInverted))
           previous = match.upperBound
         }
         if previous != count { events.append((previous, count, isInverted)) }
         behavior.collect(events) { start, end in
-          if end > start { result.append(Piece(start: piece.start + start, end: piece.start + end)) }
+          if end > start {
+            result.append(Piece(start: piece.start + start, end: piece.start + end))
+          }
         }
       }
     }
@@ -187,14 +197,18 @@ indirect enum PreTokenizer: Sendable {
       }
     case "Digits": self = .digits(individual: try json.bool("individual_digits", default: false))
     case "BertPreTokenizer": self = .bert
-    case "CharDelimiterSplit", "Delimiter": self = .delimiter(try json.required("delimiter").scalar().value)
+    case "CharDelimiterSplit", "Delimiter":
+      self = .delimiter(try json.required("delimiter").scalar().value)
     case "FixedLength": self = .fixedLength(max(1, try json["length"]?.integer() ?? 5))
     case "Sequence":
       var steps: [PreTokenizer] = []
-      for step in try json.required("pretokenizers").elements() { steps.append(try PreTokenizer(step)) }
+      for step in try json.required("pretokenizers").elements() {
+        steps.append(try PreTokenizer(step))
+      }
       self = .sequence(steps)
     case let name:
-      throw .unsupported(file: json.document.file, place: json.place, feature: "pre-tokenizer \(name)")
+      throw .unsupported(
+        file: json.document.file, place: json.place, feature: "pre-tokenizer \(name)")
     }
   }
 
@@ -243,7 +257,9 @@ indirect enum PreTokenizer: Sendable {
         var position = 0
         while position < count {
           let start = position
-          for _ in 0..<length where position < count { position += UTF8Text.length(lead: text[position]) }
+          for _ in 0..<length where position < count {
+            position += UTF8Text.length(lead: text[position])
+          }
           body(start..<position)
         }
       }

@@ -24,7 +24,8 @@ indirect enum TokenDecoder: Sendable {
         content: try json.required("content").scalar().value,
         start: try json.required("start").integer(), stop: try json.required("stop").integer())
     case "Replace":
-      self = .replace(try TextPattern(json.required("pattern")), with: try json.required("content").text())
+      self = .replace(
+        try TextPattern(json.required("pattern")), with: try json.required("content").text())
     case "WordPiece":
       self = .wordPiece(
         prefix: try json["prefix"]?.text() ?? Array("##".utf8),
@@ -50,6 +51,18 @@ indirect enum TokenDecoder: Sendable {
     case .byteLevel: true
     case .sequence(let steps): steps.count == 1 && steps[0].isConcatenation
     default: false
+    }
+  }
+
+  /// The steps at the front that look at one token only, and those behind them.
+  var split: (alone: TokenDecoder?, rest: TokenDecoder) {
+    switch self {
+    case .replace: return (self, .sequence([]))
+    case .sequence(let steps):
+      let front = steps.prefix { if case .replace = $0 { true } else { false } }
+      return front.isEmpty
+        ? (nil, self) : (.sequence(Array(front)), .sequence(Array(steps.dropFirst(front.count))))
+    default: return (nil, self)
     }
   }
 
@@ -144,7 +157,9 @@ indirect enum TokenDecoder: Sendable {
     return result
   }
 
-  private static func strip(_ token: [UInt8], _ content: UInt32, _ start: Int, _ stop: Int) -> [UInt8] {
+  private static func strip(_ token: [UInt8], _ content: UInt32, _ start: Int, _ stop: Int)
+    -> [UInt8]
+  {
     let scalars = UTF8Text.scalars(of: token)
     let leading = scalars.prefix(start).prefix { $0 == content }.count
     let trailing = scalars.suffix(stop).reversed().prefix { $0 == content }.count
@@ -154,13 +169,27 @@ indirect enum TokenDecoder: Sendable {
   }
 
   static func replacing(_ needle: [UInt8], with content: [UInt8], in text: [UInt8]) -> [UInt8] {
-    var text = text
-    TextPattern(literal: needle).replace(in: &text, with: content)
-    return text
+    guard let first = needle.first, var found = text.firstIndex(of: first) else { return text }
+    var output: [UInt8] = []
+    output.reserveCapacity(text.count + content.count)
+    var copied = 0
+    while found + needle.count <= text.count {
+      if text[found] == first, text[found..<found + needle.count].elementsEqual(needle) {
+        output += text[copied..<found]
+        output += content
+        found += needle.count
+        copied = found
+      } else {
+        found += 1
+      }
+    }
+    output += text[copied...]
+    return output
   }
 
   private static let cleanUps: [(TextPattern, [UInt8])] = [
-    (" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n't", "n't"), (" 'm", "'m"),
+    (" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n't", "n't"),
+    (" 'm", "'m"),
     (" do not", " don't"), (" 's", "'s"), (" 've", "'ve"), (" 're", "'re"),
   ].map { (TextPattern(literal: Array($0.utf8)), Array($1.utf8)) }
 

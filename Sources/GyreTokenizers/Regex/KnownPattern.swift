@@ -10,9 +10,12 @@ enum KnownPattern: Sendable, Hashable {
 
   init?(_ source: String) {
     switch source {
-    case #"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"#: self = .gpt2
-    case Self.contractions + #"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"# + Self.tail: self = .grouped(digits: 3)
-    case Self.contractions + #"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"# + Self.tail: self = .grouped(digits: 1)
+    case #"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"#:
+      self = .gpt2
+    case Self.contractions + #"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"# + Self.tail:
+      self = .grouped(digits: 3)
+    case Self.contractions + #"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"# + Self.tail:
+      self = .grouped(digits: 1)
     default: return nil
     }
   }
@@ -31,16 +34,17 @@ enum KnownPattern: Sendable, Hashable {
     }
   }
 
-  private enum Kind { static let space: UInt8 = 0, letter: UInt8 = 1, number: UInt8 = 2, other: UInt8 = 3 }
-
-  private static let ascii: [UInt8] = (0..<128).map { kind(UInt32($0), ScalarTable.shared) }
-  private static let asciiKinds = ascii.withUnsafeBufferPointer { source in
-    // 128 bytes that live as long as the process, so that scanning needs no array access.
-    let copy = UnsafeMutableBufferPointer<UInt8>.allocate(capacity: 128)
-    _ = copy.initialize(from: source)
-    return SendablePointer(pointer: UnsafePointer(copy.baseAddress!))
+  private enum Kind {
+    static let space: UInt8 = 0, letter: UInt8 = 1, number: UInt8 = 2, other: UInt8 = 3
   }
-  private struct SendablePointer: @unchecked Sendable { let pointer: UnsafePointer<UInt8> }
+
+  /// 128 kinds in memory that lives as long as the process, so that scanning needs no array access.
+  private static let asciiKinds: KindPointer = {
+    let kinds = UnsafeMutablePointer<UInt8>.allocate(capacity: 128)
+    for scalar in 0..<128 { kinds[scalar] = kind(UInt32(scalar), ScalarTable.shared) }
+    return KindPointer(pointer: UnsafePointer(kinds))
+  }()
+  private struct KindPointer: @unchecked Sendable { let pointer: UnsafePointer<UInt8> }
 
   private static func kind(_ scalar: UInt32, _ table: ScalarTable) -> UInt8 {
     let bit = UInt32(1) << UInt32(table.bit(of: scalar))
@@ -86,13 +90,15 @@ enum KnownPattern: Sendable, Hashable {
     guard start + 1 < count else { return start }
     let first = foldsCase && text[start + 1] &- 0x41 < 26 ? text[start + 1] | 0x20 : text[start + 1]
     switch first {
-    case UInt8(ascii: "s"), UInt8(ascii: "t"), UInt8(ascii: "m"), UInt8(ascii: "d"): return start + 2
+    case UInt8(ascii: "s"), UInt8(ascii: "t"), UInt8(ascii: "m"), UInt8(ascii: "d"):
+      return start + 2
     case 0xC5 where foldsCase && start + 2 < count && text[start + 2] == 0xBF:
       // U+017F, the long s, folds to s.
       return start + 3
     case UInt8(ascii: "r"), UInt8(ascii: "v"), UInt8(ascii: "l"):
       guard start + 2 < count else { return start }
-      let second = foldsCase && text[start + 2] &- 0x41 < 26 ? text[start + 2] | 0x20 : text[start + 2]
+      let second =
+        foldsCase && text[start + 2] &- 0x41 < 26 ? text[start + 2] | 0x20 : text[start + 2]
       return second == (first == UInt8(ascii: "l") ? first : UInt8(ascii: "e")) ? start + 3 : start
     default: return start
     }

@@ -30,7 +30,9 @@ struct Pattern: Sendable {
   private var firstBytes: [Bool]
   /// Alternatives of the whole pattern by first byte: jumping over branches that cannot begin here.
   private var branches: [(start: Int, first: [Bool])] = []
-  private static let word = { var set = ScalarSet.word; set.prepare(); return set }()
+  private static let word = {
+    var set = ScalarSet.word; set.prepare(); return set
+  }()
 
   init(_ source: String) throws(PatternError) {
     firstBytes = []
@@ -67,7 +69,11 @@ struct Pattern: Sendable {
     switch node {
     case .empty: break
     case .set(let set):
-      if let byte = Self.singleByte(set) { try emit(.byte(byte)) } else { try emit(.set(index(of: set))) }
+      if let byte = Self.singleByte(set) {
+        try emit(.byte(byte))
+      } else {
+        try emit(.set(index(of: set)))
+      }
     case .concatenation(let nodes): for node in nodes { try compile(node) }
     case .alternation(let nodes):
       var exits: [Int] = []
@@ -112,7 +118,8 @@ struct Pattern: Sendable {
       return
     }
     guard mode != .possessive else {
-      return try compile(.atomic(.repetition(body, minimum: minimum, maximum: maximum, mode: .greedy)))
+      return try compile(
+        .atomic(.repetition(body, minimum: minimum, maximum: maximum, mode: .greedy)))
     }
     for _ in 0..<minimum { try compile(body) }
     func split(_ body: Int, _ exit: Int) -> Instruction {
@@ -297,10 +304,13 @@ struct Pattern: Sendable {
         isAlive = taken >= minimum
         instruction += 1
         if isAlive, mode == .greedy, taken > minimum {
-          workspace.choices.append(Choice(instruction: instruction, position: position, limit: least, set: -2))
+          workspace.choices.append(
+            Choice(instruction: instruction, position: position, limit: least, set: -2))
         } else if isAlive, mode == .lazy, taken < maximum {
           workspace.choices.append(
-            Choice(instruction: instruction, position: position, limit: maximum - taken, set: Int32(set)))
+            Choice(
+              instruction: instruction, position: position, limit: maximum - taken, set: Int32(set))
+          )
         }
       case .jump(let target): instruction = target
       case .split(let first, let second):
@@ -312,7 +322,8 @@ struct Pattern: Sendable {
       case .lookBehind(let set, let isNegated):
         var isIn = false
         if position > 0 {
-          isIn = sets[set].contains(UTF8Text.scalar(text, UTF8Text.start(before: position, in: text)).value)
+          isIn = sets[set].contains(
+            UTF8Text.scalar(text, UTF8Text.start(before: position, in: text)).value)
         }
         isAlive = isIn != isNegated
         instruction += 1
@@ -368,7 +379,9 @@ struct Pattern: Sendable {
         position = choice.position + length
         if choice.limit > 1 {
           workspace.choices.append(
-            Choice(instruction: instruction, position: position, limit: choice.limit - 1, set: choice.set))
+            Choice(
+              instruction: instruction, position: position, limit: choice.limit - 1, set: choice.set
+            ))
         }
         return true
       }
@@ -382,11 +395,14 @@ struct Pattern: Sendable {
     switch assertion {
     case .textStart: return position == 0
     case .textEnd: return position == count
-    case .textEndOrNewline: return position == count || position == count - 1 && text[position] == 10
+    case .textEndOrNewline:
+      return position == count || position == count - 1 && text[position] == 10
     case .lineStart: return position == 0 || text[position - 1] == 10 && position < count
     case .lineEnd: return position == count || text[position] == 10
     case .wordBoundary, .notWordBoundary:
-      let before = position > 0 && word.contains(UTF8Text.scalar(text, UTF8Text.start(before: position, in: text)).value)
+      let before =
+        position > 0
+        && word.contains(UTF8Text.scalar(text, UTF8Text.start(before: position, in: text)).value)
       let after = position < count && word.contains(UTF8Text.scalar(text, position).value)
       return (before != after) == (assertion == .wordBoundary)
     }

@@ -12,7 +12,9 @@ indirect enum PatternNode: Sendable {
   case assertion(Assertion)
 
   enum Mode: Sendable { case greedy, lazy, possessive }
-  enum Assertion: Sendable { case textStart, textEnd, textEndOrNewline, lineStart, lineEnd, wordBoundary, notWordBoundary }
+  enum Assertion: Sendable {
+    case textStart, textEnd, textEndOrNewline, lineStart, lineEnd, wordBoundary, notWordBoundary
+  }
 }
 
 /// Why a pattern cannot be used.
@@ -42,7 +44,9 @@ struct PatternParser {
 
   private init(pattern: [Unicode.Scalar]) { self.pattern = pattern }
 
-  private func fail(_ reason: String) -> PatternError { PatternError(offset: position, reason: reason) }
+  private func fail(_ reason: String) -> PatternError {
+    PatternError(offset: position, reason: reason)
+  }
   private var next: Unicode.Scalar? { position < pattern.count ? pattern[position] : nil }
 
   private mutating func take(_ text: String) -> Bool {
@@ -365,7 +369,9 @@ struct PatternParser {
       if scalar == "\\" {
         position += 1
         if var nested = try classEscape() {
-          if nested.exceptions == ScalarSet.word.exceptions { nested.exceptions = ScalarSet.bracketWord.exceptions }
+          if nested.exceptions == ScalarSet.word.exceptions {
+            nested.exceptions = ScalarSet.bracketWord.exceptions
+          }
           if nested.isNegated || !nested.exceptions.bounds.isEmpty || !nested.ranges.isEmpty {
             set.unions.append(nested)
           } else {
@@ -395,7 +401,9 @@ struct PatternParser {
     return set
   }
 
-  private mutating func bracketScalar(_ scalar: Unicode.Scalar) throws(PatternError) -> Unicode.Scalar {
+  private mutating func bracketScalar(_ scalar: Unicode.Scalar) throws(PatternError)
+    -> Unicode.Scalar
+  {
     if scalar == "\\" {
       if next == "b" {
         position += 1

@@ -37,7 +37,9 @@ struct ScalarSet: Sendable {
   /// A derived property that is not a union of categories, such as Uppercase.
   static func property(_ holds: (Unicode.Scalar.Properties) -> Bool) -> ScalarSet {
     var set = ScalarSet()
-    set.exceptions = ScalarRanges(where: { Unicode.Scalar($0).map { holds($0.properties) } ?? false })
+    set.exceptions = ScalarRanges(where: {
+      Unicode.Scalar($0).map { holds($0.properties) } ?? false
+    })
     return set
   }
 
@@ -46,7 +48,8 @@ struct ScalarSet: Sendable {
       start: UnicodeData.scripts.utf8Start, count: UnicodeData.scripts.utf8CodeUnitCount)
     for part in text.split(separator: UInt8(ascii: ";")) {
       let fields = part.filter { $0 > 0x20 }.split(separator: UInt8(ascii: ":"), maxSplits: 1)
-      guard fields.count == 2, String(decoding: fields[0], as: UTF8.self).lowercased() == name.lowercased()
+      guard fields.count == 2,
+        String(decoding: fields[0], as: UTF8.self).lowercased() == name.lowercased()
       else { continue }
       var set = ScalarSet()
       set.exceptions = ScalarRanges(data: fields[1])

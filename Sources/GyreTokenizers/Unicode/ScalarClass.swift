@@ -34,7 +34,8 @@ struct ScalarClass: OptionSet, Hashable, Sendable {
 
   /// Names as they stand in `\p{...}`: categories of one or two letters.
   private static let names: [String: Int] = {
-    let list = "Cn Lu Ll Lt Lm Lo Mn Mc Me Nd Nl No Pc Pd Ps Pe Pi Pf Po Sm Sc Sk So Zs Zl Zp Cc Cf Co Cs"
+    let list =
+      "Cn Lu Ll Lt Lm Lo Mn Mc Me Nd Nl No Pc Pd Ps Pe Pi Pf Po Sm Sc Sk So Zs Zl Zp Cc Cf Co Cs"
     return Dictionary(
       uniqueKeysWithValues: list.split(separator: " ").enumerated().map {
         ($0.element.lowercased(), $0.offset)
@@ -85,7 +86,9 @@ struct ScalarTable: Sendable {
       position += 1
       guard letter > 0x20 else { continue }
       var length = 0
-      while position < text.count, let digit = Self.digit(text, &position) { length = length << 4 | digit }
+      while position < text.count, let digit = Self.digit(text, &position) {
+        length = length << 4 | digit
+      }
       let value = letter <= 0x5A ? letter - 0x41 : letter - UInt8(ascii: "g") + 26
       let end = min(start + max(length, 1), all.count)
       if value != 0 { for index in start..<end { all[index] = value } }
@@ -113,7 +116,8 @@ struct ScalarTable: Sendable {
   /// Skips line breaks inside the data; stops before anything that is not a digit.
   private static func digit(_ text: UnsafeBufferPointer<UInt8>, _ position: inout Int) -> Int? {
     while position < text.count, text[position] <= 0x20 { position += 1 }
-    guard position < text.count, let value = HexDigit.value(of: text[position]), text[position] > 0x5A || text[position] < 0x41
+    guard position < text.count, let value = HexDigit.value(of: text[position]),
+      text[position] > 0x5A || text[position] < 0x41
     else { return nil }
     position += 1
     return Int(value)
@@ -123,7 +127,9 @@ struct ScalarTable: Sendable {
   func bit(of scalar: UInt32) -> UInt8 {
     blocks.withUnsafeBufferPointer { blocks in
       values.withUnsafeBufferPointer { values in
-        values[Int(blocks[Int(truncatingIfNeeded: scalar >> 7)]) << 7 | Int(truncatingIfNeeded: scalar & 127)]
+        values[
+          Int(blocks[Int(truncatingIfNeeded: scalar >> 7)]) << 7
+            | Int(truncatingIfNeeded: scalar & 127)]
       }
     }
   }
@@ -223,15 +229,21 @@ enum LibraryScalars {
   private static let bertAccents = ScalarRanges(UnicodeData.bertAccentDifference)
   private static let asciiSymbols: [UInt32] = "$+<=>^`|~".unicodeScalars.map(\.value)
 
-  private static func contains(_ scalar: UInt32, _ mask: ScalarClass, _ difference: ScalarRanges) -> Bool {
+  private static func contains(_ scalar: UInt32, _ mask: ScalarClass, _ difference: ScalarRanges)
+    -> Bool
+  {
     ScalarTable.shared.contains(scalar, in: mask) != difference.contains(scalar)
   }
 
   static func isWord(_ scalar: UInt32) -> Bool { contains(scalar, .word, libraryWord) }
   static func isNumeric(_ scalar: UInt32) -> Bool { contains(scalar, .number, numeric) }
-  static func isWhitespace(_ scalar: UInt32) -> Bool { ScalarTable.shared.contains(scalar, in: .whitespace) }
+  static func isWhitespace(_ scalar: UInt32) -> Bool {
+    ScalarTable.shared.contains(scalar, in: .whitespace)
+  }
   static func isAccent(_ scalar: UInt32) -> Bool { contains(scalar, .mark, accents) }
-  static func isBertAccent(_ scalar: UInt32) -> Bool { contains(scalar, .nonspacingMark, bertAccents) }
+  static func isBertAccent(_ scalar: UInt32) -> Bool {
+    contains(scalar, .nonspacingMark, bertAccents)
+  }
 
   static func isPunctuation(_ scalar: UInt32) -> Bool {
     if scalar < 128, asciiSymbols.contains(scalar) { return true }

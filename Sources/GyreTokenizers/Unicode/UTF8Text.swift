@@ -28,7 +28,8 @@ enum UTF8Text {
 
   /// The scalar at `position` of valid UTF-8.
   @inline(__always)
-  static func scalar(_ text: UnsafePointer<UInt8>, _ position: Int) -> (value: UInt32, length: Int) {
+  static func scalar(_ text: UnsafePointer<UInt8>, _ position: Int) -> (value: UInt32, length: Int)
+  {
     let lead = text[position]
     if lead < 0x80 { return (UInt32(lead), 1) }
     let second = UInt32(text[position + 1] & 0x3F)
@@ -70,7 +71,8 @@ enum UTF8Text {
     let count = text.count
     while position < count {
       if position + 8 <= count,
-        UnsafeRawPointer(base + position).loadUnaligned(as: UInt64.self) & 0x8080_8080_8080_8080 == 0
+        UnsafeRawPointer(base + position).loadUnaligned(as: UInt64.self) & 0x8080_8080_8080_8080
+          == 0
       {
         position += 8
         continue

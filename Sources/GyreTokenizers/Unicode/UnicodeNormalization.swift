@@ -175,7 +175,9 @@ struct UnicodeNormalization: Sendable {
       if end - start > 1 {
         let order = (start..<end).sorted { (classes[$0], $0) < (classes[$1], $1) }
         let sorted = order.map { (result[$0], classes[$0]) }
-        for (offset, item) in sorted.enumerated() { (result[start + offset], classes[start + offset]) = item }
+        for (offset, item) in sorted.enumerated() {
+          (result[start + offset], classes[start + offset]) = item
+        }
       }
       start = end
     }

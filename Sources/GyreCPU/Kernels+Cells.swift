@@ -1,0 +1,67 @@
+import CGyreKernels
+import GyreRecurrence
+import GyreTensors
+
+extension CPUKernel {
+  static let cells: [CPUKernel] = [
+    CPUKernel(CellForward.self) { op, call, k in
+      guard call.isFloat32 else { return false }
+      var a = ck_cell_scan_forward_args()
+      a.shape = shape(op, call.inputs)
+      a.xw = call.inputs[0].constant
+      a.bias = op.optional.pick(2, call.inputs)?.constant
+      a.h0 = op.optional.pick(3, call.inputs)?.constant
+      a.c0 = op.optional.pick(4, call.inputs)?.constant
+      a.y = call.outputs[0].f32
+      a.h_final = call.outputs[1].f32
+      if op.cell.hasMemory { a.c_final = call.outputs[2].f32 }
+      a.gates = op.gatesPlace.flatMap { call.outputs[$0].f32 }
+      a.cell_states = op.cellsPlace.flatMap { call.outputs[$0].f32 }
+      k.cellScan.forward(&a)
+      return true
+    },
+    CPUKernel(CellBackward.self) { op, call, k in
+      guard call.isFloat32 else { return false }
+      let rest = Array(call.inputs[op.inputCount...])
+      var a = ck_cell_scan_backward_args()
+      a.shape = shape(op.forward, call.inputs)
+      a.h0 = op.forward.optional.pick(3, call.inputs)?.constant
+      a.c0 = op.forward.optional.pick(4, call.inputs)?.constant
+      a.y = rest[0].constant
+      a.gates = op.extra.pick(1, rest)?.constant
+      a.cell_states = op.extra.pick(2, rest)?.constant
+      a.dy = op.extra.pick(3, rest)?.constant
+      a.dh_final = op.extra.pick(4, rest)?.constant
+      a.dc_final = op.extra.pick(5, rest)?.constant
+      a.dxw = call.outputs[0].f32
+      a.dh0 = op.place(3).flatMap { call.outputs[$0].f32 }
+      a.dc0 = op.place(4).flatMap { call.outputs[$0].f32 }
+      a.previous = call.outputs[op.previousPlace].f32
+      switch op.forward.cell {
+      case .gru: a.dn_recurrent = call.outputs[op.previousPlace + 1].f32
+      case .gruOriginal: a.previous_gated = call.outputs[op.previousPlace + 1].f32
+      case .elmanTanh, .elmanReLU, .lstm: break
+      }
+      k.cellScan.backward(&a)
+      return true
+    },
+  ]
+
+  private static func shape(_ op: CellForward, _ inputs: [Tensor]) -> ck_cell_scan_shape {
+    let x = op.extents(inputs.map(\.spec))
+    var s = ck_cell_scan_shape()
+    s.cell =
+      switch op.cell {
+      case .elmanTanh: CK_CELL_RNN_TANH
+      case .elmanReLU: CK_CELL_RNN_RELU
+      case .gru: CK_CELL_GRU
+      case .gruOriginal: CK_CELL_GRU_RESET_BEFORE
+      case .lstm: CK_CELL_LSTM
+      }
+    s.precision = op.precision == .bfloat16 ? CK_CELL_BFLOAT16 : CK_CELL_FLOAT32
+    (s.batch, s.tokens, s.heads, s.units) = (x.batch, x.tokens, x.heads, x.units)
+    s.recurrent = inputs[1].constant
+    s.reset = op.optional.pick(5, inputs)?.resets
+    return s
+  }
+}

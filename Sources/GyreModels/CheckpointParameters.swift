@@ -1,0 +1,120 @@
+import GyreCheckpoints
+import GyreLayers
+import GyreTensors
+
+/// Parameters of a stored model. Problems are collected, so that one error names them all.
+public final class CheckpointParameters: ParameterSource {
+  private let source: any TensorSource
+  private let device: any Device
+  private let copies: Bool
+  private var asked: Set<String> = []
+  private var missing: [String] = []
+  private var reshaped: [ShapeMismatch] = []
+  private var failure: CheckpointError?
+
+  /// - Parameter copies: whether values get memory of their own. Training needs that, since
+  ///   optimisers write in place; without it float32 values of host devices stay in the mapped file.
+  public init(_ source: any TensorSource, device: any Device, copies: Bool) {
+    self.source = source
+    self.device = device
+    self.copies = copies
+  }
+
+  public func value(name: String, shape: Shape, initializer: Initializer) -> Tensor? {
+    asked.insert(name)
+    guard source.contains(name) else {
+      missing.append(name)
+      return nil
+    }
+    do throws(CheckpointError) {
+      let info = try source.info(name)
+      guard info.shape == shape else {
+        reshaped.append(ShapeMismatch(name: name, expected: shape, found: info.shape))
+        return nil
+      }
+      if !copies, device is HostDevice, info.storedType == .float32,
+        let borrowed = try borrowed(name, shape)
+      {
+        return borrowed
+      }
+      return Tensor(try source.readFloat32(name), shape: shape, on: device)
+    } catch {
+      if failure == nil { failure = error }
+      return nil
+    }
+  }
+
+  /// The values where they lie in a mapped file; nil where they are not mapped or not aligned.
+  private func borrowed(_ name: String, _ shape: Shape) throws(CheckpointError) -> Tensor? {
+    guard let owner = source.storageOwner(of: name) else { return nil }
+    return try source.withBytes(name) { bytes in
+      guard let base = bytes.baseAddress,
+        UInt(bitPattern: base) % UInt(MemoryLayout<Float>.alignment) == 0
+      else { return nil }
+      return Tensor(
+        shape: shape, dtype: .float32, device: device,
+        buffer: BorrowedHostBuffer(bytes, owner: owner))
+    }
+  }
+
+  /// Stored tensors that the model did not ask for.
+  public var unexpected: [String] { source.names.filter { !asked.contains($0) } }
+
+  /// - Parameter allowsUnexpected: whether stored tensors beyond the model's are fine.
+  /// - Throws: `mismatch` with every missing, unexpected and mis-shaped tensor, or the first
+  ///   tensor that could not be read.
+  public func finish(allowsUnexpected: Bool = false) throws(CheckpointError) {
+    if let failure { throw failure }
+    let unexpected = allowsUnexpected ? [] : self.unexpected
+    guard missing.isEmpty, unexpected.isEmpty, reshaped.isEmpty else {
+      throw .mismatch(missing: missing, unexpected: unexpected, reshaped: reshaped)
+    }
+  }
+}
+
+extension TensorSource {
+  /// What keeps a tensor's mapped bytes alive; nil where they may move.
+  fileprivate func storageOwner(of name: String) -> (any Sendable)? {
+    if let file = self as? SafetensorsFile { return file.isMapped ? file : nil }
+    if let folder = self as? CheckpointFolder { return folder.files.allSatisfy(\.isMapped) ? folder : nil }
+    return nil
+  }
+}
+
+extension LanguageModel {
+  /// A model with stored values.
+  ///
+  /// - Throws: `ConfigurationError` for the configuration, `CheckpointError` for the values.
+  public init(
+    _ configuration: ModelConfiguration, tensors: any TensorSource, device: any Device,
+    copies: Bool
+  ) throws {
+    let source = CheckpointParameters(tensors, device: device, copies: copies)
+    try self.init(configuration, source: source, device: device)
+    try source.finish()
+  }
+
+  /// A writer of all weights under their parameter names, float32.
+  public func weights(
+    metadata: [String: String] = [:]
+  ) throws(CheckpointError) -> SafetensorsWriter {
+    var writer = SafetensorsWriter(metadata: metadata)
+    for parameter in parameters { try writer.add(parameter.name, values: parameter.value) }
+    return writer
+  }
+}
+
+extension SafetensorsWriter {
+  /// Adds a float32 tensor, read from its device when it is written.
+  ///
+  /// - Throws: `invalid` for the name; when written, `invalid` with the device's failure.
+  public mutating func add(_ name: String, values tensor: Tensor) throws(CheckpointError) {
+    try add(name, dtype: .float32, shape: tensor.shape) { (sink) throws(CheckpointError) in
+      let elements: [Float]
+      do throws(DeviceError) { elements = try tensor.elements(Float.self) } catch {
+        throw .invalid(subject: "tensor '\(name)'", reason: error.description)
+      }
+      try sink.write(elements)
+    }
+  }
+}

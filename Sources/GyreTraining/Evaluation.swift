@@ -1,0 +1,46 @@
+import GyreModels
+import GyreRecurrence
+import GyreTensors
+
+func logarithm(_ x: Double) -> Double { Functions.log(x) }
+
+/// How well a model predicts a text.
+public struct Evaluation: Sendable, Codable, Equatable {
+  public var bitsPerByte: Double
+  /// e to the mean cross-entropy of a token.
+  public var perplexity: Double
+  public var tokens: Int
+  public var bytes: Int
+
+  enum CodingKeys: String, CodingKey {
+    case bitsPerByte = "bits_per_byte"
+    case perplexity, tokens, bytes
+  }
+
+  /// Scores a shard as one stream with carried state, in pieces of `length` tokens: constant memory.
+  public init(
+    _ model: LanguageModel, _ shard: TokenShard, length: Int = 1024,
+    precision: ComputePrecision = .float32
+  ) throws {
+    var state = model.makeState(batch: 1)
+    var (nats, counted, at) = (0.0, 0, 0)
+    while at < shard.count - 1 {
+      let n = min(length, shard.count - 1 - at)
+      let row = shard.tokens(at..<at + n + 1)
+      let (device, shape) = (model.device, Shape([1, n]))
+      let loss = ComputePrecision.$current.withValue(precision) {
+        model.loss(
+          Tensor(Array(row.dropLast()), shape: shape, on: device),
+          targets: Tensor(Array(row.dropFirst()), shape: shape, on: device), state: &state)
+      }
+      nats += try loss.mean.item() * Double(n)
+      counted += n
+      at += n
+    }
+    let bytesScored = Double(counted) * shard.bytesPerToken
+    bitsPerByte = nats / 0.693_147_180_559_945_3 / max(bytesScored, 1)
+    perplexity = Functions.exp(nats / Double(max(counted, 1)))
+    tokens = counted
+    bytes = Int(bytesScored.rounded())
+  }
+}

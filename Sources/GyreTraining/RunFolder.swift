@@ -1,0 +1,133 @@
+import FoundationEssentials
+import GyreCheckpoints
+import GyreModels
+import GyreTensors
+import GyreTokenizers
+
+/// The files of a run.
+///
+///     config.json  training.json  tokenizer  model.safetensors  metrics.jsonl  report.html
+///     checkpoints/step-…/   data/*.shard
+public struct RunFolder: Sendable {
+  public let path: String
+  public init(_ path: String) { self.path = path }
+
+  public var configuration: String { path + "/config.json" }
+  public var training: String { path + "/training.json" }
+  public var weights: String { path + "/model.safetensors" }
+  public var metrics: String { path + "/metrics.jsonl" }
+  public var report: String { path + "/report.html" }
+  public var store: DirectoryStore { DirectoryStore(path: path + "/checkpoints") }
+  public func shard(_ name: String) -> String { path + "/data/\(name).shard" }
+
+  /// Makes the folder with the texts as shards, the configurations and the tokenizer.
+  public func create(
+    corpus: Corpus, tokenizer: any Tokenizer, model: ModelConfiguration,
+    training: TrainingConfiguration
+  ) throws {
+    try FileManager.default.createDirectory(
+      atPath: path + "/data", withIntermediateDirectories: true)
+    try TokenizerFile.save(tokenizer, folder: path)
+    try TokenShard.write(corpus.train, tokenizer: tokenizer, to: shard("train"))
+    try TokenShard.write(corpus.validation, tokenizer: tokenizer, to: shard("validation"))
+    try AtomicFile.write(try model.json(), to: configuration)
+    try AtomicFile.write(try training.json(), to: self.training)
+    let manifest = DataManifest(
+      source: corpus.source, tokenizer: "\(tokenizer.kind)",
+      train: try FileDigest(ofFile: shard("train")).sha256,
+      validation: try FileDigest(ofFile: shard("validation")).sha256)
+    let encoder = JSONEncoder()
+    encoder.outputFormatting = [.prettyPrinted, .sortedKeys, .withoutEscapingSlashes]
+    try AtomicFile.write(
+      String(decoding: try encoder.encode(manifest), as: UTF8.self) + "\n",
+      to: path + "/data/manifest.json")
+  }
+
+  /// The shards, checked against the manifest.
+  public func shards() throws -> (train: TokenShard, validation: TokenShard) {
+    let manifest: DataManifest = try read(path + "/data/manifest.json")
+    for (name, hash) in [("train", manifest.train), ("validation", manifest.validation)] {
+      guard try FileDigest(ofFile: shard(name)).sha256 == hash else {
+        throw TrainingError.data(
+          path: shard(name), reason: "is not the file that data/manifest.json names; train anew")
+      }
+    }
+    return (try TokenShard(path: shard("train")), try TokenShard(path: shard("validation")))
+  }
+
+  /// Where the text of the run came from.
+  public var source: String {
+    ((try? read(path + "/data/manifest.json")) as DataManifest?)?.source ?? "unknown"
+  }
+
+  public func modelConfiguration() throws -> ModelConfiguration {
+    try ModelConfiguration(json: try bytes(configuration))
+  }
+  public func trainingConfiguration() throws -> TrainingConfiguration {
+    try TrainingConfiguration(json: try bytes(training))
+  }
+
+  private func bytes(_ path: String) throws(TrainingError) -> [UInt8] {
+    do throws(CheckpointError) { return try MappedFile(path: path).withUnsafeBytes { Array($0) } }
+    catch { throw .checkpoint(error) }
+  }
+
+  private func read<T: Decodable>(_ path: String) throws(TrainingError) -> T {
+    let data = Data(try bytes(path))
+    do { return try JSONDecoder().decode(T.self, from: data) } catch {
+      throw .data(path: path, reason: "cannot be read: \(error)")
+    }
+  }
+
+  private struct DataManifest: Codable {
+    var version = 1
+    var source: String
+    var tokenizer: String
+    var train: String
+    var validation: String
+  }
+}
+
+/// One line of `metrics.jsonl`.
+public struct Metrics: Codable, Sendable, Equatable {
+  public var step: Int
+  public var tokens: Int
+  public var trainBitsPerByte: Double
+  public var validationBitsPerByte: Double?
+  public var learningRate: Double
+  public var gradientNorm: Double
+  public var tokensPerSecond: Double
+  /// Why the step changed nothing; nil for a step that did.
+  public var skipped: String?
+
+  enum CodingKeys: String, CodingKey {
+    case step, tokens, skipped
+    case trainBitsPerByte = "train_bits_per_byte"
+    case validationBitsPerByte = "val_bits_per_byte"
+    case learningRate = "learning_rate"
+    case gradientNorm = "grad_norm"
+    case tokensPerSecond = "tokens_per_s"
+  }
+
+  /// The lines of a file up to a step; a line that a killed process left half written ends it.
+  public static func read(_ path: String, through step: Int = .max) -> [Metrics] {
+    guard let file = try? MappedFile(path: path) else { return [] }
+    var lines: [Metrics] = []
+    for line in file.withUnsafeBytes({ Array($0) }).split(separator: UInt8(ascii: "\n")) {
+      guard let m = try? JSONDecoder().decode(Metrics.self, from: Data(line)), m.step <= step else {
+        break
+      }
+      lines.append(m)
+    }
+    return lines
+  }
+
+  /// The line, keys sorted; numbers that JSON does not have become null.
+  public func line() throws -> String {
+    let encoder = JSONEncoder()
+    encoder.outputFormatting = [.sortedKeys]
+    encoder.nonConformingFloatEncodingStrategy = .convertToString(
+      positiveInfinity: "inf", negativeInfinity: "-inf", nan: "nan")
+    return String(decoding: try encoder.encode(self), as: UTF8.self) + "\n"
+  }
+}

@@ -1,0 +1,141 @@
+import FoundationEssentials
+import GyreLayers
+import GyreModels
+import GyreTensors
+
+/// How a run trains: what `training.json` of a run folder holds.
+public struct TrainingConfiguration: Codable, Hashable, Sendable {
+  public enum OptimizerKind: String, Codable, Hashable, Sendable, CaseIterable {
+    case adamw, sgd, muon
+  }
+  public enum Data: String, Codable, Hashable, Sendable, CaseIterable {
+    /// Each row reads its own contiguous part of the corpus; the state carries over steps.
+    case stream
+    /// Shuffled windows of packed documents, with resets where documents begin.
+    case packed
+  }
+
+  /// Optimiser steps.
+  public var steps = 1000
+  /// Rows of a batch.
+  public var batch = 16
+  /// Tokens of a row.
+  public var length = 256
+  /// Batches whose gradients are averaged in one step.
+  public var accumulation = 1
+  public var data = Data.stream
+  public var optimizer = OptimizerKind.adamw
+  /// Highest learning rate η.
+  public var learningRate = 3e-3
+  /// η of the matrices that Muon updates; the rest take `learningRate` with AdamW.
+  public var muonLearningRate = 0.02
+  public var schedule = Schedule.Kind.cosine
+  public var warmupSteps = 50
+  /// Steps of the last part of the warm-up-stable-decay schedule.
+  public var decaySteps = 200
+  /// η at the end as a part of the highest.
+  public var finalFraction = 0.1
+  public var weightDecay = 0.1
+  public var beta1 = 0.9
+  public var beta2 = 0.95
+  public var epsilon = 1e-8
+  /// μ of SGD and Muon.
+  public var momentum = 0.95
+  public var nesterov = true
+  /// Largest norm of all gradients together; nil for no clipping.
+  public var clipNorm: Double? = 1
+  public var precision = ComputePrecision.float32
+  public var rematerializes = false
+  public var seed: UInt64 = 0
+  /// Steps between evaluations; 0 for the end only.
+  public var evaluateEvery = 250
+  /// Steps between checkpoints; 0 for the end only.
+  public var checkpointEvery = 250
+  public var keptCheckpoints = 2
+  /// A loss of more than this times its running mean skips the step; nil never does.
+  public var spikeFactor: Double? = 3
+  /// Skipped steps in a row after which training stops.
+  public var maximumSkips = 10
+
+  public init() {}
+
+  private enum CodingKeys: String, CodingKey, CaseIterable {
+    case steps, batch, length, accumulation, data, optimizer, schedule, momentum, nesterov
+    case precision, rematerializes, seed, beta1, beta2, epsilon
+    case learningRate = "learning_rate"
+    case muonLearningRate = "muon_learning_rate"
+    case warmupSteps = "warmup_steps"
+    case decaySteps = "decay_steps"
+    case finalFraction = "final_fraction"
+    case weightDecay = "weight_decay"
+    case clipNorm = "clip_norm"
+    case evaluateEvery = "evaluate_every"
+    case checkpointEvery = "checkpoint_every"
+    case keptCheckpoints = "kept_checkpoints"
+    case spikeFactor = "spike_factor"
+    case maximumSkips = "maximum_skips"
+  }
+
+  /// Reads JSON text over the defaults.
+  ///
+  /// - Throws: the path of the first field that is unknown, of the wrong type or impossible.
+  public init(json: [UInt8]) throws(ConfigurationError) {
+    do {
+      let given = try JSONDecoder().decode(JSONValue.self, from: FoundationEssentials.Data(json))
+      guard let fields = given.members else { throw ConfigurationError("", "must be an object") }
+      guard var all = try JSONValue(encoding: TrainingConfiguration()).members else { return }
+      let known = Set(CodingKeys.allCases.map(\.rawValue))
+      for (key, value) in fields.sorted(by: { $0.key < $1.key }) {
+        try require(known.contains(key), key, "is not a field; there are \(known.sorted())")
+        all[key] = value
+      }
+      self = try JSONValue.object(all).decoded(as: TrainingConfiguration.self)
+    } catch let error as ConfigurationError {
+      throw error
+    } catch let error as DecodingError {
+      throw ConfigurationError(error.place.path, error.place.reason)
+    } catch { throw ConfigurationError("", "is not JSON: \(error)") }
+    try validate()
+  }
+
+  /// The file's text: sorted keys, indented.
+  public func json() throws -> String {
+    let encoder = JSONEncoder()
+    encoder.outputFormatting = [.prettyPrinted, .sortedKeys, .withoutEscapingSlashes]
+    return String(decoding: try encoder.encode(self), as: UTF8.self) + "\n"
+  }
+
+  /// - Throws: the first field that cannot be.
+  public func validate() throws(ConfigurationError) {
+    func integer(
+      _ value: Int, _ key: CodingKeys, _ range: ClosedRange<Int>
+    ) throws(ConfigurationError) {
+      try require(range.contains(value), key.rawValue, "must be in \(range), is \(value)")
+    }
+    func number(
+      _ value: Double, _ key: CodingKeys, _ range: ClosedRange<Double>
+    ) throws(ConfigurationError) {
+      try require(range.contains(value), key.rawValue, "must be in \(range), is \(value)")
+    }
+    try integer(steps, .steps, 1...1 << 40)
+    try integer(batch, .batch, 1...1 << 20)
+    try integer(length, .length, 1...1 << 24)
+    try integer(accumulation, .accumulation, 1...1 << 20)
+    try integer(warmupSteps, .warmupSteps, 0...1 << 40)
+    try integer(decaySteps, .decaySteps, 0...1 << 40)
+    try integer(evaluateEvery, .evaluateEvery, 0...1 << 40)
+    try integer(checkpointEvery, .checkpointEvery, 0...1 << 40)
+    try integer(keptCheckpoints, .keptCheckpoints, 1...1 << 20)
+    try integer(maximumSkips, .maximumSkips, 1...1 << 20)
+    try number(learningRate, .learningRate, 0...1e3)
+    try number(muonLearningRate, .muonLearningRate, 0...1e3)
+    try number(finalFraction, .finalFraction, 0...1)
+    try number(weightDecay, .weightDecay, 0...1e3)
+    try number(beta1, .beta1, 0...(1 - 1e-9))
+    try number(beta2, .beta2, 0...(1 - 1e-9))
+    try number(epsilon, .epsilon, 1e-30...1)
+    try number(momentum, .momentum, 0...(1 - 1e-9))
+    if let clipNorm { try number(clipNorm, .clipNorm, 1e-12...1e12) }
+    if let spikeFactor { try number(spikeFactor, .spikeFactor, 1...1e12) }
+  }
+}
