@@ -60,7 +60,8 @@ let package = Package(
       name: "CGyreCorpus", exclude: ["text"],
       cSettings: [.unsafeFlags(["-std=gnu2x", "-Wno-c23-extensions"])]),
     target("GyreTensors"),
-    target("GyreTokenizers", packages: [collections("HeapModule"), collections("OrderedCollections")]),
+    target(
+      "GyreTokenizers", packages: [collections("HeapModule"), collections("OrderedCollections")]),
     // Level 1
     target("GyreCPU", ["GyreTensors", "GyreRecurrence", "CGyreKernels"]),
     target("GyreLayers", ["GyreTensors", "GyreRecurrence"]),

@@ -28,7 +28,9 @@ extension CPUKernel {
       a.saved_writes = op.extra.pick(1, rest)?.constant
       a.dy = op.extra.pick(2, rest)?.constant
       a.d_final_state = op.extra.pick(3, rest)?.constant
-      func output(_ i: Int) -> UnsafeMutablePointer<Float>? { op.place(i).flatMap { call.outputs[$0].f32 } }
+      func output(_ i: Int) -> UnsafeMutablePointer<Float>? {
+        op.place(i).flatMap { call.outputs[$0].f32 }
+      }
       (a.dq, a.dk, a.dv, a.dg) = (output(0), output(1), output(2), output(3))
       (a.dbeta, a.da, a.db, a.d_initial_state) = (output(4), output(5), output(6), output(7))
       k.deltaRule.backward(&a)

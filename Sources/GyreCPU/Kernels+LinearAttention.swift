@@ -24,7 +24,9 @@ extension CPUKernel {
       a.dy = rest[1].constant
       a.d_final_state = op.extra.pick(2, rest)?.constant
       a.d_final_norm_state = op.extra.pick(3, rest)?.constant
-      func output(_ i: Int) -> UnsafeMutablePointer<Float>? { op.place(i).flatMap { call.outputs[$0].f32 } }
+      func output(_ i: Int) -> UnsafeMutablePointer<Float>? {
+        op.place(i).flatMap { call.outputs[$0].f32 }
+      }
       (a.dq, a.dk, a.dv) = (output(0), output(1), output(2))
       (a.dlog_decay, a.dinput_gate, a.dbonus) = (output(3), output(4), output(5))
       (a.dstate, a.dnorm_state) = (output(6), output(7))

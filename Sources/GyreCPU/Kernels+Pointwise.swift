@@ -236,8 +236,12 @@ extension CPUKernel {
           a.rows = p.outer
           a.columns = p.middle * p.inner
           a.y_row = a.columns
-          (a.a, a.a_row, a.a_column) = (small.id == y.id ? x.constant : row, small.id == y.id ? a.columns : 0, 1)
-          (a.b, a.b_row, a.b_column) = (small.id == y.id ? row : y.constant, small.id == y.id ? 0 : a.columns, 1)
+          (a.a, a.a_row, a.a_column) = (
+            small.id == y.id ? x.constant : row, small.id == y.id ? a.columns : 0, 1
+          )
+          (a.b, a.b_row, a.b_column) = (
+            small.id == y.id ? row : y.constant, small.id == y.id ? 0 : a.columns, 1
+          )
           k.pointwise.binary(&a)
         }
       }

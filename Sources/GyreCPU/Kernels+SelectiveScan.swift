@@ -20,7 +20,9 @@ extension CPUKernel {
       (a.h, a.h_im) = (rest[0].f32, rest[1].f32)
       (a.dh, a.dh_im) = (rest[2].constant, rest[3].constant)
       if op.hasFinal { (a.dh_final, a.dh_final_im) = (rest[4].constant, rest[5].constant) }
-      func output(_ i: Int) -> UnsafeMutablePointer<Float>? { op.place(i).flatMap { call.outputs[$0].f32 } }
+      func output(_ i: Int) -> UnsafeMutablePointer<Float>? {
+        op.place(i).flatMap { call.outputs[$0].f32 }
+      }
       (a.da, a.da_im, a.du, a.du_im) = (output(0), output(1), output(2), output(3))
       (a.dh0, a.dh0_im) = (output(4), output(5))
       k.scan.complex_backward(&a)
@@ -42,7 +44,9 @@ extension CPUKernel {
       a.checkpoints = rest[0].f32
       a.dy = rest[1].constant
       if op.hasFinal { a.dh_final = rest[2].constant }
-      func output(_ i: Int) -> UnsafeMutablePointer<Float>? { op.place(i).flatMap { call.outputs[$0].f32 } }
+      func output(_ i: Int) -> UnsafeMutablePointer<Float>? {
+        op.place(i).flatMap { call.outputs[$0].f32 }
+      }
       (a.dx, a.ddt, a.dA, a.dB) = (output(0), output(1), output(2), output(3))
       (a.dC, a.dskip, a.dh0) = (output(4), output(5), output(6))
       k.scan.selective_backward(&a)

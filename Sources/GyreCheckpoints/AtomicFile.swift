@@ -10,7 +10,8 @@ public enum AtomicFile {
   ///
   /// - Throws: `io`.
   @discardableResult
-  public static func write(_ bytes: [UInt8], to path: String) throws(CheckpointError) -> FileDigest {
+  public static func write(_ bytes: [UInt8], to path: String) throws(CheckpointError) -> FileDigest
+  {
     try write(to: path) { (sink) throws(CheckpointError) in try sink.write(bytes) }
   }
 

@@ -99,7 +99,8 @@ public struct CheckpointFolder: TensorSource {
     unlisted = files.enumerated().flatMap { index, file in
       file.tensors.map(\.name).filter { fileOfName[$0] != index }
     }.sorted()
-    metadata = files.reduce(into: [:]) { all, file in all.merge(file.metadata) { first, _ in first } }
+    metadata = files.reduce(into: [:]) { all, file in all.merge(file.metadata) { first, _ in first }
+    }
   }
 
   /// The `weight_map` of an index: shard file name by tensor name.

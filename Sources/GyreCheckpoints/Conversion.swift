@@ -20,7 +20,8 @@ enum FloatConversion {
 
   /// Converts `count` elements; types that `elementCount` refuses are left out.
   static func convert(
-    _ source: UnsafeRawBufferPointer, of type: StoredType?, to destination: UnsafeMutablePointer<Float>?,
+    _ source: UnsafeRawBufferPointer, of type: StoredType?,
+    to destination: UnsafeMutablePointer<Float>?,
     count: Int
   ) {
     guard let source = source.baseAddress, let destination, count > 0 else { return }
@@ -34,7 +35,8 @@ enum FloatConversion {
       }
     case .float16:
       for i in 0..<count {
-        destination[i] = float32(half: source.loadUnaligned(fromByteOffset: 2 &* i, as: UInt16.self))
+        destination[i] = float32(
+          half: source.loadUnaligned(fromByteOffset: 2 &* i, as: UInt16.self))
       }
     case .float64:
       for i in 0..<count {

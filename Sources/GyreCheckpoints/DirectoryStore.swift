@@ -36,7 +36,9 @@ public struct DirectoryStore: Sendable {
   public func save(
     step: Int, write: (CheckpointWriter) throws -> Void
   ) throws(CheckpointError) {
-    guard step >= 0 else { throw .invalid(subject: "checkpoint", reason: "step \(step) is negative") }
+    guard step >= 0 else {
+      throw .invalid(subject: "checkpoint", reason: "step \(step) is negative")
+    }
     try System.createFolders(path)
     try removeLeftovers()
     let name = Self.name(of: step)
@@ -131,7 +133,9 @@ public struct DirectoryStore: Sendable {
     }
     let (checkpoint, rejected) = try latest(verifying: verification)
     if let checkpoint { return checkpoint }
-    guard let newest = rejected.first else { throw .notFound(path: Path.join(path, Self.prefix + "*")) }
+    guard let newest = rejected.first else {
+      throw .notFound(path: Path.join(path, Self.prefix + "*"))
+    }
     throw .corrupt(
       file: path, offset: 0,
       reason: "none of \(rejected.count) checkpoint(s) is intact; the newest: \(newest)")
@@ -218,7 +222,8 @@ public struct DirectoryStore: Sendable {
     // Sorted names: "step-1" comes before "step-1.replaced".
     for name in try System.list(path) {
       let isAside = name.hasSuffix(Self.asideSuffix)
-      guard let step = Self.step(of: isAside ? String(name.dropLast(Self.asideSuffix.count)) : name),
+      guard
+        let step = Self.step(of: isAside ? String(name.dropLast(Self.asideSuffix.count)) : name),
         pathOfStep[step] == nil, System.kind(of: Path.join(path, name)) == .folder
       else { continue }
       pathOfStep[step] = Path.join(path, name)

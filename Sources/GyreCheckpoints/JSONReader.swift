@@ -227,9 +227,13 @@ struct JSONReader {
     let start = position - 2
     var code = try fourHexDigits()
     if code >= 0xd800 && code < 0xdc00 {
-      guard peek() == UInt8(ascii: "\\") else { throw corrupt("half of a surrogate pair", at: start) }
+      guard peek() == UInt8(ascii: "\\") else {
+        throw corrupt("half of a surrogate pair", at: start)
+      }
       position += 1
-      guard peek() == UInt8(ascii: "u") else { throw corrupt("half of a surrogate pair", at: start) }
+      guard peek() == UInt8(ascii: "u") else {
+        throw corrupt("half of a surrogate pair", at: start)
+      }
       position += 1
       let low = try fourHexDigits()
       guard low >= 0xdc00 && low < 0xe000 else {

@@ -69,6 +69,7 @@ public final class MappedFile: Sendable {
     let range = range.clamped(to: 0..<byteCount)
     let start = range.lowerBound & ~pageMask
     guard range.upperBound > start else { return }
-    madvise(UnsafeMutableRawPointer(mutating: base + start), range.upperBound - start, MADV_WILLNEED)
+    madvise(
+      UnsafeMutableRawPointer(mutating: base + start), range.upperBound - start, MADV_WILLNEED)
   }
 }

@@ -159,7 +159,8 @@ struct SafetensorsHeader {
     }
     guard type == nil || expected == entry.end - entry.begin else {
       throw problem(
-        "is \(entry.typeName) \(entry.shape), \(expected) bytes, but has \(entry.end - entry.begin)")
+        "is \(entry.typeName) \(entry.shape), \(expected) bytes, but has \(entry.end - entry.begin)"
+      )
     }
   }
 }

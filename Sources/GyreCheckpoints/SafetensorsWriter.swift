@@ -132,7 +132,9 @@ public struct SafetensorsWriter {
     guard order == .byType else { return entries }
     let rank = Dictionary(uniqueKeysWithValues: zip(StoredType.allCases, 0...))
     return entries.sorted { first, second in
-      if first.type != second.type { return rank[first.type, default: 0] > rank[second.type, default: 0] }
+      if first.type != second.type {
+        return rank[first.type, default: 0] > rank[second.type, default: 0]
+      }
       return Self.precedes(first.name, second.name)
     }
   }

@@ -25,7 +25,9 @@ public struct StoredCheckpoint: Sendable {
   /// Opens and verifies the folder of a checkpoint, for example one copied from elsewhere.
   ///
   /// - Throws: `notFound`, `io`, `unsupported`; `corrupt` naming the first damaged file.
-  public init(path: String, verifying verification: Verification = .contents) throws(CheckpointError) {
+  public init(path: String, verifying verification: Verification = .contents)
+    throws(CheckpointError)
+  {
     try self.init(path: path, step: nil, verifying: verification, skipped: [])
   }
 
@@ -36,7 +38,8 @@ public struct StoredCheckpoint: Sendable {
     let manifest = try CheckpointManifest(path: manifestPath)
     if let step, manifest.step != step {
       throw .corrupt(
-        file: manifestPath, offset: 0, reason: "it is of step \(manifest.step), the folder of \(step)")
+        file: manifestPath, offset: 0,
+        reason: "it is of step \(manifest.step), the folder of \(step)")
     }
     // Sizes first: they find truncation without reading gigabytes.
     for (name, expected) in manifest.files.sorted(by: { $0.key < $1.key }) {

@@ -38,7 +38,9 @@ struct Descriptor: ~Copyable {
     _ path: String, flags: Int32, operation: String, shownAs shown: String
   ) throws(CheckpointError) -> Descriptor {
     // An embedded NUL would silently cut the name that the kernel sees.
-    guard !path.utf8.contains(0) else { throw .io(operation: operation, path: shown, errno: EINVAL) }
+    guard !path.utf8.contains(0) else {
+      throw .io(operation: operation, path: shown, errno: EINVAL)
+    }
     while true {
       let raw = System.openFile(path, flags | O_CLOEXEC, 0o644)
       if raw >= 0 { return Descriptor(raw: raw, path: shown) }
@@ -228,9 +230,10 @@ enum System {
     #elseif canImport(Glibc)
       // Not in the Swift overlay of libc (a GNU extension), and absent from old ones: looked up by name.
       guard let symbol = dlsym(nil, "renameat2") else { return false }
-      typealias Rename = @convention(c) (
-        Int32, UnsafePointer<CChar>, Int32, UnsafePointer<CChar>, UInt32
-      ) -> Int32
+      typealias Rename =
+        @convention(c) (
+          Int32, UnsafePointer<CChar>, Int32, UnsafePointer<CChar>, UInt32
+        ) -> Int32
       let exchangeFlag: UInt32 = 2  // RENAME_EXCHANGE
       return unsafeBitCast(symbol, to: Rename.self)(
         AT_FDCWD, first, AT_FDCWD, second, exchangeFlag) == 0

@@ -143,7 +143,8 @@ public struct MemoryTensors: TensorSource {
   }
 
   /// Adds a float32 tensor.
-  public mutating func add(_ name: String, shape: Shape, _ values: [Float]) throws(CheckpointError) {
+  public mutating func add(_ name: String, shape: Shape, _ values: [Float]) throws(CheckpointError)
+  {
     try add(
       name, type: .float32, shape: shape,
       bytes: values.withUnsafeBufferPointer { [UInt8](UnsafeRawBufferPointer($0)) })

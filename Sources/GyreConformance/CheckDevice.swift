@@ -55,11 +55,13 @@ enum CheckDevice {
     ]
     for dtype in [DType.bfloat16, .float16, .int8, .int32] {
       let source =
-        check.normals("casts", 1000).map { $0 * 100 } + (dtype.isFloat ? special : [0, -0.5, 127.5, -1e3])
+        check.normals("casts", 1000).map { $0 * 100 }
+        + (dtype.isFloat ? special : [0, -0.5, 127.5, -1e3])
       let t = Tensor(source, shape: [source.count], on: check.device)
       let expected = TestValues.rounded(source.map(Double.init), dtype)
       let there = t.cast(to: dtype)
-      check.identical("to \(dtype.rawValue)", try there.doubles().map { $0 + 0 }, expected.map { $0 + 0 })
+      check.identical(
+        "to \(dtype.rawValue)", try there.doubles().map { $0 + 0 }, expected.map { $0 + 0 })
       check.identical(
         "from \(dtype.rawValue)", try there.cast(to: .float32).doubles().map { $0 + 0 },
         expected.map { $0 + 0 })

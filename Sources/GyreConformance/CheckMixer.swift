@@ -130,11 +130,13 @@ enum CheckMixer {
     for cut in [1, 8, 22] {
       compare(
         "cut at \(cut)",
-        try subject.run(pieces([cut], .chunkwise(size: 8)), stateCotangents: weights), whole, &check)
+        try subject.run(pieces([cut], .chunkwise(size: 8)), stateCotangents: weights), whole, &check
+      )
     }
     compare(
       "token by token",
-      try subject.run(pieces(Array(1..<tokens), .recurrent), stateCotangents: weights), whole, &check)
+      try subject.run(pieces(Array(1..<tokens), .recurrent), stateCotangents: weights), whole,
+      &check)
   }
 
   /// Packed documents against each alone, the last one short and continued in another call.
@@ -188,14 +190,16 @@ enum CheckMixer {
       let alone = try subject.run([
         Segment(x: x.row(b), cotangent: c.row(b), form: .chunkwise(size: 8))
       ])
-      check.compare("row \(b) outputs", Array(together.y[b * n..<(b + 1) * n]), alone.y, Tolerance.outputs)
+      check.compare(
+        "row \(b) outputs", Array(together.y[b * n..<(b + 1) * n]), alone.y, Tolerance.outputs)
       check.compare(
         "row \(b) gradient of x", Array(together.dx[b * n..<(b + 1) * n]), alone.dx,
         Tolerance.gradients)
       for (name, values) in alone.states {
         let m = values.count
         check.compare(
-          "row \(b) state \(name)", Array((together.states[name] ?? [])[b * m..<(b + 1) * m]), values,
+          "row \(b) state \(name)", Array((together.states[name] ?? [])[b * m..<(b + 1) * m]),
+          values,
           Tolerance.outputs)
       }
       parameters =
@@ -217,12 +221,15 @@ enum CheckMixer {
     let contents = try entries.map { try $0.tensor.doubles() }
     let next = sequence("next", check, batch: 3, tokens: 6)
     let other = sequence("other", check, batch: 3, tokens: 6)
-    func continued(_ x: HostSequence, _ state: State, _ form: SequenceForm = .recurrent) throws -> [Double] {
+    func continued(_ x: HostSequence, _ state: State, _ form: SequenceForm = .recurrent) throws
+      -> [Double]
+    {
       var values: [Double] = []
       var state = state
       for t in 0..<x.tokens {
         let token = x[tokens: t..<t + 1]
-        let step = try subject.outputs([Segment(x: token, cotangent: token, form: form)], from: state)
+        let step = try subject.outputs(
+          [Segment(x: token, cotangent: token, form: form)], from: state)
         values += step.y
         state = step.final
       }
@@ -268,7 +275,8 @@ enum CheckMixer {
       var state = subject.fresh(batch: batch)
       let x = Tensor([Float](), shape: [batch, tokens, subject.width], on: check.device)
       let y = subject.forward(x, &state, .chunkwise)
-      check.require("\(batch) rows of \(tokens) tokens", try y.shape == x.shape && y.floats().isEmpty)
+      check.require(
+        "\(batch) rows of \(tokens) tokens", try y.shape == x.shape && y.floats().isEmpty)
     }
   }
 

@@ -17,11 +17,14 @@ enum CheckOp {
   private static func run(_ item: OpCase, _ check: inout Check) throws {
     let host = ReferenceDevice()
     let values = item.inputs.enumerated().map { i, input in
-      TestValues.make(input, CounterGenerator(seed: check.seed, name: "\(item.op.name) \(item.label) \(i)"))
+      TestValues.make(
+        input, CounterGenerator(seed: check.seed, name: "\(item.op.name) \(item.label) \(i)"))
     }
     let expected = Evaluation(item, values, on: host, check.seed)
     let actual = Evaluation(item, values, on: check.device, check.seed)
-    let (outputs, references) = (try actual.outputs.map { try $0.doubles() }, try expected.outputs.map { try $0.doubles() })
+    let (outputs, references) = (
+      try actual.outputs.map { try $0.doubles() }, try expected.outputs.map { try $0.doubles() }
+    )
     let compared = item.comparedOutputs ?? outputs.count
     for (i, (y, r)) in zip(outputs, references).enumerated().prefix(compared) {
       check.compare("output \(i)", y, r, item.tolerance)
@@ -43,7 +46,8 @@ enum CheckOp {
       }
       for (j, i) in expected.variables.enumerated() {
         check.identical(
-          "gradient \(i) again", try again.gradients[j]?.doubles() ?? [], try actual.gradients[j]?.doubles() ?? [])
+          "gradient \(i) again", try again.gradients[j]?.doubles() ?? [],
+          try actual.gradients[j]?.doubles() ?? [])
       }
     }
     differences(item, expected, values, gradients.compactMap(\.self), &check)
@@ -61,7 +65,9 @@ enum CheckOp {
         inputs: inputs, inputSpecs: specs, outputSpecs: item.op.infer(specs))
       item.op.reference(&arguments)
       var sum = 0.0
-      for (i, c) in expected.cotangents { for (a, b) in zip(arguments.outputs[i], c) where b != 0 { sum += a * b } }
+      for (i, c) in expected.cotangents {
+        for (a, b) in zip(arguments.outputs[i], c) where b != 0 { sum += a * b }
+      }
       return sum
     }
     for (j, i) in expected.variables.enumerated() {
@@ -125,7 +131,8 @@ enum TestValues {
     let count = input.spec.shape.elementCount
     let values: [Double] =
       switch input.values {
-      case .normal(let scale, let shift): generator.normals(count).map { shift + scale * Double($0) }
+      case .normal(let scale, let shift):
+        generator.normals(count).map { shift + scale * Double($0) }
       case .uniform(let low, let high):
         generator.uniforms(count).map { low + (high - low) * Double($0) }
       case .integers(let low, let high):

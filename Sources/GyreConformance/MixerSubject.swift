@@ -77,7 +77,8 @@ struct MixerSubject {
   let width: Int
 
   init<M: SequenceMixer>(
-    _: M.Type, _ configuration: M.Configuration, seed: UInt64, on device: any Device, width: Int = 32
+    _: M.Type, _ configuration: M.Configuration, seed: UInt64, on device: any Device,
+    width: Int = 32
   ) throws {
     try configuration.validate(width: width)
     var p = ParameterBuilder(
@@ -117,7 +118,9 @@ struct MixerSubject {
   }
 
   /// Outputs alone.
-  func outputs(_ segments: [Segment], from initial: State? = nil) throws -> (y: [Double], final: State) {
+  func outputs(_ segments: [Segment], from initial: State? = nil) throws -> (
+    y: [Double], final: State
+  ) {
     var state = initial ?? fresh(batch: segments[0].x.shape[0])
     let parts = segments.map { forward(tensor($0.x), &state, $0.form, resets: $0.resets) }
     return (try joined(parts), state)

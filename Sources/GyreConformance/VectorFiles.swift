@@ -16,7 +16,9 @@ public struct VectorResult: Sendable, Hashable, CustomStringConvertible {
 
   public var isGradient: Bool { tensor.hasPrefix("grad.") }
   public var worst: Double { max(maximumError, frobeniusError) }
-  public var description: String { "\(engine) \(form) \(tensor): \(maximumError), \(frobeniusError)" }
+  public var description: String {
+    "\(engine) \(form) \(tensor): \(maximumError), \(frobeniusError)"
+  }
 }
 
 /// Compares engines with test vectors in safetensors files.

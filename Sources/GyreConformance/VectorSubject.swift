@@ -23,7 +23,10 @@ struct VectorSubject {
     switch names {
     case ["a", "u"]:
       let p = try parts(["a", "u"])
-      self.init("DiagonalScan", DiagonalScan(channels: p[1].shape.last), ["h": inputs["h0"]], batch: p[1].shape[0]) {
+      self.init(
+        "DiagonalScan", DiagonalScan(channels: p[1].shape.last), ["h": inputs["h0"]],
+        batch: p[1].shape[0]
+      ) {
         .init(decay: p[0], decayIsLog: false, input: p[1])
       }
     case ["ar", "ai", "ur", "ui"]:
@@ -31,7 +34,8 @@ struct VectorSubject {
       let isPolar = equation.contains("exp(i")
       self.init(
         "ComplexScan", ComplexScan(channels: p[2].shape.last),
-        ["re": inputs["hr"], "im": inputs["hi"]], output: { Self.interleaved($0.split([p[2].shape.last, p[2].shape.last])) },
+        ["re": inputs["hr"], "im": inputs["hi"]],
+        output: { Self.interleaved($0.split([p[2].shape.last, p[2].shape.last])) },
         state: { state, _ in Self.interleaved([state("re"), state("im")]) }, batch: p[2].shape[0]
       ) {
         .init(
@@ -70,7 +74,8 @@ struct VectorSubject {
     case ["q", "k", "v", "beta"], ["q", "k", "v", "beta", "g"]:
       let p = try parts(["q", "k", "v", "beta"])
       let size = HeadSizes(p)
-      let gate: DeltaRule.Gate = inputs["g"].map { $0.rank == 3 ? .scalar($0) : .vector($0) } ?? .none
+      let gate: DeltaRule.Gate =
+        inputs["g"].map { $0.rank == 3 ? .scalar($0) : .vector($0) } ?? .none
       self.init(
         "DeltaRule",
         DeltaRule(

@@ -43,7 +43,9 @@ public struct AttentionMixer: SequenceMixer {
     }
   }
   public static let testConfigurations = [
-    with(Configuration()) { $0.heads = 4; $0.keyHeads = 2 },
+    with(Configuration()) {
+      $0.heads = 4; $0.keyHeads = 2
+    },
     with(Configuration()) {
       $0.heads = 2; $0.window = 9; $0.bias = true; $0.normalizesKeys = true
       $0.rotaryInterleaved = true

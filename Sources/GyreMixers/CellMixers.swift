@@ -72,7 +72,10 @@ public struct LSTM: SequenceMixer {
   public static let kind = "lstm"
   public typealias Configuration = CellConfiguration
   public static let testConfigurations = [
-    Configuration(), with(Configuration()) { $0.hidden = 24; $0.heads = 3 },
+    Configuration(),
+    with(Configuration()) {
+      $0.hidden = 24; $0.heads = 3
+    },
     with(Configuration()) { $0.projects = false },
   ]
   private let layer: CellLayer
@@ -104,7 +107,10 @@ public struct GRU: SequenceMixer {
   public static let kind = "gru"
   public typealias Configuration = CellConfiguration
   public static let testConfigurations = [
-    Configuration(), with(Configuration()) { $0.hidden = 24; $0.heads = 3 },
+    Configuration(),
+    with(Configuration()) {
+      $0.hidden = 24; $0.heads = 3
+    },
     with(Configuration()) { $0.projects = false },
   ]
   private let layer: CellLayer

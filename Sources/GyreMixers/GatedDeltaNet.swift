@@ -42,7 +42,9 @@ public struct GatedDeltaNet: SequenceMixer {
     }
   }
   public static let testConfigurations = [
-    with(Configuration()) { $0.headSize = 8; $0.heads = 2 },
+    with(Configuration()) {
+      $0.headSize = 8; $0.heads = 2
+    },
     with(Configuration()) {
       $0.headSize = 12; $0.heads = 2; $0.valueHeads = 4; $0.valueExpansion = 1
       $0.negativeEigenvalues = true; $0.convolution = 2

@@ -34,7 +34,9 @@ public struct GatedLinearAttention: SequenceMixer {
   }
   public static let testConfigurations = [
     Configuration(),
-    with(Configuration()) { $0.heads = 2; $0.keyExpansion = 1; $0.valueExpansion = 2; $0.gateDivisor = 1 },
+    with(Configuration()) {
+      $0.heads = 2; $0.keyExpansion = 1; $0.valueExpansion = 2; $0.gateDivisor = 1
+    },
   ]
 
   private let projection: Linear

@@ -13,7 +13,9 @@ struct BoundedForgetGate: Sendable {
   ) throws(ConfigurationError) {
     bounds = try p.shared(
       "lower_bounds.weight", [layer.count, channels], .zeros, decay: WeightDecay.none)
-    mask = (0..<layer.count).map { (1...max(layer.index, 1)).contains($0) && layer.index > 0 ? 1 : 0 }
+    mask = (0..<layer.count).map {
+      (1...max(layer.index, 1)).contains($0) && layer.index > 0 ? 1 : 0
+    }
   }
 
   /// f of a pre-activation `[B, T, channels]`.
@@ -45,7 +47,9 @@ public struct HGRN: SequenceMixer {
       try HeadSizes.positive(expansion, "expansion")
     }
   }
-  public static let testConfigurations = [Configuration(), with(Configuration()) { $0.expansion = 2 }]
+  public static let testConfigurations = [
+    Configuration(), with(Configuration()) { $0.expansion = 2 },
+  ]
 
   private let projection: Linear
   private let output: Linear

@@ -17,6 +17,7 @@ extension Tensor {
     by activation: GatedNorm.Gate = .silu
   ) -> Tensor {
     apply(
-      GatedNorm(epsilon: epsilon, gatesFirst: gatesFirst, gate: activation), [self, gate, weight])[0]
+      GatedNorm(epsilon: epsilon, gatesFirst: gatesFirst, gate: activation), [self, gate, weight])[
+        0]
   }
 }

@@ -28,7 +28,10 @@ public struct MLSTM: SequenceMixer {
     }
   }
   public static let testConfigurations = [
-    Configuration(), with(Configuration()) { $0.heads = 1; $0.keyExpansion = 1 },
+    Configuration(),
+    with(Configuration()) {
+      $0.heads = 1; $0.keyExpansion = 1
+    },
   ]
 
   private let projection: Linear

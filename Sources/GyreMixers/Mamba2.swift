@@ -34,8 +34,12 @@ public struct Mamba2: SequenceMixer {
     }
   }
   public static let testConfigurations = [
-    with(Configuration()) { $0.headSize = 16; $0.stateSize = 8 },
-    with(Configuration()) { $0.headSize = 16; $0.stateSize = 12; $0.groups = 2; $0.convolution = 3 },
+    with(Configuration()) {
+      $0.headSize = 16; $0.stateSize = 8
+    },
+    with(Configuration()) {
+      $0.headSize = 16; $0.stateSize = 12; $0.groups = 2; $0.convolution = 3
+    },
   ]
 
   private let input: Linear

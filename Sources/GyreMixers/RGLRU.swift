@@ -31,7 +31,9 @@ public struct RGLRU: SequenceMixer {
   }
   public static let testConfigurations = [
     Configuration(),
-    with(Configuration()) { $0.channels = 24; $0.heads = 2; $0.convolution = 2 },
+    with(Configuration()) {
+      $0.channels = 24; $0.heads = 2; $0.convolution = 2
+    },
   ]
 
   private let input, gate, output: Linear
@@ -55,7 +57,8 @@ public struct RGLRU: SequenceMixer {
     gateWeight = try p.parameter(
       "gates.weight", [heads, block, 2 * block],
       .normal(standardDeviation: 1 / Double(block).squareRoot()))
-    gateBias = try p.parameter("gates.bias", [heads, 1, 2 * block], .zeros, decay: WeightDecay.none)
+    gateBias = try p.parameter(
+      "gates.bias", [heads, 1, 2 * block], .zeros, decay: WeightDecay.none)
     // e^(−softplus Λ) = ρ with ρ² uniform in (0.9², 0.999²).
     rate = try p.parameter(
       "rate", [channels],

@@ -27,7 +27,10 @@ public struct RetNet: SequenceMixer {
     }
   }
   public static let testConfigurations = [
-    Configuration(), with(Configuration()) { $0.heads = 2; $0.valueExpansion = 1 },
+    Configuration(),
+    with(Configuration()) {
+      $0.heads = 2; $0.valueExpansion = 1
+    },
   ]
 
   private let projection: Linear

@@ -76,7 +76,9 @@ extension TensorSource {
   /// What keeps a tensor's mapped bytes alive; nil where they may move.
   fileprivate func storageOwner(of name: String) -> (any Sendable)? {
     if let file = self as? SafetensorsFile { return file.isMapped ? file : nil }
-    if let folder = self as? CheckpointFolder { return folder.files.allSatisfy(\.isMapped) ? folder : nil }
+    if let folder = self as? CheckpointFolder {
+      return folder.files.allSatisfy(\.isMapped) ? folder : nil
+    }
     return nil
   }
 }

@@ -177,7 +177,9 @@ struct Block: Sendable {
     _ x: Tensor, _ states: inout [State], _ context: inout SequenceContext
   ) -> Tensor {
     let shared = context.shared.sorted { $0.key < $1.key }
-    let entries = states.enumerated().flatMap { i, state in state.tensors.map { (i, $0.name, $0.tensor) } }
+    let entries = states.enumerated().flatMap { i, state in
+      state.tensors.map { (i, $0.name, $0.tensor) }
+    }
     let (before, initial) = (context, states)
     // Which tensors come out is known only after the first run; later runs give the same.
     let layout = OutputLayout()
@@ -190,7 +192,9 @@ struct Block: Sendable {
       }
       let y = self(inputs[0], &states, &context)
       let sharedOut = context.shared.sorted { $0.key < $1.key }
-      let statesOut = states.enumerated().flatMap { i, state in state.tensors.map { (i, $0.name, $0.tensor) } }
+      let statesOut = states.enumerated().flatMap { i, state in
+        state.tensors.map { (i, $0.name, $0.tensor) }
+      }
       layout.set(shared: sharedOut.map(\.key), states: statesOut.map { ($0.0, $0.1) })
       return [y] + sharedOut.map(\.value) + statesOut.map(\.2)
     }

@@ -14,7 +14,9 @@ public struct HeadExtents: Sendable, Hashable {
   public var state: Shape { [batch, heads, keySize, valueSize] }
 
   /// First element of a token's head in `[B, T, H, ·]`.
-  func value(_ b: Int, _ t: Int, _ h: Int, _ size: Int) -> Int { ((b * tokens + t) * heads + h) * size }
+  func value(_ b: Int, _ t: Int, _ h: Int, _ size: Int) -> Int {
+    ((b * tokens + t) * heads + h) * size
+  }
   /// First element of the head's key in `[B, T, Hk, K]`.
   func key(_ b: Int, _ t: Int, _ h: Int) -> Int {
     ((b * tokens + t) * keyHeads + h / (heads / keyHeads)) * keySize

@@ -40,7 +40,9 @@ public final class Tape: Sendable {
       log.entries.append(
         .op(
           op,
-          inputs: inputs.enumerated().map { saved.keepsInput($0.offset) ? $0.element : $0.element.shell },
+          inputs: inputs.enumerated().map {
+            saved.keepsInput($0.offset) ? $0.element : $0.element.shell
+          },
           outputs: outputs.enumerated().map {
             saved.keepsOutput($0.offset) ? $0.element : $0.element.shell
           }))

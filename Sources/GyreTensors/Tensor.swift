@@ -161,7 +161,8 @@ extension Tensor {
       byteCount: max(byteCount, 1), alignment: 64)
     defer { bytes.deallocate() }
     try device.read(
-      buffer, offset: byteOffset, into: UnsafeMutableRawBufferPointer(rebasing: bytes[..<byteCount]))
+      buffer, offset: byteOffset, into: UnsafeMutableRawBufferPointer(rebasing: bytes[..<byteCount])
+    )
     return ElementCoding.decode(UnsafeRawPointer(bytes.baseAddress!), dtype, elementCount)
   }
 

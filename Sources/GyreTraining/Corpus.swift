@@ -48,7 +48,8 @@ public struct Corpus: Sendable {
     documents.removeAll { $0.isEmpty }
     let total = documents.reduce(0) { $0 + $1.count }
     guard total >= 64 else {
-      throw .data(path: paths.joined(separator: ", "), reason: "holds \(total) bytes; at least 64 are needed")
+      throw .data(
+        path: paths.joined(separator: ", "), reason: "holds \(total) bytes; at least 64 are needed")
     }
     var held = min(total / 20, 100_000)
     var validation: [[UInt8]] = []

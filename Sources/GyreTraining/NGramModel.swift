@@ -46,7 +46,8 @@ public struct NGramModel: Sendable {
           let total = Double(totals[context])
           let kinds = Double(distinct[context])
           if total > 0 {
-            p = (Double(counts[NGramModel.mix(context ^ 0x5555, tokens[i])]) + kinds * p)
+            p =
+              (Double(counts[NGramModel.mix(context ^ 0x5555, tokens[i])]) + kinds * p)
               / (total + kinds)
           }
         }

@@ -93,7 +93,8 @@ public struct Report {
     svg += "<path d=\"\(path(smooth))\" fill=\"none\" stroke=\"#4a78b5\" stroke-width=\"1.5\"/>"
     svg += "<path d=\"\(path(held))\" fill=\"none\" stroke=\"#c2542d\" stroke-width=\"2\"/>"
     for p in held {
-      svg += "<circle cx=\"\(fixed(x(p.0), 1))\" cy=\"\(fixed(y(p.1), 1))\" r=\"3\" fill=\"#c2542d\"/>"
+      svg +=
+        "<circle cx=\"\(fixed(x(p.0), 1))\" cy=\"\(fixed(y(p.1), 1))\" r=\"3\" fill=\"#c2542d\"/>"
     }
     if let bits = baseline.last {
       svg +=
@@ -114,7 +115,8 @@ public struct Report {
     let text = String(whole)
     let padded = String(repeating: "0", count: max(0, digits + 1 - text.count)) + text
     let sign = x < 0 && whole != 0 ? "-" : ""
-    return digits == 0 ? sign + padded : sign + padded.dropLast(digits) + "." + padded.suffix(digits)
+    return digits == 0
+      ? sign + padded : sign + padded.dropLast(digits) + "." + padded.suffix(digits)
   }
 
   private func escape(_ text: String) -> String {

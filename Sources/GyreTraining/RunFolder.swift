@@ -68,8 +68,9 @@ public struct RunFolder: Sendable {
   }
 
   private func bytes(_ path: String) throws(TrainingError) -> [UInt8] {
-    do throws(CheckpointError) { return try MappedFile(path: path).withUnsafeBytes { Array($0) } }
-    catch { throw .checkpoint(error) }
+    do throws(CheckpointError) {
+      return try MappedFile(path: path).withUnsafeBytes { Array($0) }
+    } catch { throw .checkpoint(error) }
   }
 
   private func read<T: Decodable>(_ path: String) throws(TrainingError) -> T {

@@ -64,7 +64,9 @@ public struct TokenShard: Sendable {
     let (head, numbers) = file.withUnsafeBytes { bytes in
       (
         Array(bytes[..<8]),
-        (0..<6).map { UInt64(littleEndian: bytes.loadUnaligned(fromByteOffset: 8 + 8 * $0, as: UInt64.self)) }
+        (0..<6).map {
+          UInt64(littleEndian: bytes.loadUnaligned(fromByteOffset: 8 + 8 * $0, as: UInt64.self))
+        }
       )
     }
     guard head == Self.magic else { throw fail(0, "not a token shard") }
@@ -86,7 +88,9 @@ public struct TokenShard: Sendable {
     let entries = (0..<Int(numbers[4]))
     let table = file.withUnsafeBytes { bytes in
       entries.map {
-        UInt64(littleEndian: bytes.loadUnaligned(fromByteOffset: Self.headerCount + 8 * $0, as: UInt64.self))
+        UInt64(
+          littleEndian: bytes.loadUnaligned(
+            fromByteOffset: Self.headerCount + 8 * $0, as: UInt64.self))
       }
     }
     var documents: [Int] = []
@@ -113,8 +117,12 @@ public struct TokenShard: Sendable {
     return file.withUnsafeBytes { bytes in
       range.map { i in
         width == 2
-          ? Int32(UInt16(littleEndian: bytes.loadUnaligned(fromByteOffset: start + 2 * i, as: UInt16.self)))
-          : Int32(truncatingIfNeeded: UInt32(littleEndian: bytes.loadUnaligned(fromByteOffset: start + 4 * i, as: UInt32.self)))
+          ? Int32(
+            UInt16(
+              littleEndian: bytes.loadUnaligned(fromByteOffset: start + 2 * i, as: UInt16.self)))
+          : Int32(
+            truncatingIfNeeded: UInt32(
+              littleEndian: bytes.loadUnaligned(fromByteOffset: start + 4 * i, as: UInt32.self)))
       }
     }
   }

@@ -44,7 +44,8 @@ public final class Trainer {
     let shards = try folder.shards()
     guard shards.train.vocabulary <= model.configuration.vocabulary else {
       throw TrainingError.configuration(
-        "vocabulary: the tokenizer has \(shards.train.vocabulary) tokens, the model \(model.configuration.vocabulary)")
+        "vocabulary: the tokenizer has \(shards.train.vocabulary) tokens, the model \(model.configuration.vocabulary)"
+      )
     }
     let (batch, length) = (configuration.batch, configuration.length)
     train =
@@ -89,7 +90,8 @@ public final class Trainer {
         skips += 1
         if skips >= configuration.maximumSkips {
           throw TrainingError.diverged(
-            step: step, reason: "\(skips) steps in a row were skipped, the last for \(metrics.skipped ?? "")")
+            step: step,
+            reason: "\(skips) steps in a row were skipped, the last for \(metrics.skipped ?? "")")
         }
       } else {
         skips = 0

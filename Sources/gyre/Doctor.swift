@@ -50,7 +50,9 @@ struct Doctor: ParsableCommand {
       progress.update(done, item.name)
     }
     progress.end()
-    if let report { _ = try AtomicFile.write(try JSONOutput.text(result, indented: true) + "\n", to: report) }
+    if let report {
+      _ = try AtomicFile.write(try JSONOutput.text(result, indented: true) + "\n", to: report)
+    }
     if json { try JSONOutput.document(result) } else { Terminal.line(result.table()) }
     return result.passes
   }
@@ -76,7 +78,8 @@ struct Doctor: ParsableCommand {
     var rows: [Row] = []
     var failures: [String: String] = [:]
     var table = Table([
-      ("file", .left), ("engine", .left), ("largest error", .right), ("largest gradient error", .right),
+      ("file", .left), ("engine", .left), ("largest error", .right),
+      ("largest gradient error", .right),
       ("worst", .left), ("", .left),
     ])
     for file in files {
@@ -113,13 +116,16 @@ struct Doctor: ParsableCommand {
     let passes = failures.isEmpty && rows.allSatisfy(\.passes) && !rows.isEmpty
     let result = VectorReport(
       device: Devices.detail(of: device), passes: passes, results: rows, failures: failures)
-    if let report { _ = try AtomicFile.write(try JSONOutput.text(result, indented: true) + "\n", to: report) }
+    if let report {
+      _ = try AtomicFile.write(try JSONOutput.text(result, indented: true) + "\n", to: report)
+    }
     if json {
       try JSONOutput.document(result)
     } else {
       table.print()
       Terminal.line(
-        "\(result.device): \(files.count) files, \(rows.count) comparisons, \(passes ? "all pass" : "some FAIL")")
+        "\(result.device): \(files.count) files, \(rows.count) comparisons, \(passes ? "all pass" : "some FAIL")"
+      )
     }
     return passes
   }

@@ -48,8 +48,12 @@ struct Evaluate: ParsableCommand {
     let model = try StoredModel.load(folder: folder, device: device)
     let tokenizer = try StoredModel.tokenizer(folder: folder)
     let bytes = try Files.read(file)
-    guard bytes.count >= 2 else { throw Failure("'\(file)' holds \(bytes.count) bytes; at least 2 are needed") }
-    let path = FileManager.default.temporaryDirectory.path + "/gyre-eval-\(UInt64.random(in: 0 ... .max)).shard"
+    guard bytes.count >= 2 else {
+      throw Failure("'\(file)' holds \(bytes.count) bytes; at least 2 are needed")
+    }
+    let path =
+      FileManager.default.temporaryDirectory.path
+      + "/gyre-eval-\(UInt64.random(in: 0 ... .max)).shard"
     defer { try? FileManager.default.removeItem(atPath: path) }
     try TokenShard.write([bytes], tokenizer: tokenizer, to: path)
     let text = try TokenShard(path: path)
@@ -69,6 +73,7 @@ struct Evaluate: ParsableCommand {
     ])
     for (i, bits) in ngram.enumerated() { table.add(["\(i + 1)-gram", Format.fixed(bits, 4), ""]) }
     table.print()
-    Terminal.line("\(Format.grouped(evaluation.tokens)) tokens, \(Format.grouped(evaluation.bytes)) bytes")
+    Terminal.line(
+      "\(Format.grouped(evaluation.tokens)) tokens, \(Format.grouped(evaluation.bytes)) bytes")
   }
 }

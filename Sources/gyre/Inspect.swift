@@ -54,14 +54,17 @@ struct Inspect: ParsableCommand {
     switch Files.kind(path) {
     case .folder?:
       let config = path + "/" + StoredModel.configurationFile
-      let configuration = Files.kind(config) == .file ? try StoredModel.configuration(folder: path) : nil
+      let configuration =
+        Files.kind(config) == .file ? try StoredModel.configuration(folder: path) : nil
       return (configuration, try CheckpointFolder(path: path))
     case .file? where path.hasSuffix(".json") && !path.hasSuffix(".safetensors.index.json"):
       return (try ModelConfiguration(json: try Files.read(path)), nil)
     case .file?: return (nil, try CheckpointFolder(path: path))
     case nil:
       guard Presets.names.contains(path) else {
-        throw Failure("'\(path)' is neither a path nor a preset; presets: \(Presets.names.joined(separator: ", "))")
+        throw Failure(
+          "'\(path)' is neither a path nor a preset; presets: \(Presets.names.joined(separator: ", "))"
+        )
       }
       return (try Presets.configuration(path), nil)
     }
@@ -88,9 +91,12 @@ struct Inspect: ParsableCommand {
     }
     guard let m = r.memory else { return }
     Terminal.line()
-    var memory = Table([("memory to train, batch \(batch) of \(length) tokens", .left), ("bytes", .right)])
+    var memory = Table([
+      ("memory to train, batch \(batch) of \(length) tokens", .left), ("bytes", .right),
+    ])
     for (name, bytes) in [
-      ("parameters", m.parameters), ("gradients", m.gradients), ("optimizer state (AdamW)", m.optimizer),
+      ("parameters", m.parameters), ("gradients", m.gradients),
+      ("optimizer state (AdamW)", m.optimizer),
       ("activations", m.activations), ("working memory", m.working),
     ] { memory.add([name, Format.bytes(bytes)]) }
     memory.addRule()

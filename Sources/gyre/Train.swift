@@ -44,7 +44,9 @@ struct Train: ParsableCommand {
 
   @Argument(help: "Text files, folders, .jsonl files; none: the built-in text.")
   var texts: [String] = []
-  @Option(help: ArgumentHelp("A preset or a config.json.", discussion: Presets.names.joined(separator: ", ")))
+  @Option(
+    help: ArgumentHelp(
+      "A preset or a config.json.", discussion: Presets.names.joined(separator: ", ")))
   var model: String?
   @Option(help: "A tokenizer.json, an RWKV vocabulary, or a folder with one; none: bytes.")
   var tokenizer: String?
@@ -71,8 +73,12 @@ struct Train: ParsableCommand {
   @OptionGroup var device: DeviceOptions
 
   func validate() throws {
-    if steps != nil, tokens != nil { throw ValidationError("--steps and --tokens exclude each other") }
-    if resume, out == nil { throw ValidationError("--resume needs --out, the run folder to go on with") }
+    if steps != nil, tokens != nil {
+      throw ValidationError("--steps and --tokens exclude each other")
+    }
+    if resume, out == nil {
+      throw ValidationError("--resume needs --out, the run folder to go on with")
+    }
     if resume, !texts.isEmpty || model != nil || tokenizer != nil {
       throw ValidationError("--resume takes texts, model and tokenizer from the run folder")
     }
@@ -90,7 +96,8 @@ struct Train: ParsableCommand {
     Interrupts.install()
     note(
       "\(Format.count(Double(model.parameterCount))) parameters, \(configuration.pattern.joined(separator: " ")) × \(configuration.layers), "
-        + "\(training.precision == .bfloat16 ? "bf16" : "f32") on \(Devices.detail(of: device)), text: \(folder.source)")
+        + "\(training.precision == .bfloat16 ? "bf16" : "f32") on \(Devices.detail(of: device)), text: \(folder.source)"
+    )
     var progress = Progress(total: training.steps, first: trainer.step, quiet: json)
     var held: Double?
     try trainer.run(shouldStop: { Interrupts.isRequested }) { m in
@@ -135,20 +142,25 @@ struct Train: ParsableCommand {
     _ folder: RunFolder, _ device: any Device
   ) throws -> (ModelConfiguration, TrainingConfiguration) {
     if Files.kind(folder.configuration) != nil {
-      throw Failure("'\(folder.path)' holds a run already; --resume goes on with it, or name another --out")
+      throw Failure(
+        "'\(folder.path)' holds a run already; --resume goes on with it, or name another --out")
     }
-    let encoder: any Tokenizer = try tokenizer.map { try TokenizerFile.load(path: $0) } ?? ByteTokenizer()
+    let encoder: any Tokenizer =
+      try tokenizer.map { try TokenizerFile.load(path: $0) } ?? ByteTokenizer()
     var configuration: ModelConfiguration
     if let model, model.hasSuffix(".json") {
-      do throws(ConfigurationError) { configuration = try ModelConfiguration(json: try read(model)) }
-      catch { throw Failure("\(model): \(error)") }
+      do throws(ConfigurationError) {
+        configuration = try ModelConfiguration(json: try read(model))
+      } catch { throw Failure("\(model): \(error)") }
     } else {
       configuration = try Presets.configuration(
         model ?? DemoDefaults.preset, vocabulary: encoder.vocabularySize)
     }
     var training = TrainingConfiguration()
     if model == nil || model == DemoDefaults.preset { DemoDefaults.apply(to: &training) }
-    if dtype == nil, texts.isEmpty, Devices.hasFastBFloat16(device) { training.precision = .bfloat16 }
+    if dtype == nil, texts.isEmpty, Devices.hasFastBFloat16(device) {
+      training.precision = .bfloat16
+    }
     try change(&training)
     try configuration.validate()
     let corpus = texts.isEmpty ? Corpus.embedded() : try Corpus(paths: texts)
@@ -208,7 +220,10 @@ struct Train: ParsableCommand {
         ("model", "\(c.pattern.joined(separator: ", ")), width \(c.width), \(c.layers) layers"),
         ("parameters", Format.grouped(trainer.model.parameterCount)), ("text", folder.source),
         ("batch × length", "\(t.batch) × \(t.length)"),
-        ("optimiser", "\(t.optimizer.rawValue), \(t.schedule.rawValue), learning rate \(t.learningRate)"),
+        (
+          "optimiser",
+          "\(t.optimizer.rawValue), \(t.schedule.rawValue), learning rate \(t.learningRate)"
+        ),
         ("precision", t.precision.rawValue), ("device", Devices.detail(of: device)),
         ("seed", "\(t.seed)"),
       ], samples: [sample])

@@ -6,7 +6,8 @@ import Testing
 @Suite struct DirectoryStoreTests {
   private func save(_ store: DirectoryStore, _ step: Int, value: Float? = nil) throws {
     var tensors = SafetensorsWriter(metadata: ["step": "\(step)"])
-    try tensors.add("w", dtype: .float32, shape: [3], values: [Float](repeating: value ?? Float(step), count: 3))
+    try tensors.add(
+      "w", dtype: .float32, shape: [3], values: [Float](repeating: value ?? Float(step), count: 3))
     try store.save(step: step) { writer in
       try writer.write("model.safetensors", tensors: tensors)
       try writer.write("state.json", text: "{\"step\": \(step)}\n")
@@ -33,8 +34,12 @@ import Testing
     let older = try store.open(step: 1234)
     #expect(try older.bytes(of: "state.json") == Array("{\"step\": 1234}\n".utf8))
     #expect(older.path == Path.join(store.path, "step-00001234"))
-    #expect(throws: CheckpointError.notFound(path: "\(older.path)/none")) { try older.path(of: "none") }
-    #expect(throws: CheckpointError.notFound(path: "\(store.path)/step-00000008")) { try store.open(step: 8) }
+    #expect(throws: CheckpointError.notFound(path: "\(older.path)/none")) {
+      try older.path(of: "none")
+    }
+    #expect(throws: CheckpointError.notFound(path: "\(store.path)/step-00000008")) {
+      try store.open(step: 8)
+    }
     #expect(try StoredCheckpoint(path: older.path).manifest == older.manifest)
   }
 
@@ -78,8 +83,11 @@ import Testing
       try scribble(original, to: path)
       for count in original.indices {
         try scribble(Array(original[..<count]), to: path)
-        if name == CheckpointManifest.fileName && original[count...].allSatisfy({ $0 == 0x0a }) { continue }
-        #expect(try store.latest(verifying: .sizes).checkpoint?.step == 1, "\(name) cut to \(count)")
+        if name == CheckpointManifest.fileName && original[count...].allSatisfy({ $0 == 0x0a }) {
+          continue
+        }
+        #expect(
+          try store.latest(verifying: .sizes).checkpoint?.step == 1, "\(name) cut to \(count)")
       }
       System.remove(path)
       #expect(try store.open().skipped.map(\.step) == [2])
@@ -218,8 +226,14 @@ import Testing
       (#"{"format":"gyre-checkpoint","version":2,"step":1,"files":{}}"#, true),
       (#"{"format":"gyre-checkpoint","version":1,"step":2,"files":{}}"#, false),
       (#"{"format":"other","version":1,"step":1,"files":{}}"#, false),
-      (#"{"format":"gyre-checkpoint","version":1,"step":1,"files":{"../x":{"byteCount":0,"sha256":""}}}"#, false),
-      (#"{"format":"gyre-checkpoint","version":1,"step":1,"files":{"x":{"byteCount":-1,"sha256":""}}}"#, false),
+      (
+        #"{"format":"gyre-checkpoint","version":1,"step":1,"files":{"../x":{"byteCount":0,"sha256":""}}}"#,
+        false
+      ),
+      (
+        #"{"format":"gyre-checkpoint","version":1,"step":1,"files":{"x":{"byteCount":-1,"sha256":""}}}"#,
+        false
+      ),
     ] {
       try AtomicFile.write(text, to: path)
       let error = #expect(throws: CheckpointError.self) { try store.open(step: 1) }

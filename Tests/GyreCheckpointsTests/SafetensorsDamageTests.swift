@@ -40,7 +40,8 @@ import Testing
         switch Int.random(in: 0..<5, using: &random) {
         case 0: bytes[position] ^= 1 << UInt8.random(in: 0..<8, using: &random)
         case 1: bytes[position] = UInt8.random(in: 0...255, using: &random)
-        case 2: bytes[position] = Array("0123456789[]{},:\"\\-e.".utf8).randomElement(using: &random) ?? 0
+        case 2:
+          bytes[position] = Array("0123456789[]{},:\"\\-e.".utf8).randomElement(using: &random) ?? 0
         case 3: bytes.remove(at: position)
         default: bytes.insert(UInt8.random(in: 32..<127, using: &random), at: position)
         }
@@ -67,15 +68,20 @@ import Testing
     var random = SeededGenerator(seed: 11)
     for _ in 0..<2000 {
       let count = Int.random(in: 0..<200, using: &random)
-      let body = (0..<count).map { _ in Array("{}[]\":,0123eE+-.\\utfn ".utf8).randomElement(using: &random) ?? 0 }
-      let bytes = withUnsafeBytes(of: UInt64(count).littleEndian, Array.init) + [UInt8(ascii: "{")] + body.dropFirst()
+      let body = (0..<count).map { _ in
+        Array("{}[]\":,0123eE+-.\\utfn ".utf8).randomElement(using: &random) ?? 0
+      }
+      let bytes =
+        withUnsafeBytes(of: UInt64(count).littleEndian, Array.init) + [UInt8(ascii: "{")]
+        + body.dropFirst()
       if let file = try? SafetensorsFile(bytes: bytes) { #expect(file.tensors.isEmpty) }
     }
   }
 
-  @Test(arguments: [
-    100_000_001, 1 << 40, UInt64(Int64.max), UInt64(Int64.max) + 1, UInt64.max, UInt64.max - 7,
-  ] as [UInt64])
+  @Test(
+    arguments: [
+      100_000_001, 1 << 40, UInt64(Int64.max), UInt64(Int64.max) + 1, UInt64.max, UInt64.max - 7,
+    ] as [UInt64])
   func absurdHeaderLengthsAreRefused(length: UInt64) {
     let bytes = withUnsafeBytes(of: length.littleEndian, Array.init) + Array("{}".utf8)
     #expect(corruption(bytes).contains("header length"))
@@ -116,8 +122,10 @@ import Testing
       ("[-4]", "U8", "negative"), ("[4611686018427387904,4]", "U8", "impossible"),
       ("[4611686018427387904,4,0]", "U8", "impossible"),
       ("[0,4611686018427387904,4]", "U8", "impossible"),
-      ("[9223372036854775807]", "F64", "impossible"), ("[4294967296,4294967296]", "NEW", "impossible"),
-      ("[3]", "F4", "impossible"), ("[\(String(repeating: "1,", count: 64))4]", "U8", "more than 64"),
+      ("[9223372036854775807]", "F64", "impossible"),
+      ("[4294967296,4294967296]", "NEW", "impossible"),
+      ("[3]", "F4", "impossible"),
+      ("[\(String(repeating: "1,", count: 64))4]", "U8", "more than 64"),
       ("4", "U8", "array"), ("[[4]]", "U8", "whole number"), ("[4,]", "U8", "whole number"),
     ]
     for (shape, dtype, reason) in cases {
@@ -142,7 +150,8 @@ import Testing
   @Test func nestingIsLimited() {
     for (open, close) in [("[", "]"), ("{\"k\":", "}")] {
       for depth in [40, 200_000] {
-        let nested = String(repeating: open, count: depth) + "1" + String(repeating: close, count: depth)
+        let nested =
+          String(repeating: open, count: depth) + "1" + String(repeating: close, count: depth)
         let header =
           "{\"a\":{\"dtype\":\"U8\",\"shape\":[0],\"data_offsets\":[0,0],\"extra\":\(nested)}}"
         #expect(corruption(file(header)).contains("nested"))
@@ -153,22 +162,34 @@ import Testing
   @Test func malformedTextIsRefused() throws {
     let a = entry("[0,0]", shape: "[0]")
     for header in [
-      "", " {}", "[]", "{", "{}x", "{}{}", "{\"a\"}", "{\"a\":1}", "{\"a\":null}", "{\"a\":{}}", "{a:1}", "{,}",
+      "", " {}", "[]", "{", "{}x", "{}{}", "{\"a\"}", "{\"a\":1}", "{\"a\":null}", "{\"a\":{}}",
+      "{a:1}", "{,}",
       "{\"a\":\(a),}", "{\"__metadata__\":null}", "{\"__metadata__\":{\"k\":1}}", "{\"a\n\":\(a)}",
-      "{\"\\ud800\":\(a)}", "{\"\\ud800\\u0041\":\(a)}", "{\"\\udc00\":\(a)}", "{\"\\x\":\(a)}", "{\"\\u00g0\":\(a)}",
+      "{\"\\ud800\":\(a)}", "{\"\\ud800\\u0041\":\(a)}", "{\"\\udc00\":\(a)}", "{\"\\x\":\(a)}",
+      "{\"\\u00g0\":\(a)}",
       "{\"a", "{\"a\\", "{\"a\\u00",
       "{\"a\":{\"dtype\":7,\"shape\":[0],\"data_offsets\":[0,0]}}",
-      "{\"a\":{\"shape\":[0],\"data_offsets\":[0,0]}}", "{\"a\":{\"dtype\":\"U8\",\"data_offsets\":[0,0]}}",
+      "{\"a\":{\"shape\":[0],\"data_offsets\":[0,0]}}",
+      "{\"a\":{\"dtype\":\"U8\",\"data_offsets\":[0,0]}}",
     ] { #expect(!corruption(file(header)).isEmpty, "\(header)") }
     for value in ["01", "-", "1.", "1e", ".5", "+1", "tru", "nul", "nan", "--1", "-01", "1e+"] {
       let header = "{\"a\":{\"dtype\":\"U8\",\"shape\":[0],\"data_offsets\":[0,0],\"x\":\(value)}}"
       #expect(!corruption(file(header)).isEmpty, "\(value)")
     }
-    for value in ["0", "-0", "-1.5e+10", "0.1", "1E5", "true", "false", "null", "[]", "{}", "[1, {\"k\" : \"v\"}]"] {
-      let header = "{\"a\":{\"dtype\":\"U8\",\"shape\":[0],\"data_offsets\":[0,0],\"x\":\(value)}} \n "
+    for value in [
+      "0", "-0", "-1.5e+10", "0.1", "1E5", "true", "false", "null", "[]", "{}",
+      "[1, {\"k\" : \"v\"}]",
+    ] {
+      let header =
+        "{\"a\":{\"dtype\":\"U8\",\"shape\":[0],\"data_offsets\":[0,0],\"x\":\(value)}} \n "
       #expect(try SafetensorsFile(bytes: file(header)).names == ["a"], "\(value)")
     }
-    #expect(corruption(withUnsafeBytes(of: UInt64(6).littleEndian, Array.init) + [0x7b, 0x22, 0xff, 0xfe, 0x22, 0x7d]).contains("UTF-8"))
+    #expect(
+      corruption(
+        withUnsafeBytes(of: UInt64(6).littleEndian, Array.init) + [
+          0x7b, 0x22, 0xff, 0xfe, 0x22, 0x7d,
+        ]
+      ).contains("UTF-8"))
     #expect(try SafetensorsFile(bytes: file("{\"\\ud83d\\ude42\":\(a)}")).names == ["🙂"])
   }
 }

@@ -43,19 +43,22 @@ import Testing
     #expect(try file.readInt32("z.bool") == [0, 1, 0, 1, 0, 1])
     #expect(file.names == file.names.sorted() && Set(file.names) == Set(file.namesInFileOrder))
     for index in file.tensors.indices.dropFirst() {
-      #expect(file.tensors[index].byteRange.lowerBound == file.tensors[index - 1].byteRange.upperBound)
+      #expect(
+        file.tensors[index].byteRange.lowerBound == file.tensors[index - 1].byteRange.upperBound)
     }
   }
 
   @Test func unknownElementTypesCanBeSeenButNotConverted() throws {
-    let header = #"{"x":{"dtype":"F2_NEW","shape":[8],"data_offsets":[0,2]},"y":{"dtype":"U8","shape":[1],"data_offsets":[2,3]}}"#
+    let header =
+      #"{"x":{"dtype":"F2_NEW","shape":[8],"data_offsets":[0,2]},"y":{"dtype":"U8","shape":[1],"data_offsets":[2,3]}}"#
     let file = try SafetensorsFile(bytes: file(header, data: [1, 2, 3]))
     let info = try file.info("x")
     #expect(info.typeName == "F2_NEW" && info.dtype == nil && info.byteCount == 2)
     #expect(try file.withBytes("x") { Array($0) } == [1, 2])
     #expect(try file.readInt32("y") == [3])
     let error = #expect(throws: CheckpointError.self) { try file.readFloat32("x") }
-    #expect(error?.description.contains("'x'") == true && error?.description.contains("F2_NEW") == true)
+    #expect(
+      error?.description.contains("'x'") == true && error?.description.contains("F2_NEW") == true)
     var writer = SafetensorsWriter()
     #expect(throws: CheckpointError.self) { try writer.add("x", from: file) }
   }
@@ -70,12 +73,16 @@ import Testing
     #expect(try file.readInt32("small") == [-5, 0, Int32.min])
     #expect(throws: CheckpointError.self) { try file.readInt32("big") }
     #expect(throws: CheckpointError.self) { try file.readFloat32("small") }
-    #expect(throws: CheckpointError.notFound(path: "\(folder("x"))#none")) { try file.readInt32("none") }
+    #expect(throws: CheckpointError.notFound(path: "\(folder("x"))#none")) {
+      try file.readInt32("none")
+    }
   }
 
   @Test func unalignedValuesAreRead() throws {
-    let header = #"{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"b":{"dtype":"F32","shape":[2],"data_offsets":[1,9]},"c":{"dtype":"F64","shape":[1],"data_offsets":[9,17]}} "#
-    let data = [9] + withUnsafeBytes(of: (Float(1.5), Float(-2))) { Array($0) }
+    let header =
+      #"{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"b":{"dtype":"F32","shape":[2],"data_offsets":[1,9]},"c":{"dtype":"F64","shape":[1],"data_offsets":[9,17]}} "#
+    let data =
+      [9] + withUnsafeBytes(of: (Float(1.5), Float(-2))) { Array($0) }
       + withUnsafeBytes(of: 0.25) { Array($0) }
     let file = try SafetensorsFile(bytes: file(header, data: data))
     #expect(try file.readFloat32("b") == [1.5, -2])
@@ -133,14 +140,17 @@ import Testing
     let folder = try TemporaryFolder()
     let index = folder("model.safetensors.index.json")
     try AtomicFile.write(
-      #"{"weight_map":{"x":"m-2.safetensors","y":"m-1.safetensors","z":"m-2.safetensors"}}"#, to: index)
+      #"{"weight_map":{"x":"m-2.safetensors","y":"m-1.safetensors","z":"m-2.safetensors"}}"#,
+      to: index)
     #expect(
       throws: CheckpointError.missingShards(
         index: index, shards: ["m-1.safetensors", "m-2.safetensors"])
     ) { try CheckpointFolder(path: folder.path) }
   }
 
-  @Test(arguments: ["../x", "/etc/passwd", "a/b.safetensors", "..", ".", "", ".hidden", "a\\u0000b"])
+  @Test(arguments: [
+    "../x", "/etc/passwd", "a/b.safetensors", "..", ".", "", ".hidden", "a\\u0000b",
+  ])
   func shardNamesCannotLeaveTheFolder(_ name: String) throws {
     let folder = try TemporaryFolder()
     try AtomicFile.write(

@@ -42,7 +42,8 @@ import Testing
   @Test func largeContentsStreamInAnyPieces() throws {
     let values = (0..<300_001).map { Float($0) * 0.5 }
     var writer = SafetensorsWriter()
-    try writer.add("pieces", dtype: .float32, shape: [values.count]) { (sink) throws(CheckpointError) in
+    try writer.add("pieces", dtype: .float32, shape: [values.count]) {
+      (sink) throws(CheckpointError) in
       var start = 0
       var size = 1
       while start < values.count {
@@ -63,11 +64,21 @@ import Testing
   @Test func impossibleTensorsAreRefused() throws {
     var writer = SafetensorsWriter()
     try writer.add("x", dtype: .float32, shape: [1], values: [Float(1)])
-    #expect(throws: CheckpointError.self) { try writer.add("x", dtype: .float32, shape: [1], values: [Float(1)]) }
-    #expect(throws: CheckpointError.self) { try writer.add("__metadata__", dtype: .int8, shape: [0]) { _ in } }
-    #expect(throws: CheckpointError.self) { try writer.add("n", dtype: .int8, shape: [-1]) { _ in } }
-    #expect(throws: CheckpointError.self) { try writer.add("n", dtype: .int8, shape: [Int.max, 2]) { _ in } }
-    #expect(throws: CheckpointError.self) { try writer.add("n", dtype: .int32, shape: [2], values: [Int32(1)]) }
+    #expect(throws: CheckpointError.self) {
+      try writer.add("x", dtype: .float32, shape: [1], values: [Float(1)])
+    }
+    #expect(throws: CheckpointError.self) {
+      try writer.add("__metadata__", dtype: .int8, shape: [0]) { _ in }
+    }
+    #expect(throws: CheckpointError.self) {
+      try writer.add("n", dtype: .int8, shape: [-1]) { _ in }
+    }
+    #expect(throws: CheckpointError.self) {
+      try writer.add("n", dtype: .int8, shape: [Int.max, 2]) { _ in }
+    }
+    #expect(throws: CheckpointError.self) {
+      try writer.add("n", dtype: .int32, shape: [2], values: [Int32(1)])
+    }
     var tensors = MemoryTensors()
     try tensors.add("m", shape: [2], [1, 2])
     #expect(throws: CheckpointError.self) { try tensors.add("m", shape: [2], [1, 2]) }
@@ -90,7 +101,9 @@ import Testing
       }
     }
     #expect(throws: CheckpointError.notFound(path: "stop")) {
-      try AtomicFile.write(to: folder("x")) { (_) throws(CheckpointError) in throw .notFound(path: "stop") }
+      try AtomicFile.write(to: folder("x")) { (_) throws(CheckpointError) in
+        throw .notFound(path: "stop")
+      }
     }
     #expect(try contents(of: folder("x")) == Array("old".utf8))
     #expect(try folder.contents == ["x"])
@@ -102,9 +115,9 @@ import Testing
     for path in [folder("taken"), folder("none/x"), folder("x\0y")] {
       let error = #expect(throws: CheckpointError.self) { try AtomicFile.write("text", to: path) }
       guard case .io = error else {
-      Issue.record("\(path): \(String(describing: error))")
-      return
-    }
+        Issue.record("\(path): \(String(describing: error))")
+        return
+      }
     }
     #expect(try folder.contents == ["taken"])
   }

@@ -11,11 +11,13 @@ import Testing
     (c.width, c.layers, c.pattern) = (32, 2, pattern)
     c.initialDeviation = 0.5
     let device = try Devices.open("cpu")
-    let model = try LanguageModel(c, source: RandomParameters(seed: 1, device: device), device: device)
+    let model = try LanguageModel(
+      c, source: RandomParameters(seed: 1, device: device), device: device)
     return try Generator(model: model, tokenizer: ByteTokenizer())
   }
 
-  private func text(_ generator: Generator, _ prompt: [TokenID], _ options: GenerationOptions) throws
+  private func text(_ generator: Generator, _ prompt: [TokenID], _ options: GenerationOptions)
+    throws
     -> (String, GenerationSummary)
   {
     var text = ""

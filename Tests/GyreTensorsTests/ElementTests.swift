@@ -35,7 +35,8 @@ import Testing
         if bits(middle) != even || bits(middle.nextDown) != low || bits(middle.nextUp) != low + 1
           || bits(-middle) != even | 0x8000
         {
-          Issue.record("\(middle) became \(bits(middle)), \(bits(middle.nextDown)), \(bits(middle.nextUp))")
+          Issue.record(
+            "\(middle) became \(bits(middle)), \(bits(middle.nextDown)), \(bits(middle.nextUp))")
         }
       }
     }

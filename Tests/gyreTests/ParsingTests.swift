@@ -27,16 +27,20 @@ import Testing
 
   @Test func logits() throws {
     let command = try #require(
-      Tool.parseAsRoot(["logits", "d", "--input", "a", "--output", "b", "--form", "parallel"]) as? Logits)
+      Tool.parseAsRoot(["logits", "d", "--input", "a", "--output", "b", "--form", "parallel"])
+        as? Logits)
     #expect(command.form == .parallel && command.device.device == "cpu")
   }
 
   @Test func measureAndCheck() throws {
-    let inspect = try #require(Tool.parseAsRoot(["inspect", "p", "--batch", "2", "--length", "9"]) as? Inspect)
+    let inspect = try #require(
+      Tool.parseAsRoot(["inspect", "p", "--batch", "2", "--length", "9"]) as? Inspect)
     #expect(inspect.batch == 2 && inspect.length == 9)
-    let bench = try #require(Tool.parseAsRoot(["bench", "--only", "gru", "--dtype", "bf16"]) as? Bench)
+    let bench = try #require(
+      Tool.parseAsRoot(["bench", "--only", "gru", "--dtype", "bf16"]) as? Bench)
     #expect(bench.only == "gru" && bench.dtype == .bf16)
-    let doctor = try #require(Tool.parseAsRoot(["doctor", "--vectors", "v", "--report", "r"]) as? Doctor)
+    let doctor = try #require(
+      Tool.parseAsRoot(["doctor", "--vectors", "v", "--report", "r"]) as? Doctor)
     #expect(doctor.vectors == "v" && doctor.report == "r")
   }
 

@@ -214,7 +214,8 @@ public struct CellBackward: Op {
         if forward.cell.isGRU {
           let second =
             forward.cell == .gru
-            ? Array(back.recurrent[(2 * H)...]) : zip(steps[t].gates, steps[t].previous).map { $0 * $1 }
+            ? Array(back.recurrent[(2 * H)...])
+            : zip(steps[t].gates, steps[t].previous).map { $0 * $1 }
           accumulate(second, into: &a.outputs[previousPlace + 1], at: at)
         }
         if walk.isReset(t) {

@@ -197,7 +197,9 @@ public struct DeltaRuleBackward: Op {
     let written = step.read.map { strength * $0 }
     var dk = dS.times(written[...])
     let dn = dS.transposedTimes(k)
-    if let place = place(4) { a.outputs[place][at] += zip(dn, step.read).reduce(0) { $0 + $1.0 * $1.1 } }
+    if let place = place(4) {
+      a.outputs[place][at] += zip(dn, step.read).reduce(0) { $0 + $1.0 * $1.1 }
+    }
     let de = dn.map { strength * $0 }
     accumulate(de, into: &a.outputs[2], at: vy)
     for (i, g) in decayed.times(de[...]).enumerated() { dk[i] -= g }
@@ -223,7 +225,9 @@ public struct DeltaRuleBackward: Op {
     accumulate(dS.transposedTimes(k), into: &a.outputs[2], at: vy)
     let dz = dS.transposedTimes(write)
     if let place = place(5) { accumulate(S.times(dz[...]), into: &a.outputs[place], at: at) }
-    if let place = place(6) { accumulate(dS.times(step.read[...]), into: &a.outputs[place], at: at) }
+    if let place = place(6) {
+      accumulate(dS.times(step.read[...]), into: &a.outputs[place], at: at)
+    }
     addDecay(&a, x, b, t, h, dS.rowProducts(S), step.decay)
     var before = dS
     before.scaleRows(step.decay)

@@ -87,7 +87,10 @@ public struct ComplexScanForward: Op {
     let s = a.inputSpecs[2].shape
     for b in 0..<s[0] {
       for d in 0..<s[2] {
-        var h = (optional.pick(4, a.inputs)?[b * s[2] + d] ?? 0, optional.pick(5, a.inputs)?[b * s[2] + d] ?? 0)
+        var h = (
+          optional.pick(4, a.inputs)?[b * s[2] + d] ?? 0,
+          optional.pick(5, a.inputs)?[b * s[2] + d] ?? 0
+        )
         for t in 0..<s[1] {
           let i = (b * s[1] + t) * s[2] + d
           let r = rate(a.inputs, s, b * s[1] + t, d)

@@ -131,15 +131,18 @@ public struct DiagonalScanForward: Op {
 func scanCases(
   state: Shape = [2, 20], _ make: (SequenceForm, Bool, Bool) -> [(String, any Op, [TestInput])]
 ) -> [OpCase] {
-  [(SequenceForm.recurrent, true, true), (.chunkwise(size: 8), true, true), (.parallel, true, true), (.chunkwise, false, false)]
-    .flatMap { form, hasState, hasReset in
-      make(form, hasState, hasReset).map { label, op, inputs in
-        OpCase(
-          "\(label) \(form)", op,
-          inputs + (hasState ? [TestInput(state)] : [])
-            + (hasReset ? [testResets(batch: 2, tokens: 37)] : []))
-      }
+  [
+    (SequenceForm.recurrent, true, true), (.chunkwise(size: 8), true, true),
+    (.parallel, true, true), (.chunkwise, false, false),
+  ]
+  .flatMap { form, hasState, hasReset in
+    make(form, hasState, hasReset).map { label, op, inputs in
+      OpCase(
+        "\(label) \(form)", op,
+        inputs + (hasState ? [TestInput(state)] : [])
+          + (hasReset ? [testResets(batch: 2, tokens: 37)] : []))
     }
+  }
 }
 
 /// Document starts for tests: two in the first row, one at the second row's first token.

@@ -78,7 +78,8 @@ public struct SelectiveScanForward: Op {
   /// The states `[N]` of one channel of one row before the first token and after each.
   func states(_ a: [[Double]], _ x: Shape, _ N: Int, _ b: Int, _ d: Int) -> [[Double]] {
     let start = (b * x[2] + d) * N
-    var h = optional.pick(6, a).map { Array($0[start..<start + N]) } ?? [Double](repeating: 0, count: N)
+    var h =
+      optional.pick(6, a).map { Array($0[start..<start + N]) } ?? [Double](repeating: 0, count: N)
     var all = [h]
     for t in 0..<x[1] {
       let token = b * x[1] + t
@@ -86,7 +87,8 @@ public struct SelectiveScanForward: Op {
       let step = a[1][token * x[2] + d]
       for n in 0..<N {
         h[n] =
-          Functions.exp(step * a[2][d * N + n]) * h[n] + step * a[0][token * x[2] + d] * a[3][token * N + n]
+          Functions.exp(step * a[2][d * N + n]) * h[n] + step * a[0][token * x[2] + d]
+          * a[3][token * N + n]
       }
       all.append(h)
     }
@@ -133,7 +135,8 @@ public struct SelectiveScanForward: Op {
   ].map { form, full in
     let (T, D, N) = (37, 20, 6)
     let inputs: [TestInput?] = [
-      TestInput([2, T, D]), TestInput([2, T, D], .uniform(0, 1)), TestInput([D, N], .uniform(-3, 0)),
+      TestInput([2, T, D]), TestInput([2, T, D], .uniform(0, 1)),
+      TestInput([D, N], .uniform(-3, 0)),
       TestInput([2, T, N]), TestInput([2, T, N]), full ? TestInput([D]) : nil,
       full ? TestInput([2, D, N]) : nil, full ? testResets(batch: 2, tokens: T) : nil,
     ]
@@ -182,7 +185,9 @@ public struct SelectiveScanBackward: Op {
             a.outputs[place][d] += value * dy[i]
           }
           for n in 0..<N {
-            let (B, C, A) = (inputs[3][token * N + n], inputs[4][token * N + n], inputs[2][d * N + n])
+            let (B, C, A) = (
+              inputs[3][token * N + n], inputs[4][token * N + n], inputs[2][d * N + n]
+            )
             dh[n] += dy[i] * C
             a.outputs[4][token * N + n] += dy[i] * all[t + 1][n]
             a.outputs[0][i] += dh[n] * step * B

@@ -31,7 +31,8 @@ public struct LinearAttentionForward: Op {
       }
     precondition(
       optional.pick(3, i)?.shape == gate,
-      "linear_attention: decay \(String(describing: optional.pick(3, i)?.shape)) where \(String(describing: gate)) belongs")
+      "linear_attention: decay \(String(describing: optional.pick(3, i)?.shape)) where \(String(describing: gate)) belongs"
+    )
     return [i[2], TensorSpec(x.state)]
       + (normalizer.hasVector ? [TensorSpec([x.batch, x.heads, x.keySize])] : [])
       + (normalizer.isExponential ? [TensorSpec([x.batch, x.heads])] : [])
@@ -86,7 +87,8 @@ public struct LinearAttentionForward: Op {
   }
 
   /// a = s·z·q and what y is divided by, with the derivative of the divisor with respect to a.
-  func divisor(_ z: [Double], _ q: ArraySlice<Double>, m: Double) -> (value: Double, slope: Double) {
+  func divisor(_ z: [Double], _ q: ArraySlice<Double>, m: Double) -> (value: Double, slope: Double)
+  {
     guard normalizer.hasVector else { return (1, 0) }
     var a = 0.0
     for (i, x) in z.enumerated() { a += x * q[q.startIndex + i] }
@@ -153,7 +155,8 @@ public struct LinearAttentionForward: Op {
   public func vjp(_ c: VJPContext) -> [Tensor?] {
     let z = normalizer.hasVector ? c.cotangents[2] : nil
     let op = LinearAttentionBackward(
-      forward: self, inputCount: c.inputs.count, hasState: c.cotangents[1] != nil, hasNorm: z != nil)
+      forward: self, inputCount: c.inputs.count, hasState: c.cotangents[1] != nil, hasNorm: z != nil
+    )
     let g = applyPresent(
       op, c.inputs.map { $0 } + [c.outputs[0], c.cotangent(0), c.cotangents[1], z])
     var next = 0
@@ -164,7 +167,8 @@ public struct LinearAttentionForward: Op {
     }
   }
   public var saved: SavedValues {
-    SavedValues(keepsInput: { _ in true }, keepsOutput: { [normalizer] in $0 == 0 && normalizer.hasVector })
+    SavedValues(
+      keepsInput: { _ in true }, keepsOutput: { [normalizer] in $0 == 0 && normalizer.hasVector })
   }
 }
 

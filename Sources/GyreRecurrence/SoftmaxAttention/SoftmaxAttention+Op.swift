@@ -32,7 +32,8 @@ public struct AttentionForward: Op {
     let x = extents(i)
     let gates = optional.pick(3, i)?.shape
     precondition(
-      gates == nil || gates == [x.batch, x.keys, x.heads], "softmax_attention: gates \(gates ?? [])")
+      gates == nil || gates == [x.batch, x.keys, x.heads], "softmax_attention: gates \(gates ?? [])"
+    )
     let starts = optional.pick(4, i)?.shape
     precondition(
       starts == nil || starts == [x.batch, x.keys], "softmax_attention: starts \(starts ?? [])")
@@ -86,7 +87,9 @@ public struct AttentionForward: Op {
           let at = (b * x.queries + i) * x.heads + h
           for (n, p) in r.weights.enumerated() {
             let v = key(x, b, r.first + n, h, x.valueSize)
-            for l in 0..<x.valueSize { a.outputs[0][at * x.valueSize + l] += p * a.inputs[2][v + l] }
+            for l in 0..<x.valueSize {
+              a.outputs[0][at * x.valueSize + l] += p * a.inputs[2][v + l]
+            }
           }
           if keepsSums { a.outputs[1][at] = r.sum }
         }

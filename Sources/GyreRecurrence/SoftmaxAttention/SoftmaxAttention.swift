@@ -54,7 +54,8 @@ public struct SoftmaxAttention: RecurrenceEngine {
     let kind = StateSpec.Kind.cache(limit: window.map { $0 - 1 })
     return StateSpec(
       [
-        .init("keys", [0, keyHeads, keySize], kind), .init("values", [0, keyHeads, valueSize], kind),
+        .init("keys", [0, keyHeads, keySize], kind),
+        .init("values", [0, keyHeads, valueSize], kind),
       ] + (hasForgetGate ? [.init("forget", [0, heads], kind)] : []) + [.init("starts", [0], kind)])
   }
 

@@ -3,7 +3,9 @@
 /// Fast kernels exist for equal shapes, a right operand that is a suffix of the left shape (a row),
 /// one with trailing axes of 1 (a column), and a single element.
 public struct Binary: Op {
-  public enum Kind: Int, Sendable, Hashable, CaseIterable { case add, subtract, multiply, divide, maximum, minimum }
+  public enum Kind: Int, Sendable, Hashable, CaseIterable {
+    case add, subtract, multiply, divide, maximum, minimum
+  }
   public static let name = "binary"
   public let kind: Kind
 
@@ -151,7 +153,9 @@ public enum Broadcast {
 
   /// How a small operand lies in a large one, for kernels: element (o, m, i) of the large operand,
   /// seen as [outer, middle, inner], reads element m of the small one. Nil where it is neither.
-  public static func pattern(_ small: Shape, in large: Shape) -> (outer: Int, middle: Int, inner: Int)? {
+  public static func pattern(_ small: Shape, in large: Shape) -> (
+    outer: Int, middle: Int, inner: Int
+  )? {
     if small.elementCount == 1 { return (1, 1, large.elementCount) }
     guard small.rank <= large.rank else { return nil }
     let padded = [Int](repeating: 1, count: large.rank - small.rank) + small.dimensions
@@ -202,5 +206,7 @@ public struct Affine: Op {
   }
   public func vjp(_ c: VJPContext) -> [Tensor?] { [c.cotangent(0).affine(scale)] }
   public var saved: SavedValues { .none }
-  public static let cases = [OpCase("affine", Affine(scale: -1.5, shift: 0.25), [TestInput([3, 41])])]
+  public static let cases = [
+    OpCase("affine", Affine(scale: -1.5, shift: 0.25), [TestInput([3, 41])])
+  ]
 }

@@ -22,7 +22,9 @@ public struct LinearCrossEntropy: Op {
     let counted = Double(max(a.inputs[2].reduce(0) { $0 + ($1 >= 0 ? 1 : 0) }, 1))
     for r in 0..<a.inputs[2].count where a.inputs[2][r] >= 0 {
       let h = a.inputs[0][r * d..<(r + 1) * d]
-      let logits = (0..<v).map { w in zip(h, a.inputs[1][w * d..<(w + 1) * d]).reduce(0) { $0 + $1.0 * $1.1 } }
+      let logits = (0..<v).map { w in
+        zip(h, a.inputs[1][w * d..<(w + 1) * d]).reduce(0) { $0 + $1.0 * $1.1 }
+      }
       let (loss, gradient) = CrossEntropy.row(logits, target: Int(a.inputs[2][r]))
       a.outputs[1][r] = loss
       a.outputs[0][0] += loss / counted
@@ -99,7 +101,8 @@ public struct CrossEntropy: Op {
       let v = a.inputSpecs[1].shape.last
       let counted = Double(max(a.inputs[2].reduce(0) { $0 + ($1 >= 0 ? 1 : 0) }, 1))
       for (r, target) in a.inputs[2].enumerated() where target >= 0 {
-        let g = CrossEntropy.row(Array(a.inputs[1][r * v..<(r + 1) * v]), target: Int(target)).gradient
+        let g = CrossEntropy.row(Array(a.inputs[1][r * v..<(r + 1) * v]), target: Int(target))
+          .gradient
         for j in 0..<v { a.outputs[0][r * v + j] = g[j] * a.inputs[0][0] / counted }
       }
     }
@@ -107,7 +110,9 @@ public struct CrossEntropy: Op {
     public static let cases: [OpCase] = []
   }
   public static let cases = [
-    OpCase("rows", CrossEntropy(), [TestInput([4, 9, 33]), .integers([4, 9], -1, 33)], differentiableOutputs: 1)
+    OpCase(
+      "rows", CrossEntropy(), [TestInput([4, 9, 33]), .integers([4, 9], -1, 33)],
+      differentiableOutputs: 1)
   ]
 }
 

@@ -23,8 +23,10 @@ public struct Cast: Op {
   public func vjp(_ c: VJPContext) -> [Tensor?] { [c.cotangent(0).cast(to: c.inputs[0].dtype)] }
   public var saved: SavedValues { .none }
   public static let cases = [
-    OpCase("bfloat16", Cast(to: .bfloat16), [TestInput([7, 33], differentiable: false)], tolerance: 4e-3),
-    OpCase("float16", Cast(to: .float16), [TestInput([7, 33], differentiable: false)], tolerance: 5e-4),
+    OpCase(
+      "bfloat16", Cast(to: .bfloat16), [TestInput([7, 33], differentiable: false)], tolerance: 4e-3),
+    OpCase(
+      "float16", Cast(to: .float16), [TestInput([7, 33], differentiable: false)], tolerance: 5e-4),
   ]
 }
 

@@ -2,7 +2,9 @@
 ///
 /// Shazeer, "GLU variants improve Transformer", 2020. Input `[…, 2N]`, output `[…, N]`.
 public struct GatedUnit: Op {
-  public enum Activation: Int, Sendable, Hashable, Codable, CaseIterable { case silu, geluTanh, relu, sigmoid, gelu }
+  public enum Activation: Int, Sendable, Hashable, Codable, CaseIterable {
+    case silu, geluTanh, relu, sigmoid, gelu
+  }
   public static let name = "gated_unit"
   public let activation: Activation
   public init(_ activation: Activation = .silu) { self.activation = activation }

@@ -110,7 +110,8 @@ public struct Permute: Op {
 
   public func infer(_ inputs: [TensorSpec]) -> [TensorSpec] {
     precondition(
-      axes.sorted() == Array(0..<inputs[0].shape.rank), "permute: axes \(axes) of \(inputs[0].shape)")
+      axes.sorted() == Array(0..<inputs[0].shape.rank),
+      "permute: axes \(axes) of \(inputs[0].shape)")
     return [TensorSpec(Shape(axes.map { inputs[0].shape[$0] }), inputs[0].dtype)]
   }
   public func reference(_ a: inout HostArguments) {

@@ -44,11 +44,13 @@ public struct LinearMap: Op {
   public var saved: SavedValues { .only(inputs: [0, 1]) }
 
   public static let cases = [
-    OpCase("no bias", LinearMap(precision: .float32), [TestInput([2, 9, 33]), TestInput([17, 33])]),
+    OpCase(
+      "no bias", LinearMap(precision: .float32), [TestInput([2, 9, 33]), TestInput([17, 33])]),
     OpCase(
       "bias", LinearMap(precision: .float32),
       [TestInput([70, 65]), TestInput([130, 65]), TestInput([130])]),
-    OpCase("one row", LinearMap(precision: .float32), [TestInput([1, 300]), TestInput([77, 300])]),
+    OpCase(
+      "one row", LinearMap(precision: .float32), [TestInput([1, 300]), TestInput([77, 300])]),
     OpCase("no rows", LinearMap(precision: .float32), [TestInput([0, 30]), TestInput([7, 30])]),
     OpCase(
       "bfloat16", LinearMap(precision: .bfloat16), [TestInput([40, 96]), TestInput([50, 96])],
@@ -148,7 +150,8 @@ extension Tensor {
   /// x Wᵀ + b.
   public func linear(_ weight: Tensor, bias: Tensor? = nil) -> Tensor {
     apply(
-      LinearMap(precision: ComputePrecision.current), bias.map { [self, weight, $0] } ?? [self, weight]
+      LinearMap(precision: ComputePrecision.current),
+      bias.map { [self, weight, $0] } ?? [self, weight]
     )[0]
   }
 

@@ -188,7 +188,9 @@ public struct GatedNorm: Op {
   }
 
   public static let cases = [
-    OpCase("norm first", GatedNorm(epsilon: 1e-5), [TestInput([5, 3, 24]), TestInput([5, 3, 24]), TestInput([24])]),
+    OpCase(
+      "norm first", GatedNorm(epsilon: 1e-5),
+      [TestInput([5, 3, 24]), TestInput([5, 3, 24]), TestInput([24])]),
     OpCase(
       "gate first", GatedNorm(epsilon: 1e-5, gatesFirst: true),
       [TestInput([70, 64]), TestInput([70, 64]), TestInput([64])]),
@@ -207,7 +209,8 @@ public struct L2Normalize: Op {
   public func reference(_ a: inout HostArguments) {
     let n = a.inputSpecs[0].shape.last
     for r in 0..<a.inputSpecs[0].shape.rowCount {
-      let scale = 1 / (a.inputs[0][r * n..<(r + 1) * n].reduce(0) { $0 + $1 * $1 } + epsilon).squareRoot()
+      let scale =
+        1 / (a.inputs[0][r * n..<(r + 1) * n].reduce(0) { $0 + $1 * $1 } + epsilon).squareRoot()
       for i in r * n..<(r + 1) * n { a.outputs[0][i] = a.inputs[0][i] * scale }
     }
   }
@@ -244,7 +247,8 @@ extension Tensor {
     apply(Norm(epsilon: epsilon), weight.map { [self, $0] } ?? [self])[0]
   }
   public func layerNormalized(weight: Tensor, bias: Tensor? = nil, epsilon: Double) -> Tensor {
-    apply(Norm(epsilon: epsilon, centers: true), bias.map { [self, weight, $0] } ?? [self, weight])[0]
+    apply(
+      Norm(epsilon: epsilon, centers: true), bias.map { [self, weight, $0] } ?? [self, weight])[0]
   }
   public func l2Normalized(epsilon: Double = 1e-6) -> Tensor {
     apply(L2Normalize(epsilon: epsilon), [self])[0]

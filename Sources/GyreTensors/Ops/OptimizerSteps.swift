@@ -44,7 +44,8 @@ public struct AdamWStep: Op {
         learningRate: 0.01, beta1: 0.9, beta2: 0.95, epsilon: 1e-8, weightDecay: 0.1,
         correction1: 0.1, correction2: 0.05),
       [
-        TestInput([7, 41], differentiable: false), TestInput([1], .constant(0.5), differentiable: false),
+        TestInput([7, 41], differentiable: false),
+        TestInput([1], .constant(0.5), differentiable: false),
         TestInput([7, 41], differentiable: false), TestInput([7, 41], differentiable: false),
         TestInput([7, 41], .uniform(0, 1), differentiable: false),
       ])
@@ -81,7 +82,8 @@ public struct MomentumStep: Op {
       "nesterov",
       MomentumStep(learningRate: 0.01, momentum: 0.9, weightDecay: 0.1, nesterov: true),
       [
-        TestInput([7, 41], differentiable: false), TestInput([1], .constant(0.5), differentiable: false),
+        TestInput([7, 41], differentiable: false),
+        TestInput([1], .constant(0.5), differentiable: false),
         TestInput([7, 41], differentiable: false), TestInput([7, 41], differentiable: false),
       ])
   ]

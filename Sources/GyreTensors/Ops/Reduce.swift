@@ -51,7 +51,9 @@ public struct ArgMax: Op {
     }
   }
   public func vjp(_ c: VJPContext) -> [Tensor?] { [nil] }
-  public static let cases = [OpCase("argmax", ArgMax(), [TestInput([5, 37], differentiable: false)])]
+  public static let cases = [
+    OpCase("argmax", ArgMax(), [TestInput([5, 37], differentiable: false)])
+  ]
 }
 
 /// Σx² of all inputs together, one element.

@@ -33,7 +33,8 @@ public struct ShortConvolution: Op {
     }
     if t >= 0 { return inputs[0][(b * tokens + t) * channels + d] }
     let w = t + width - 1
-    return optional.pick(3, inputs).map { w < 0 ? 0 : $0[(b * (width - 1) + w) * channels + d] } ?? 0
+    return optional.pick(3, inputs).map { w < 0 ? 0 : $0[(b * (width - 1) + w) * channels + d] }
+      ?? 0
   }
 
   func sums(_ inputs: [[Double]], _ s: Shape, _ width: Int) -> [Double] {
@@ -43,7 +44,8 @@ public struct ShortConvolution: Op {
         for d in 0..<s[2] {
           var sum = optional.pick(2, inputs)?[d] ?? 0
           for j in 0..<width {
-            sum += inputs[1][d * width + j] * tap(inputs, b, t - (width - 1) + j, d, from: t, s, width)
+            sum +=
+              inputs[1][d * width + j] * tap(inputs, b, t - (width - 1) + j, d, from: t, s, width)
           }
           out[(b * s[1] + t) * s[2] + d] = sum
         }
@@ -96,7 +98,9 @@ public struct ShortConvolution: Op {
       let reset = forward.optional.pick(4, inputs)
       func hidden(_ b: Int, _ t: Int, _ now: Int) -> Bool {
         guard let reset, now > t else { return false }
-        return (max(t + 1, 0)...max(now, 0)).contains { $0 < tokens && $0 > t && reset[b * tokens + $0] != 0 }
+        return (max(t + 1, 0)...max(now, 0)).contains {
+          $0 < tokens && $0 > t && reset[b * tokens + $0] != 0
+        }
       }
       func add(_ value: Double, _ b: Int, _ t: Int, _ d: Int) {
         if t >= 0 {
@@ -135,22 +139,24 @@ public struct ShortConvolution: Op {
     public static let cases: [OpCase] = []
   }
 
-  public static let cases: [OpCase] = [(4, true, 37), (3, false, 37), (1, true, 5), (4, true, 2)].flatMap {
-    width, activates, tokens in
-    [true, false].map { full in
-      var reset = [Double](repeating: 0, count: 2 * tokens)
-      reset[min(5, tokens - 1)] = 1
-      var resets = TestInput([2, tokens], .elements(reset), differentiable: false)
-      resets.spec.dtype = .int32
-      return OpCase(
-        "\(width) taps \(full ? "full" : "plain") T \(tokens)",
-        ShortConvolution(
-          activates: activates, optional: OptionalInputs([true, true, full, full && width > 1, full])),
-        [TestInput([2, tokens, 20]), TestInput([20, width])]
-          + (full ? [TestInput([20])] : [])
-          + (full && width > 1 ? [TestInput([2, width - 1, 20])] : []) + (full ? [resets] : []))
+  public static let cases: [OpCase] = [(4, true, 37), (3, false, 37), (1, true, 5), (4, true, 2)]
+    .flatMap {
+      width, activates, tokens in
+      [true, false].map { full in
+        var reset = [Double](repeating: 0, count: 2 * tokens)
+        reset[min(5, tokens - 1)] = 1
+        var resets = TestInput([2, tokens], .elements(reset), differentiable: false)
+        resets.spec.dtype = .int32
+        return OpCase(
+          "\(width) taps \(full ? "full" : "plain") T \(tokens)",
+          ShortConvolution(
+            activates: activates,
+            optional: OptionalInputs([true, true, full, full && width > 1, full])),
+          [TestInput([2, tokens, 20]), TestInput([20, width])]
+            + (full ? [TestInput([20])] : [])
+            + (full && width > 1 ? [TestInput([2, width - 1, 20])] : []) + (full ? [resets] : []))
+      }
     }
-  }
 }
 
 extension Tensor {

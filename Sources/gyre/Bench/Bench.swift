@@ -7,7 +7,8 @@ import GyreTensors
 
 struct Bench: ParsableCommand {
   static let configuration = CommandConfiguration(
-    abstract: "Measure engines, matrix products, training and decoding beside the machine's limits.",
+    abstract:
+      "Measure engines, matrix products, training and decoding beside the machine's limits.",
     discussion: """
       Every row gives the median, its spread (half the distance between quartiles) and the floor: the
       larger of the bytes that must move over the bandwidth and the operations over the peak, both
@@ -79,8 +80,10 @@ struct Bench: ParsableCommand {
     ])
     for row in rows {
       table.add([
-        row.name, row.pass, Format.time(row.medianSeconds), "±\(Format.fixed(row.spread * 100, 1)) %",
-        Format.time(row.floorSeconds), "\(Format.fixed(row.floorSeconds / row.medianSeconds * 100, 0)) %",
+        row.name, row.pass, Format.time(row.medianSeconds),
+        "±\(Format.fixed(row.spread * 100, 1)) %",
+        Format.time(row.floorSeconds),
+        "\(Format.fixed(row.floorSeconds / row.medianSeconds * 100, 0)) %",
         row.tokensPerS.map { Format.grouped(Int($0)) } ?? "",
       ])
     }
@@ -91,27 +94,31 @@ struct Bench: ParsableCommand {
 
   private func engines(_ device: any Device, _ machine: MachinePeaks) -> [Job] {
     EngineRow.all(on: device).map { row in
-      (row.name, {
-        let tokens = EngineRow.batch * EngineRow.length
-        let output = row.run(row.inputs)
-        let (read, written) = (row.inputs.reduce(0) { $0 + $1.byteCount }, output.byteCount)
-        let cotangent = Tensor.full(1, output.shape, on: device)
-        return [
-          try Measurement(
-            row.name, "forward", bytes: Double(read + written), flops: row.flops, tokens: tokens,
-            on: device, machine: machine
-          ) { _ = row.run(row.inputs) },
-          try Measurement(
-            row.name, "forward+backward", bytes: Double(3 * read + 2 * written), flops: 3 * row.flops,
-            tokens: tokens, on: device, machine: machine
-          ) {
-            let tape = Tape()
-            tape.watch(row.inputs)
-            let y = tape.record { row.run(row.inputs) }
-            _ = tape.gradients(of: [(y, cotangent)], for: row.inputs)
-          },
-        ]
-      })
+      (
+        row.name,
+        {
+          let tokens = EngineRow.batch * EngineRow.length
+          let output = row.run(row.inputs)
+          let (read, written) = (row.inputs.reduce(0) { $0 + $1.byteCount }, output.byteCount)
+          let cotangent = Tensor.full(1, output.shape, on: device)
+          return [
+            try Measurement(
+              row.name, "forward", bytes: Double(read + written), flops: row.flops, tokens: tokens,
+              on: device, machine: machine
+            ) { _ = row.run(row.inputs) },
+            try Measurement(
+              row.name, "forward+backward", bytes: Double(3 * read + 2 * written),
+              flops: 3 * row.flops,
+              tokens: tokens, on: device, machine: machine
+            ) {
+              let tape = Tape()
+              tape.watch(row.inputs)
+              let y = tape.record { row.run(row.inputs) }
+              _ = tape.gradients(of: [(y, cotangent)], for: row.inputs)
+            },
+          ]
+        }
+      )
     }
   }
 
@@ -119,67 +126,81 @@ struct Bench: ParsableCommand {
     let rows = ModelRows.batch * ModelRows.length
     return [
       (rows, 512, 256, false, true), (rows, 1024, 256, false, true), (rows, 256, 512, false, true),
-      (rows, 256, 512, false, false), (512, 256, rows, true, false), (1024, 1024, 1024, false, true),
+      (rows, 256, 512, false, false), (512, 256, rows, true, false),
+      (1024, 1024, 1024, false, true),
     ].map { (m, n, k, left, right) in
       let name = "\(m)×\(n)×\(k) \(left ? "t" : "n")\(right ? "t" : "n")"
-      return (name, {
-        let a = Tensor.full(0.5, left ? [k, m] : [m, k], on: device)
-        let b = Tensor.full(0.25, right ? [n, k] : [k, n], on: device)
-        let precision = ComputePrecision.current
-        return [
-          try Measurement(
-            name, "product", bytes: 4 * Double(m * k + k * n + m * n), flops: 2 * Double(m) * Double(n * k),
-            on: device, machine: machine
-          ) {
-            _ = a.matmul(b, transposingLeft: left, transposingRight: right, precision: precision)
-          }
-        ]
-      })
+      return (
+        name,
+        {
+          let a = Tensor.full(0.5, left ? [k, m] : [m, k], on: device)
+          let b = Tensor.full(0.25, right ? [n, k] : [k, n], on: device)
+          let precision = ComputePrecision.current
+          return [
+            try Measurement(
+              name, "product", bytes: 4 * Double(m * k + k * n + m * n),
+              flops: 2 * Double(m) * Double(n * k),
+              on: device, machine: machine
+            ) {
+              _ = a.matmul(b, transposingLeft: left, transposingRight: right, precision: precision)
+            }
+          ]
+        }
+      )
     }
   }
 
   private func model(_ name: String, _ device: any Device) throws -> LanguageModel {
     try LanguageModel(
-      ModelRows.configuration(name), source: RandomParameters(seed: 1, device: device), device: device)
+      ModelRows.configuration(name), source: RandomParameters(seed: 1, device: device),
+      device: device)
   }
 
   private func training(_ device: any Device, _ machine: MachinePeaks) -> [Job] {
     let (batch, length) = (ModelRows.batch, ModelRows.length)
     return ModelRows.names.map { name in
-      (name, {
-        var step = TrainingStep(try model(name, device))
-        let ids = (0..<UInt64(batch * length)).map {
-          Int32(CounterGenerator(seed: 1).integer($0, below: 256))
+      (
+        name,
+        {
+          var step = TrainingStep(try model(name, device))
+          let ids = (0..<UInt64(batch * length)).map {
+            Int32(CounterGenerator(seed: 1).integer($0, below: 256))
+          }
+          let tokens = Tensor(ids, shape: [batch, length], on: device)
+          let matrices = step.model.parameters.filter {
+            $0.shape.rank == 2 && $0.name != "embedding.weight"
+          }
+          let weights = Double(matrices.reduce(0) { $0 + $1.shape.elementCount })
+          let count = Double(step.model.parameterCount)
+          return [
+            // Three products a matrix; AdamW reads four and writes three values a parameter.
+            try Measurement(
+              name, "training step", bytes: 28 * count, flops: 6 * weights * Double(batch * length),
+              tokens: batch * length, on: device, machine: machine, minimumSeconds: 3
+            ) { step.run(tokens, targets: tokens) }
+          ]
         }
-        let tokens = Tensor(ids, shape: [batch, length], on: device)
-        let matrices = step.model.parameters.filter { $0.shape.rank == 2 && $0.name != "embedding.weight" }
-        let weights = Double(matrices.reduce(0) { $0 + $1.shape.elementCount })
-        let count = Double(step.model.parameterCount)
-        return [
-          // Three products a matrix; AdamW reads four and writes three values a parameter.
-          try Measurement(
-            name, "training step", bytes: 28 * count, flops: 6 * weights * Double(batch * length),
-            tokens: batch * length, on: device, machine: machine, minimumSeconds: 3
-          ) { step.run(tokens, targets: tokens) }
-        ]
-      })
+      )
     }
   }
 
   private func decoding(_ device: any Device, _ machine: MachinePeaks) -> [Job] {
     ModelRows.names.map { name in
-      (name, {
-        let model = try model(name, device)
-        var state = model.makeState(batch: 1)
-        let token = Tensor([Int32(65)], shape: [1, 1], on: device)
-        let parameters = 4 * model.parameterCount - 4 * 255 * model.configuration.width
-        return [
-          try Measurement(
-            name, "decode", bytes: Double(parameters + 2 * model.stateByteCount(tokenCount: 1)),
-            flops: 0.5 * Double(parameters), tokens: 1, on: device, machine: machine
-          ) { _ = model.logits(model.hidden(token, state: &state, form: .recurrent)) }
-        ]
-      })
+      (
+        name,
+        {
+          let model = try model(name, device)
+          var state = model.makeState(batch: 1)
+          let token = Tensor([Int32(65)], shape: [1, 1], on: device)
+          let parameters = 4 * model.parameterCount - 4 * 255 * model.configuration.width
+          return [
+            try Measurement(
+              name, "decode", bytes: Double(parameters + 2 * model.stateByteCount(tokenCount: 1)),
+              flops: 0.5 * Double(parameters), tokens: 1, on: device, machine: machine
+            ) { _ = model.logits(model.hidden(token, state: &state, form: .recurrent)) }
+          ]
+        }
+      )
     }
   }
 }

@@ -51,12 +51,17 @@ struct EngineRow {
         row("scan", DiagonalScan(channels: d), [logDecay(x), value("u", x)], flops: 2 * Double(d)) {
           .init(decay: $0[0], decayIsLog: true, input: $0[1])
         },
-        row("min_gru", MinGRUScan(channels: d), [value("z", x), value("h", x)], flops: 4 * Double(d)) {
+        row(
+          "min_gru", MinGRUScan(channels: d), [value("z", x), value("h", x)], flops: 4 * Double(d)
+        ) {
           .init(gate: $0[0], candidate: $0[1])
         },
         row(
           "selective_scan", SelectiveScan(channels: d, stateSize: n),
-          [value("x", x), tensor("step", x, 0.001, 0.1), tensor("A", [d, n], -8, -1), value("B", state), value("C", state)],
+          [
+            value("x", x), tensor("step", x, 0.001, 0.1), tensor("A", [d, n], -8, -1),
+            value("B", state), value("C", state),
+          ],
           flops: 6 * Double(d * n)
         ) { .init(x: $0[0], step: $0[1], A: $0[2], B: $0[3], C: $0[4]) },
       ]
@@ -87,7 +92,8 @@ struct EngineRow {
     private var delta: [EngineRow] {
       let engine = DeltaRule(heads: h, keySize: k, valueSize: k)
       let inputs = [
-        value("q", [b, t, h, k]), value("k", [b, t, h, k]).l2Normalized(), value("v", [b, t, h, k]),
+        value("q", [b, t, h, k]), value("k", [b, t, h, k]).l2Normalized(),
+        value("v", [b, t, h, k]),
         tensor("beta", [b, t, h], 0, 1),
       ]
       let work = 6 * Double(h * k * k)
@@ -104,7 +110,9 @@ struct EngineRow {
         },
         row(
           "delta_rule dplr", GeneralizedDeltaRule(heads: h, keySize: k, valueSize: k),
-          Array(inputs[..<3]) + [logDecay([b, t, h, k]), key * -1, key * tensor("g", [b, t, h, k], 0, 1)],
+          Array(inputs[..<3]) + [
+            logDecay([b, t, h, k]), key * -1, key * tensor("g", [b, t, h, k], 0, 1),
+          ],
           flops: 8 * Double(h * k * k)
         ) { .init(q: $0[0], k: $0[1], v: $0[2], logDecay: $0[3], a: $0[4], b: $0[5]) },
       ]

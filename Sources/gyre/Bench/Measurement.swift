@@ -18,7 +18,8 @@ struct Measurement: Encodable {
 
   /// Runs until there are enough repeats, after two that do not count.
   init(
-    _ name: String, _ pass: String, bytes: Double, flops: Double, tokens: Int? = nil, on device: any Device,
+    _ name: String, _ pass: String, bytes: Double, flops: Double, tokens: Int? = nil,
+    on device: any Device,
     machine: MachinePeaks, minimumSeconds: Double = 0.4, _ body: () throws -> Void
   ) throws {
     let times = try Measurement.times(on: device, minimumSeconds, body)
@@ -68,7 +69,9 @@ struct MachinePeaks: Encodable {
     let copies = try Measurement.times(on: device, 0.3) { _ = source.affine(1, 1) }
     bandwidth = Double(8 * count) / copies[0]
     let size = 1024
-    let (a, b) = (Tensor.full(0.5, [size, size], on: device), Tensor.full(0.25, [size, size], on: device))
+    let (a, b) = (
+      Tensor.full(0.5, [size, size], on: device), Tensor.full(0.25, [size, size], on: device)
+    )
     let precision = ComputePrecision.current
     let products = try Measurement.times(on: device, 0.3) {
       _ = a.matmul(b, precision: precision)

@@ -21,7 +21,8 @@ enum Format {
 
   /// Bytes with binary prefixes: 1.50 MiB.
   static func bytes(_ count: Int) -> String {
-    count < 1024 ? "\(count) B" : scaled(Double(count), 1024, ["", "Ki", "Mi", "Gi", "Ti", "Pi"], "B")
+    count < 1024
+      ? "\(count) B" : scaled(Double(count), 1024, ["", "Ki", "Mi", "Gi", "Ti", "Pi"], "B")
   }
 
   private static func scaled(
@@ -31,7 +32,9 @@ enum Format {
     while abs(value) >= base * 0.9995, index < prefixes.count - 1 {
       (value, index) = (value / base, index + 1)
     }
-    let digits = index == 0 && value == value.rounded() ? 0 : abs(value) < 9.995 ? 2 : abs(value) < 99.95 ? 1 : 0
+    let digits =
+      index == 0 && value == value.rounded()
+      ? 0 : abs(value) < 9.995 ? 2 : abs(value) < 99.95 ? 1 : 0
     let suffix = prefixes[index] + unit
     return fixed(value, digits) + (suffix.isEmpty ? "" : " " + suffix)
   }

@@ -12,7 +12,8 @@ struct Table {
 
   /// - Precondition: one cell a column.
   mutating func add(_ cells: [String]) {
-    precondition(cells.count == header.count, "table: \(cells.count) cells, \(header.count) columns")
+    precondition(
+      cells.count == header.count, "table: \(cells.count) cells, \(header.count) columns")
     rows.append(cells)
   }
 

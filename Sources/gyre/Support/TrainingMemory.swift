@@ -84,7 +84,8 @@ struct TrainingStep {
         correction1: 1 - Functions.pow(0.9, Double(count)),
         correction2: 1 - Functions.pow(0.95, Double(count)))
       let targets = [parameter.value, moments[i].first, moments[i].second]
-      loss.device.launch(KernelCall(op: op, inputs: [gradient, factor] + targets, outputs: targets))
+      loss.device.launch(
+        KernelCall(op: op, inputs: [gradient, factor] + targets, outputs: targets))
     }
     return loss
   }
