@@ -110,6 +110,9 @@ let package = Package(
         "GyreConformance", arguments, logging,
       ], swiftSettings: swiftSettings),
     // Tests
+    test(
+      "GyreTraining",
+      ["GyreTensors", "GyreCPU", "GyreLayers", "GyreModels", "GyreCheckpoints", "GyreTokenizers"]),
     test("GyreCheckpoints", ["GyreTensors"]),
     test("GyreTokenizers", resources: [.copy("Fixtures")]),
   ]

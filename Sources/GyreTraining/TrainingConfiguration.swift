@@ -98,11 +98,15 @@ public struct TrainingConfiguration: Codable, Hashable, Sendable {
     try validate()
   }
 
-  /// The file's text: sorted keys, indented.
+  /// The file's text: sorted keys, indented; what is off is written as null.
   public func json() throws -> String {
     let encoder = JSONEncoder()
     encoder.outputFormatting = [.prettyPrinted, .sortedKeys, .withoutEscapingSlashes]
-    return String(decoding: try encoder.encode(self), as: UTF8.self) + "\n"
+    var fields = try JSONValue(encoding: self).members ?? [:]
+    for key in [CodingKeys.clipNorm, .spikeFactor] where fields[key.rawValue] == nil {
+      fields[key.rawValue] = .null
+    }
+    return String(decoding: try encoder.encode(JSONValue.object(fields)), as: UTF8.self) + "\n"
   }
 
   /// - Throws: the first field that cannot be.
