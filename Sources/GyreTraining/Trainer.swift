@@ -138,7 +138,10 @@ public final class Trainer {
       let clip = c.clipNorm.map { norm > $0 ? $0 / norm : 1 } ?? 1
       let factor = Tensor(
         [Float(clip / Double(c.accumulation))], shape: [1], on: model.device)
-      optimizer.step(sums, factor: factor, schedule: rate)
+      // Muon's products round as the model's do; AdamW and SGD have none.
+      ComputePrecision.$current.withValue(c.precision) {
+        optimizer.step(sums, factor: factor, schedule: rate)
+      }
       meanLoss = meanLoss.map { 0.98 * $0 + 0.02 * loss } ?? loss
       state = next
     }

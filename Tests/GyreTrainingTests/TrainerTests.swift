@@ -10,7 +10,7 @@ import Testing
 @testable import GyreTraining
 
 /// A run folder of its own that goes away with the test.
-struct TemporaryRun: ~Copyable {
+final class TemporaryRun {
   let folder: RunFolder
 
   init() throws {
@@ -22,7 +22,9 @@ struct TemporaryRun: ~Copyable {
 }
 
 let sentence = Array("the quick brown fox jumps over the lazy dog; ".utf8)
-func text(_ count: Int) -> [UInt8] { (0..<count).map { sentence[($0 * $0 / 7 + $0) % sentence.count] } }
+func text(_ count: Int) -> [UInt8] {
+  (0..<count).map { sentence[($0 * $0 / 7 + $0) % sentence.count] }
+}
 
 func smallModel() -> ModelConfiguration {
   var c = ModelConfiguration()
@@ -84,7 +86,7 @@ func weights(_ trainer: Trainer) throws -> [[Float]] {
     try first.run()
     let interrupted = try makeTrainer(parts.folder, training)
     var steps = 0
-    try interrupted.run(shouldStop: { steps == 7 }) { _ in steps += 1 }
+    try interrupted.run(shouldStop: { steps == 7 }, report: { _ in steps += 1 })
     #expect(interrupted.step == 7)
     let second = try makeTrainer(parts.folder, training, creates: false)
     _ = try second.resume()
@@ -104,7 +106,7 @@ func weights(_ trainer: Trainer) throws -> [[Float]] {
     try first.run()
     struct Death: Error {}
     let dying = try makeTrainer(parts.folder, training)
-    #expect(throws: Death.self) { try dying.run { if $0.step == 8 { throw Death() } } }
+    #expect(throws: Death.self) { try dying.run(report: { if $0.step == 8 { throw Death() } }) }
     let second = try makeTrainer(parts.folder, training, creates: false)
     _ = try second.resume()
     #expect(second.step == 5)
