@@ -27,8 +27,16 @@ struct Doctor: ParsableCommand {
   @Option(help: "Run only cases whose name contains this.") var only: String?
   @Option(help: "Seed of the inputs.") var seed: UInt64 = 1
   @Flag(help: "Print the results as JSON on standard output.") var json = false
+  @Flag(help: "Only list the devices of this machine that have kernels of their own.")
+  var list = false
 
   func run() throws {
+    if list {
+      for id in Devices.available where id.name != "reference" && id.name != "cpu" {
+        Terminal.line(id.name)
+      }
+      return
+    }
     let device = try device.open()
     let passes = try vectors.map { try checkVectors($0, device) } ?? checkCatalog(device)
     if !passes { throw ExitCode(1) }

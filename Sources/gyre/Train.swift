@@ -13,16 +13,17 @@ import GyreTraining
 enum DemoDefaults {
   static let preset = "tiny"
   static func apply(to c: inout TrainingConfiguration) {
-    c.steps = 1500
+    c.steps = 1200
     c.batch = 16
     c.length = 128
+    c.optimizer = .muon
     c.learningRate = 5e-3
     c.schedule = .linear
     c.warmupSteps = 40
     c.finalFraction = 0.02
     c.beta2 = 0.99
-    c.evaluateEvery = 500
-    c.checkpointEvery = 500
+    c.evaluateEvery = 600
+    c.checkpointEvery = 300
   }
 }
 
