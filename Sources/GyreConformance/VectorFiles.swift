@@ -30,11 +30,13 @@ public enum VectorFiles {
   /// The forms in which every file is run.
   public static let forms: [SequenceForm] = [.recurrent, .chunkwise, .parallel]
 
-  /// Runs the engine that a file describes on `device` in every form.
+  /// Runs the engine that a file describes on `device` in every one of `forms`.
   ///
   /// - Throws: `CheckpointError` for an unreadable file, `invalid` where no engine has these inputs or
   ///   a tensor's shape differs; `DeviceError`.
-  public static func check(path: String, device: any Device) throws -> [VectorResult] {
+  public static func check(
+    path: String, device: any Device, forms: [SequenceForm] = forms
+  ) throws -> [VectorResult] {
     let file = try SafetensorsFile(path: path)
     func read(_ name: String) throws -> Tensor {
       try Tensor(file.readFloat32(name), shape: file.info(name).shape, on: device)

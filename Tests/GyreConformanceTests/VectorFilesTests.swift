@@ -11,10 +11,10 @@ import Testing
 
 @Suite("Engine vectors")
 struct VectorFilesTests {
-  private static let folder = URL(fileURLWithPath: #filePath)
+  static let folder = URL(fileURLWithPath: #filePath)
     .deletingLastPathComponent().deletingLastPathComponent()
     .appendingPathComponent("Fixtures/engines").path
-  private static let files = [
+  static let files = [
     "attention_forgetting", "attention_window16", "cell_gru", "cell_lstm", "cell_rnn", "delta_rule",
     "delta_rule_dplr", "delta_rule_scalar_gate", "delta_rule_vector_gate", "linear_attention",
     "linear_attention_scalar_decay", "linear_attention_vector_decay", "mlstm_exp",
