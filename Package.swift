@@ -22,11 +22,7 @@ func test(_ name: String, _ uses: [String] = [], resources: [Resource] = []) -> 
     resources: resources, swiftSettings: swiftSettings)
 }
 
-let collections = { (product: String) -> Target.Dependency in
-  .product(name: product, package: "swift-collections")
-}
 let crypto = Target.Dependency.product(name: "Crypto", package: "swift-crypto")
-let logging = Target.Dependency.product(name: "Logging", package: "swift-log")
 let arguments = Target.Dependency.product(
   name: "ArgumentParser", package: "swift-argument-parser")
 
@@ -45,9 +41,7 @@ let package = Package(
   ],
   dependencies: [
     .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
-    .package(url: "https://github.com/apple/swift-collections", from: "1.6.0"),
     .package(url: "https://github.com/apple/swift-crypto", from: "4.5.2"),
-    .package(url: "https://github.com/apple/swift-log", from: "1.16.2"),
   ],
   targets: [
     // Level 0
@@ -60,8 +54,7 @@ let package = Package(
       name: "CGyreCorpus", exclude: ["text"],
       cSettings: [.unsafeFlags(["-std=gnu2x", "-Wno-c23-extensions"])]),
     target("GyreTensors"),
-    target(
-      "GyreTokenizers", packages: [collections("HeapModule"), collections("OrderedCollections")]),
+    target("GyreTokenizers"),
     // Level 1
     target("GyreCPU", ["GyreTensors", "GyreRecurrence", "CGyreKernels"]),
     target("GyreLayers", ["GyreTensors", "GyreRecurrence"]),
@@ -80,7 +73,7 @@ let package = Package(
       [
         "GyreTensors", "GyreLayers", "GyreRecurrence", "GyreModels", "GyreTokenizers",
         "GyreCheckpoints", "CGyreCorpus",
-      ], packages: [logging]),
+      ]),
     target(
       "GyreInference",
       [
@@ -107,7 +100,7 @@ let package = Package(
       dependencies: [
         "GyreTensors", "GyrePlatform", "GyreLayers", "GyreRecurrence", "GyreMixers",
         "GyreTokenizers", "GyreCheckpoints", "GyreModels", "GyreTraining", "GyreInference",
-        "GyreConformance", arguments, logging,
+        "GyreConformance", arguments,
       ], swiftSettings: swiftSettings),
     // Tests
     test(

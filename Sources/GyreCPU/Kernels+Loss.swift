@@ -155,7 +155,7 @@ extension CPUKernel {
     g.ldc = n
     g.transpose_a = transposeA
     g.transpose_b = transposeB
-    g.compute = k.compute(precision, rows: m)
+    g.compute = k.compute(precision)
     k.gemm.gemm(&g)
   }
 }

@@ -16,7 +16,7 @@ extension CPUKernel {
         guard let bias = call.inputs[2].f32 else { return false }
         a.bias = UnsafePointer(bias)
       }
-      a.compute = k.compute(op.precision, rows: a.m)
+      a.compute = k.compute(op.precision)
       k.gemm.gemm(&a)
       return true
     },
@@ -37,7 +37,7 @@ extension CPUKernel {
       a.a_stride = e.m * e.k
       a.b_stride = y.rank == 2 ? 0 : e.n * e.k
       a.c_stride = e.m * e.n
-      a.compute = k.compute(op.precision, rows: a.m)
+      a.compute = k.compute(op.precision)
       k.gemm.gemm(&a)
       return true
     },
