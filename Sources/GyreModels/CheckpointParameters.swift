@@ -84,18 +84,6 @@ extension TensorSource {
 }
 
 extension LanguageModel {
-  /// A model with stored values.
-  ///
-  /// - Throws: `ConfigurationError` for the configuration, `CheckpointError` for the values.
-  public init(
-    _ configuration: ModelConfiguration, tensors: any TensorSource, device: any Device,
-    copies: Bool
-  ) throws {
-    let source = CheckpointParameters(tensors, device: device, copies: copies)
-    try self.init(configuration, source: source, device: device)
-    try source.finish()
-  }
-
   /// A writer of all weights under their parameter names, float32.
   public func weights(
     metadata: [String: String] = [:]

@@ -71,7 +71,7 @@ public final class Trainer {
   public func run(
     shouldStop: () -> Bool = { false }, report: (Metrics) throws -> Void = { _ in }
   ) throws {
-    var lastSaved = step
+    var lastSaved: Int?
     while step < configuration.steps, !shouldStop() {
       let clock = ContinuousClock()
       let start = clock.now
@@ -101,7 +101,7 @@ public final class Trainer {
         lastSaved = step
       }
     }
-    if lastSaved != step || step == configuration.steps { try save() }
+    if lastSaved != step { try save() }
     do throws(CheckpointError) { try model.weights().write(to: folder.weights) } catch {
       throw TrainingError.checkpoint(error)
     }
