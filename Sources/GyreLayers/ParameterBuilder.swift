@@ -66,6 +66,9 @@ public struct ParameterBuilder: ~Copyable {
   ) throws(ConfigurationError) -> Parameter {
     try require(
       shape.dimensions.allSatisfy { $0 > 0 }, full, "shape \(shape) must have positive extents")
+    try require(
+      shape.checkedElementCount.map { $0 <= 1 << 40 } ?? false, full,
+      "shape \(shape) has more elements than any memory")
     try require(byName[full] == nil, full, "two parameters of one name")
     let value =
       source.value(name: full, shape: shape, initializer: initializer)

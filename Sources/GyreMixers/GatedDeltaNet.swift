@@ -37,6 +37,7 @@ public struct GatedDeltaNet: SequenceMixer {
       try require(
         headCount(width) % keyHeads(width) == 0, "valueHeads",
         "must be a multiple of \(keyHeads(width)) key heads, is \(valueHeads)")
+      try HeadSizes.expansion(valueExpansion, "valueExpansion")
       try require(valueSize > 0, "valueExpansion", "must give at least one channel a head")
       try HeadSizes.convolution(convolution)
     }

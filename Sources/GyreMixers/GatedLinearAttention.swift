@@ -24,6 +24,8 @@ public struct GatedLinearAttention: SequenceMixer {
     public var gateDivisor = 16.0
     public init() {}
     public func validate(width: Int) throws(ConfigurationError) {
+      try HeadSizes.expansion(keyExpansion, "keyExpansion")
+      try HeadSizes.expansion(valueExpansion, "valueExpansion")
       try HeadSizes.divide(
         Int(keyExpansion * Double(width)), by: heads, field: "heads", of: "key width")
       try HeadSizes.divide(

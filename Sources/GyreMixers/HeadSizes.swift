@@ -14,6 +14,11 @@ enum HeadSizes {
     try require(value > 0, field, "must be positive, is \(value)")
   }
 
+  /// Channels over width: a positive factor of at most 256.
+  static func expansion(_ value: Double, _ field: String) throws(ConfigurationError) {
+    try require(value > 0 && value <= 256, field, "must be in (0, 256], is \(value)")
+  }
+
   static func convolution(_ width: Int) throws(ConfigurationError) {
     try require(
       (0...16).contains(width), "convolution", "must be in 0...16 taps (0: none), is \(width)")

@@ -22,6 +22,7 @@ public struct MLSTM: SequenceMixer {
     public init() {}
     public func validate(width: Int) throws(ConfigurationError) {
       try HeadSizes.divide(width, by: heads, field: "heads", of: "width")
+      try HeadSizes.expansion(keyExpansion, "keyExpansion")
       try HeadSizes.divide(
         Int(keyExpansion * Double(width)), by: heads, field: "heads", of: "key width")
       try require(gateCap > 0, "gateCap", "must be positive, is \(gateCap)")

@@ -22,6 +22,7 @@ public struct RetNet: SequenceMixer {
       try HeadSizes.divide(width, by: heads, field: "heads", of: "width")
       try require(
         (width / heads) % 2 == 0, "heads", "must give an even key size, gives \(width / heads)")
+      try HeadSizes.expansion(valueExpansion, "valueExpansion")
       try HeadSizes.divide(
         Int(valueExpansion * Double(width)), by: heads, field: "valueExpansion", of: "value width")
     }

@@ -1,4 +1,5 @@
 import FoundationEssentials
+import GyreLayers
 
 /// Any JSON value: options of mixers travel as this until the mixer's type decodes them.
 public enum JSONValue: Codable, Hashable, Sendable {
@@ -51,6 +52,22 @@ public enum JSONValue: Codable, Hashable, Sendable {
   public var text: String? {
     if case .string(let v) = self { return v }
     return nil
+  }
+
+  /// Numbers so large that sizes made of them would overflow belong in no option.
+  ///
+  /// - Throws: the path of the first integer beyond 2²⁰ or number beyond 10¹².
+  func requireModest(at path: String) throws(ConfigurationError) {
+    switch self {
+    case .integer(let v):
+      try require((-1 << 20...1 << 20).contains(v), path, "must be at most 1048576, is \(v)")
+    case .number(let v): try require(abs(v) <= 1e12, path, "must be at most 1e12, is \(v)")
+    case .array(let values):
+      for (i, value) in values.enumerated() { try value.requireModest(at: "\(path)[\(i)]") }
+    case .object(let members):
+      for key in members.keys.sorted() { try members[key]?.requireModest(at: "\(path).\(key)") }
+    case .null, .bool, .string: break
+    }
   }
 
   /// The JSON of any encodable value.

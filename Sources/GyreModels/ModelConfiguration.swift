@@ -105,8 +105,9 @@ public struct ModelConfiguration: Codable, Hashable, Sendable {
       throw ConfigurationError(key, "is not a field; there are \(known.sorted())")
     }
     do { self = try value.decoded(as: ModelConfiguration.self) } catch let error as DecodingError {
-      throw ConfigurationError(error.place.path, error.place.reason)
-    } catch { throw ConfigurationError("", "\(error)") }
+      let place = error.place
+      throw ConfigurationError(place.path.isEmpty ? "config" : place.path, place.reason)
+    } catch { throw ConfigurationError("config", "\(error)") }
     try validate()
   }
 
@@ -181,6 +182,7 @@ enum Layers {
           throw ConfigurationError(
             "\(path).\(key)", "is not a field; there are \(members.keys.sorted())")
         }
+        try value.requireModest(at: "\(path).\(key)")
         members[key] = value
       }
       return try JSONValue.object(members).decoded(as: M.Configuration.self)

@@ -15,6 +15,17 @@ public struct Shape: Sendable, Hashable, ExpressibleByArrayLiteral, CustomString
     return n
   }
 
+  /// Number of elements; nil where it does not fit an integer.
+  public var checkedElementCount: Int? {
+    var n = 1
+    for d in dimensions {
+      let (product, overflows) = n.multipliedReportingOverflow(by: d)
+      if overflows { return nil }
+      n = product
+    }
+    return n
+  }
+
   /// Extent of an axis; negative axes count from the last.
   public subscript(axis: Int) -> Int {
     get { dimensions[axis < 0 ? axis + dimensions.count : axis] }
