@@ -7,8 +7,9 @@ import GyreTensors
 public protocol RecurrenceEngine: Sendable {
   associatedtype Inputs: Sendable
   var stateSpec: StateSpec { get }
+  /// Evaluates the recurrence on what it consumes at each token.
+  ///
   /// - Parameters:
-  ///   - inputs: what the recurrence consumes at each token.
   ///   - state: read before the first token, replaced by the state after the last.
   ///   - form: how to evaluate.
   ///   - reset: int32 `[B, T]`, nonzero where the state becomes its initial value before the token

@@ -22,8 +22,8 @@ public final class Trainer {
   public let configuration: TrainingConfiguration
   public let folder: RunFolder
   private let train: any BatchSource
-  private let trainBytesPerToken: Double
-  private let validation: TokenShard
+  /// The texts as tokens, checked against the run folder's manifest.
+  public let shards: (train: TokenShard, validation: TokenShard)
   private let optimizer: Optimizer
   private let schedule: Schedule
   private var state: ModelState
@@ -41,7 +41,7 @@ public final class Trainer {
     self.model = model
     self.configuration = configuration
     self.folder = folder
-    let shards = try folder.shards()
+    shards = try folder.shards()
     guard shards.train.vocabulary <= model.configuration.vocabulary else {
       throw TrainingError.configuration(
         "vocabulary: the tokenizer has \(shards.train.vocabulary) tokens, the model \(model.configuration.vocabulary)"
@@ -55,8 +55,6 @@ public final class Trainer {
       case .packed:
         try PackedBatches(shards.train, batch: batch, length: length, seed: configuration.seed)
       }
-    trainBytesPerToken = shards.train.bytesPerToken
-    validation = shards.validation
     optimizer = Optimizer(model.parameters, configuration)
     schedule = Schedule(configuration)
     state = model.makeState(batch: batch)
@@ -109,7 +107,7 @@ public final class Trainer {
 
   /// Scores the held-out text.
   public func evaluate() throws -> Evaluation {
-    try Evaluation(model, validation, precision: configuration.precision)
+    try Evaluation(model, shards.validation, precision: configuration.precision)
   }
 
   /// One optimiser step.
@@ -148,7 +146,7 @@ public final class Trainer {
     step += 1
     return Metrics(
       step: step, tokens: step * c.batch * c.length * c.accumulation,
-      trainBitsPerByte: loss / 0.693_147_180_559_945_3 / trainBytesPerToken,
+      trainBitsPerByte: loss / 0.693_147_180_559_945_3 / shards.train.bytesPerToken,
       validationBitsPerByte: nil, learningRate: c.learningRate * rate, gradientNorm: norm,
       tokensPerSecond: 0, skipped: problem)
   }

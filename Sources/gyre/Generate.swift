@@ -53,10 +53,11 @@ struct Generate: ParsableCommand {
     let tokens = generator.tokens(prompt: text)
     Interrupts.install()
     var written = ""
-    if !json { Terminal.write(text) }
+    if !json, !text.isEmpty { Terminal.write(text) }
     let summary = try generator.generate(after: tokens, options()) { piece in
-      if json { written += piece } else { Terminal.write(piece) }
-      return !Interrupts.isRequested
+      if json { written += piece }
+      let heard = json || Terminal.write(piece)
+      return heard && !Interrupts.isRequested
     }
     let rate = Double(max(summary.generatedTokens - 1, 0)) / max(summary.decoding.seconds, 1e-9)
     if json {

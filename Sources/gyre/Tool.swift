@@ -21,6 +21,7 @@ struct Tool: AsyncParsableCommand {
     ])
 
   static func main() async {
+    Interrupts.ignoreBrokenPipes()
     var command: any ParsableCommand
     do { command = try parseAsRoot() } catch { exit(withError: error) }
     do {

@@ -228,7 +228,7 @@ struct Train: ParsableCommand {
         ("precision", t.precision.rawValue), ("device", Devices.detail(of: device)),
         ("seed", "\(t.seed)"),
       ], samples: [sample])
-    let shards = try folder.shards()
+    let shards = trainer.shards
     if shards.train.count <= 4_000_000 {
       report.baseline = try Baseline.bitsPerByte(shards.train, shards.validation)
     }

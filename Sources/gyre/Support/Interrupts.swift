@@ -15,6 +15,9 @@ enum Interrupts {
   /// Whether a signal came since `install`.
   static var isRequested: Bool { flag.load(ordering: .relaxed) }
 
+  /// A reader that goes away must not end a training run: writes then fail instead.
+  static func ignoreBrokenPipes() { signal(SIGPIPE, SIG_IGN) }
+
   static func install() {
     _ = flag.load(ordering: .relaxed)
     for number in [SIGINT, SIGTERM] {

@@ -40,8 +40,9 @@ enum Terminal {
     return Int(size.ws_col)
   }
 
-  /// Writes text to standard output at once.
-  static func write(_ text: String) { write(text, STDOUT_FILENO) }
+  /// Writes text to standard output at once; false when nobody reads it any more.
+  @discardableResult
+  static func write(_ text: String) -> Bool { write(text, STDOUT_FILENO) }
   static func line(_ text: String = "") { write(text + "\n", STDOUT_FILENO) }
   static func note(_ text: String) { write(text + "\n", STDERR_FILENO) }
   static func writeError(_ text: String) { write(text, STDERR_FILENO) }
@@ -52,14 +53,16 @@ enum Terminal {
     note("gyre: " + styled("error:", .red, onError: true) + " " + text)
   }
 
-  private static func write(_ text: String, _ descriptor: Int32) {
+  @discardableResult
+  private static func write(_ text: String, _ descriptor: Int32) -> Bool {
     var bytes = Array(text.utf8)[...]
     while !bytes.isEmpty {
       let written = bytes.withUnsafeBytes { platformWrite(descriptor, $0) }
       if written < 0, errno == EINTR { continue }
-      guard written > 0 else { return }
+      guard written > 0 else { return false }
       bytes = bytes.dropFirst(written)
     }
+    return true
   }
 }
 
