@@ -1,5 +1,7 @@
 // Conversion of stored elements to float32 and int32. Sources may be unaligned.
 
+import GyreTensors
+
 #if _endian(big)
   #error("safetensors is little-endian; loads here do not swap bytes")
 #endif
@@ -11,6 +13,7 @@ enum FloatConversion {
     case .float32: info.byteCount / 4
     case .float64: info.byteCount / 8
     case .float16, .bfloat16: info.byteCount / 2
+    case nil where info.blockType?.isQuantized == true: info.shape.elementCount
     default:
       throw .unsupported(
         file: info.file, subject: "tensor '\(info.name)' as float32",
@@ -20,12 +23,16 @@ enum FloatConversion {
 
   /// Converts `count` elements; types that `elementCount` refuses are left out.
   static func convert(
-    _ source: UnsafeRawBufferPointer, of type: StoredType?,
+    _ source: UnsafeRawBufferPointer, of info: TensorInfo,
     to destination: UnsafeMutablePointer<Float>?,
     count: Int
   ) {
     guard let source = source.baseAddress, let destination, count > 0 else { return }
-    switch type {
+    switch info.storedType {
+    case nil:
+      if let blocks = info.blockType, blocks.isQuantized {
+        blocks.unpack(source, count: count, to: destination)
+      }
     case .float32:
       UnsafeMutableRawPointer(destination).copyMemory(from: source, byteCount: 4 * count)
     case .bfloat16:

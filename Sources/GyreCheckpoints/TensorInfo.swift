@@ -106,4 +106,6 @@ public struct TensorInfo: Sendable, Hashable {
   public var storedType: StoredType? { StoredType(rawValue: typeName) }
   /// The computing type, nil if Gyre has none for it.
   public var dtype: DType? { storedType?.dtype }
+  /// The type as GGUF files know it, quantised ones included; nil if they do not.
+  public var blockType: BlockType? { BlockType(name: typeName) }
 }

@@ -37,7 +37,7 @@ extension TensorSource {
     let count = try FloatConversion.elementCount(info)
     return try withBytes(name) { bytes in
       Array(unsafeUninitializedCapacity: count) { buffer, initialized in
-        FloatConversion.convert(bytes, of: info.storedType, to: buffer.baseAddress, count: count)
+        FloatConversion.convert(bytes, of: info, to: buffer.baseAddress, count: count)
         initialized = count
       }
     }
@@ -57,7 +57,7 @@ extension TensorSource {
         reshaped: [ShapeMismatch(name: name, expected: [destination.count], found: info.shape)])
     }
     try withBytes(name) { bytes in
-      FloatConversion.convert(bytes, of: info.storedType, to: destination.baseAddress, count: count)
+      FloatConversion.convert(bytes, of: info, to: destination.baseAddress, count: count)
     }
   }
 

@@ -32,9 +32,11 @@ final class TemporaryFolder {
   var contents: [String] { get throws { try System.list(path) } }
 }
 
-func fixture(_ name: String, file: String = #filePath) -> String {
+func fixture(
+  _ name: String, in folder: String = "safetensors", file: String = #filePath
+) -> String {
   let tests = Path.folder(of: Path.folder(of: file))
-  return Path.join(tests, "Fixtures/safetensors/\(name)")
+  return Path.join(tests, "Fixtures/\(folder)/\(name)")
 }
 
 func contents(of path: String) throws -> [UInt8] {

@@ -2,7 +2,7 @@
 
 Files must be read as the library means them and, for the same tensors, be written byte for byte the same.
 
-    python Scripts/goldens/safetensors.py        # needs numpy, safetensors
+    python Scripts/goldens/safetensors_files.py        # needs numpy, safetensors
 
 - floats.safetensors: float16, bfloat16, float64 with subnormals, infinities, NaN, zeros; beside each `x` its float32
   values as `x.float32`, computed by NumPy.
