@@ -27,34 +27,18 @@ extension CPUKernel {
     },
     CPUKernel(Rotary.self) { op, call, k in
       guard call.isFloat32 else { return false }
-      let s = call.inputs[0].shape
-      let pairs = op.rotated / 2
-      let rates = (0..<pairs).map { Functions.pow(op.base, -2 * Double($0) / Double(op.rotated)) }
-      var cosine = [Float](repeating: 1, count: max(s[1] * pairs, 1))
-      var sine = [Float](repeating: 0, count: max(s[1] * pairs, 1))
-      for t in 0..<s[1] {
-        for i in 0..<pairs {
-          let angle = Double(op.positionOffset + t) * rates[i]
-          cosine[t * pairs + i] = Float(Functions.cos(angle))
-          sine[t * pairs + i] = Float(Functions.sin(angle))
-        }
-      }
-      cosine.withUnsafeBufferPointer { cosine in
-        sine.withUnsafeBufferPointer { sine in
-          var a = ck_rotary_args()
-          (a.batch, a.tokens, a.heads, a.key_size) = (s[0], s[1], s[2], s[3])
-          a.rotated = op.rotated
-          a.layout = op.interleaved ? CK_ROTARY_INTERLEAVED : CK_ROTARY_HALVES
-          a.cosine = cosine.baseAddress
-          a.sine = sine.baseAddress
-          a.table_rows = s[1]
-          a.x = call.inputs[0].constant
-          a.y = call.outputs[0].f32
-          a.x_token = s[2] * s[3]
-          a.y_token = s[2] * s[3]
-          (op.inverts ? k.rotary.rotate_backward : k.rotary.rotate)(&a)
-        }
-      }
+      rotate(
+        call, k, offset: op.positionOffset, interleaved: op.interleaved, inverts: op.inverts,
+        rates: (0..<op.rotated / 2).map {
+          Functions.pow(op.base, -2 * Double($0) / Double(op.rotated))
+        })
+      return true
+    },
+    CPUKernel(RotaryAtRates.self) { op, call, k in
+      guard call.isFloat32 else { return false }
+      rotate(
+        call, k, offset: op.positionOffset, interleaved: op.interleaved, inverts: op.inverts,
+        rates: op.rates, magnitude: op.magnitude)
       return true
     },
     CPUKernel(TokenShift.self) { op, call, k in
@@ -78,6 +62,40 @@ extension CPUKernel {
       return true
     },
   ]
+
+  /// Turns pairs by position · rate, with tables of the call's positions.
+  private static func rotate(
+    _ call: KernelCall, _ k: KernelTables, offset: Int, interleaved: Bool, inverts: Bool,
+    rates: [Double], magnitude: Double = 1
+  ) {
+    let s = call.inputs[0].shape
+    let pairs = rates.count
+    var cosine = [Float](repeating: 1, count: max(s[1] * pairs, 1))
+    var sine = [Float](repeating: 0, count: max(s[1] * pairs, 1))
+    for t in 0..<s[1] {
+      for i in 0..<pairs {
+        let angle = Double(offset + t) * rates[i]
+        cosine[t * pairs + i] = Float(magnitude * Functions.cos(angle))
+        sine[t * pairs + i] = Float(magnitude * Functions.sin(angle))
+      }
+    }
+    cosine.withUnsafeBufferPointer { cosine in
+      sine.withUnsafeBufferPointer { sine in
+        var a = ck_rotary_args()
+        (a.batch, a.tokens, a.heads, a.key_size) = (s[0], s[1], s[2], s[3])
+        a.rotated = 2 * pairs
+        a.layout = interleaved ? CK_ROTARY_INTERLEAVED : CK_ROTARY_HALVES
+        a.cosine = cosine.baseAddress
+        a.sine = sine.baseAddress
+        a.table_rows = s[1]
+        a.x = call.inputs[0].constant
+        a.y = call.outputs[0].f32
+        a.x_token = s[2] * s[3]
+        a.y_token = s[2] * s[3]
+        (inverts ? k.rotary.rotate_backward : k.rotary.rotate)(&a)
+      }
+    }
+  }
 
   private static func arguments(
     _ op: ShortConvolution, _ inputs: [Tensor]

@@ -83,7 +83,8 @@ extension CheckpointError: CustomStringConvertible {
   }
 
   private static func list(_ items: [String]) -> String {
-    let shown = items.prefix(16).joined(separator: ", ")
-    return items.count > 16 ? shown + ", and \(items.count - 16) more" : shown
+    let limit = 1000
+    let shown = items.prefix(limit).joined(separator: ", ")
+    return items.count > limit ? shown + ", and \(items.count - limit) more" : shown
   }
 }

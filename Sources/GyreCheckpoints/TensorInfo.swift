@@ -100,6 +100,15 @@ public struct TensorInfo: Sendable, Hashable {
   /// Where the values are, in bytes from the start of the file.
   public let byteRange: Range<Int>
 
+  /// Describes a tensor of a source other than a file.
+  public init(name: String, typeName: String, shape: Shape, file: String, byteRange: Range<Int>) {
+    self.name = name
+    self.typeName = typeName
+    self.shape = shape
+    self.file = file
+    self.byteRange = byteRange
+  }
+
   /// Bytes of all values.
   public var byteCount: Int { byteRange.count }
   /// The element type, nil if this version does not know it.

@@ -1,13 +1,11 @@
-import GyreCheckpoints
-import GyreLayers
+import GyreModels
 import GyreTensors
 import GyreTokenizers
 
 /// What goes wrong while a model is loaded or generates.
 public enum InferenceError: Error, Sendable, CustomStringConvertible {
   case device(DeviceError)
-  case checkpoint(CheckpointError)
-  case configuration(file: String, ConfigurationError)
+  case folder(ModelFolderError)
   case tokenizer(TokenizerError)
   case invalidOption(name: String, rule: String)
   /// Every logit is NaN or −∞: the weights are damaged or training diverged.
@@ -18,8 +16,7 @@ public enum InferenceError: Error, Sendable, CustomStringConvertible {
   public var description: String {
     switch self {
     case .device(let error): error.description
-    case .checkpoint(let error): error.description
-    case .configuration(let file, let error): "\(file): \(error)"
+    case .folder(let error): error.description
     case .tokenizer(let error): error.description
     case .invalidOption(let name, let rule): "\(name) \(rule)"
     case .noFiniteLogit:

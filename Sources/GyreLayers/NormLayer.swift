@@ -4,6 +4,8 @@ import GyreTensors
 public struct NormLayer: Sendable {
   public enum Kind: String, Sendable, Hashable, Codable {
     case rms, layer
+    /// RMSNorm with the factor 1 + weight (Gemma, Qwen3-Next).
+    case rmsUnitOffset = "rms_unit_offset"
     /// RMSNorm without a weight.
     case plain
   }
@@ -14,7 +16,7 @@ public struct NormLayer: Sendable {
 
   public init(
     _ name: String, _ size: Int, kind: Kind = .rms, epsilon: Double = 1e-6, bias: Bool = false,
-    weight initial: Initializer = .constant(1), _ p: inout ParameterBuilder
+    weight initial: Initializer? = nil, _ p: inout ParameterBuilder
   ) throws(ConfigurationError) {
     self.kind = kind
     self.epsilon = epsilon
@@ -22,7 +24,9 @@ public struct NormLayer: Sendable {
       kind == .plain
         ? (nil, nil)
         : (
-          try p.parameter("weight", [size], initial, decay: WeightDecay.none),
+          try p.parameter(
+            "weight", [size], initial ?? .constant(kind == .rmsUnitOffset ? 0 : 1),
+            decay: WeightDecay.none),
           bias ? try p.parameter("bias", [size], .zeros, decay: WeightDecay.none) : nil
         )
     }
@@ -31,8 +35,11 @@ public struct NormLayer: Sendable {
   /// Over the last axis of `x`, whose extent divides the weight's.
   public func callAsFunction(_ x: Tensor) -> Tensor {
     guard let weight else { return x.rmsNormalized(epsilon: epsilon) }
-    return kind == .layer
-      ? x.layerNormalized(weight: weight.value, bias: bias?.value, epsilon: epsilon)
-      : x.rmsNormalized(weight: weight.value, epsilon: epsilon)
+    switch kind {
+    case .layer:
+      return x.layerNormalized(weight: weight.value, bias: bias?.value, epsilon: epsilon)
+    case .rmsUnitOffset: return x.rmsNormalized(weight: weight.value + 1, epsilon: epsilon)
+    case .rms, .plain: return x.rmsNormalized(weight: weight.value, epsilon: epsilon)
+    }
   }
 }

@@ -4,13 +4,17 @@ import GyreTensors
 
 /// Gated feed-forward block: y = W₂(act(W_g x) ∘ W_u x).
 ///
-/// Shazeer, "GLU variants improve Transformer", 2020. Gate and up are one matrix, `[2·hidden, D]`.
+/// Shazeer, "GLU variants improve Transformer", 2020. Gate and up are one matrix, `[2·hidden, D]`,
+/// unless `separate`.
 public struct GatedMLP: SequenceMixer {
   public static let kind = "gated_mlp"
   public struct Configuration: MixerConfiguration {
     /// Width of the hidden layer; 0: 8/3 of the model's width, rounded up to a multiple of 32.
     public var hidden = 0
     public var activation = "silu"
+    public var bias = false
+    /// Gate and up as matrices of their own: loading them copies nothing.
+    public var separate = false
     public init() {}
     public func validate(width: Int) throws(ConfigurationError) {
       try require(hidden >= 0, "hidden", "must not be negative, is \(hidden)")
@@ -25,26 +29,53 @@ public struct GatedMLP: SequenceMixer {
       return found
     }
   }
-  public static let testConfigurations = [Configuration()]
+  public static let testConfigurations = [
+    Configuration(),
+    with(Configuration()) {
+      $0.hidden = 40; $0.bias = true; $0.separate = true; $0.activation = "geluTanh"
+    },
+  ]
 
-  private let up: Linear
-  private let down: Linear
-  private let activation: GatedUnit.Activation
+  private let unit: GatedUnitLayer
 
   public init(
     _ c: Configuration, width: Int, layer: LayerPosition, parameters p: inout ParameterBuilder
   ) throws(ConfigurationError) {
-    let hidden = c.hidden > 0 ? c.hidden : (width * 8 / 3 + 31) / 32 * 32
-    activation = try c.unit()
-    up = try Linear("up", inputs: width, outputs: 2 * hidden, &p)
-    down = try Linear("down", inputs: hidden, outputs: width, &p)
+    unit = try GatedUnitLayer(
+      width: width, hidden: c.hidden > 0 ? c.hidden : (width * 8 / 3 + 31) / 32 * 32,
+      activation: try c.unit(), bias: c.bias, separate: c.separate, &p)
   }
 
   public var stateSpec: StateSpec { StateSpec() }
   public func callAsFunction(_ x: Tensor, state: inout State, context: inout SequenceContext)
     -> Tensor
   {
-    down(up(x).gatedUnit(activation))
+    unit(x)
+  }
+}
+
+/// The maps of a gated feed-forward block, for blocks that hold one or many.
+struct GatedUnitLayer: Sendable {
+  private let gate: Linear?
+  private let up, down: Linear
+  private let activation: GatedUnit.Activation
+
+  init(
+    width: Int, hidden: Int, activation: GatedUnit.Activation, bias: Bool = false,
+    separate: Bool, _ p: inout ParameterBuilder
+  ) throws(ConfigurationError) {
+    self.activation = activation
+    let initial: Initializer? = bias ? .zeros : nil
+    gate =
+      separate ? try Linear("gate", inputs: width, outputs: hidden, bias: initial, &p) : nil
+    up = try Linear(
+      "up", inputs: width, outputs: separate ? hidden : 2 * hidden, bias: initial, &p)
+    down = try Linear("down", inputs: hidden, outputs: width, bias: initial, &p)
+  }
+
+  func callAsFunction(_ x: Tensor) -> Tensor {
+    guard let gate else { return down(up(x).gatedUnit(activation)) }
+    return down(gate(x).unary(GatedUnit(activation).unary) * up(x))
   }
 }
 

@@ -34,10 +34,13 @@ public protocol MixerConfiguration: Codable, Hashable, Sendable {
   func validate(width: Int) throws(ConfigurationError)
   /// Names of fields that are nil by default and so absent from the encoded defaults.
   static var optionalFields: Set<String> { get }
+  /// Names of real-valued fields that may hold whole numbers beyond 2²⁰; `validate` bounds them.
+  static var largeFields: Set<String> { get }
 }
 
 extension MixerConfiguration {
   public static var optionalFields: Set<String> { [] }
+  public static var largeFields: Set<String> { [] }
 }
 
 /// A layer's map over a sequence: a parameterisation around an engine, or a feed-forward block.

@@ -46,7 +46,7 @@ public final class CheckpointParameters: ParameterSource {
 
   /// The values where they lie in a mapped file; nil where they are not mapped or not aligned.
   private func borrowed(_ name: String, _ shape: Shape) throws(CheckpointError) -> Tensor? {
-    guard let owner = source.storageOwner(of: name) else { return nil }
+    guard let owner = try source.storageOwner(of: name) else { return nil }
     return try source.withBytes(name) { bytes in
       guard let base = bytes.baseAddress,
         UInt(bitPattern: base) % UInt(MemoryLayout<Float>.alignment) == 0
@@ -74,7 +74,12 @@ public final class CheckpointParameters: ParameterSource {
 
 extension TensorSource {
   /// What keeps a tensor's mapped bytes alive; nil where they may move.
-  fileprivate func storageOwner(of name: String) -> (any Sendable)? {
+  fileprivate func storageOwner(of name: String) throws(CheckpointError) -> (any Sendable)? {
+    if let assembled = self as? AssembledTensors {
+      return try assembled.alias(of: name).flatMap { alias throws(CheckpointError) in
+        try assembled.source.storageOwner(of: alias)
+      }
+    }
     if let file = self as? SafetensorsFile { return file.isMapped ? file : nil }
     if let folder = self as? CheckpointFolder {
       return folder.files.allSatisfy(\.isMapped) ? folder : nil

@@ -141,24 +141,24 @@ struct Block: Sendable {
   struct Sublayer: Sendable {
     var norm: NormLayer
     var map: any SequenceMixer
+    var factors: (stream: Double, sublayer: Double)
   }
   let sublayers: [Sublayer]
+  private let residual: ModelConfiguration.Residual
 
   init(
     _ c: ModelConfiguration, _ layer: LayerPosition, _ p: inout ParameterBuilder
   ) throws(ConfigurationError) {
-    var kinds = [("mixer", c.pattern[layer.index % c.pattern.count])]
-    if let feedForward = c.feedForward { kinds.append(("feed_forward", feedForward)) }
     var sublayers: [Sublayer] = []
-    for (name, kind) in kinds {
+    for (name, entry, options) in c.sublayers(layer.index) {
       let norm = try NormLayer(
         name + "_norm", c.width, kind: c.norm, epsilon: c.normEpsilon, bias: c.norm == .layer, &p)
-      let options = name == "mixer" ? c.options(of: kind) : c.feedForwardOptions
       let map = try p.scoped(name) { p throws(ConfigurationError) in
-        try Layers.make(kind, options, width: c.width, layer: layer, &p)
+        try Layers.make(entry, options, width: c.width, layer: layer, &p)
       }
-      sublayers.append(Sublayer(norm: norm, map: map))
+      sublayers.append(Sublayer(norm: norm, map: map, factors: c.factors(of: entry)))
     }
+    residual = c.residual
     self.sublayers = sublayers
   }
 
@@ -167,7 +167,11 @@ struct Block: Sendable {
   ) -> Tensor {
     var x = x
     for (i, sublayer) in sublayers.enumerated() {
-      x = x + sublayer.map(sublayer.norm(x), state: &states[i], context: &context)
+      let normed = sublayer.norm(x)
+      let y = sublayer.map(normed, state: &states[i], context: &context)
+      let stream = residual == .preNorm ? x : normed
+      let (a, b) = sublayer.factors
+      x = (a == 1 ? stream : stream * a) + (b == 1 ? y : y * b)
     }
     return x
   }

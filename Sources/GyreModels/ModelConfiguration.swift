@@ -11,13 +11,23 @@ public struct ModelConfiguration: Codable, Hashable, Sendable {
   /// Number of layers; each is a mixer and, where there is one, a feed-forward block.
   public var layers = 4
   /// Mixer kinds, repeated over the layers: a hybrid is `["gated_delta_net", "gated_delta_net",
-  /// "softmax_attention"]`.
+  /// "softmax_attention"]`. An entry `"softmax_attention@window"` has options of its own under that
+  /// name.
   public var pattern = ["min_gru"]
-  /// Options by mixer kind; what is left out takes its default.
+  /// Options by entry of a pattern, or by kind for all its entries without options of their own;
+  /// what is left out takes its default.
   public var mixers: [String: JSONValue] = [:]
   /// Kind of the feed-forward block; nil for none.
   public var feedForward: String? = "gated_mlp"
   public var feedForwardOptions: JSONValue = .object([:])
+  /// Feed-forward entries like those of `pattern`, repeated over the layers, with `"none"` for a
+  /// layer without one and options in `mixers`; nil: `feedForward` for all.
+  public var feedForwardPattern: [String]?
+  /// How a sublayer joins the stream.
+  public var residual = Residual.preNorm
+  /// Factors (α, β) of the stream and of the sublayer by entry of a pattern or kind; 1 where none
+  /// are given.
+  public var residualFactors: [String: [Double]] = [:]
   public var norm = NormLayer.Kind.rms
   public var normEpsilon = 1e-6
   /// A norm directly after the embedding (RWKV).
@@ -30,6 +40,16 @@ public struct ModelConfiguration: Codable, Hashable, Sendable {
   public var embeddingScale = 1.0
   /// c·tanh(logits/c); nil for none.
   public var logitCap: Double?
+  /// The public `config.json` that the model was converted from.
+  public var origin: JSONValue?
+
+  /// How sublayer f with its norm joins the stream x.
+  public enum Residual: String, Sendable, Hashable, Codable {
+    /// x ← α x + β f(norm(x)).
+    case preNorm = "pre_norm"
+    /// x ← α n + β f(n) with n = norm(x): the stream itself is normalised (MiniMax).
+    case postNorm = "post_norm"
+  }
 
   public init() {}
 
@@ -37,6 +57,9 @@ public struct ModelConfiguration: Codable, Hashable, Sendable {
     case vocabulary, width, layers, pattern, mixers
     case feedForward = "feed_forward"
     case feedForwardOptions = "feed_forward_options"
+    case feedForwardPattern = "feed_forward_pattern"
+    case residual
+    case residualFactors = "residual_factors"
     case norm
     case normEpsilon = "norm_epsilon"
     case normalizesEmbedding = "normalizes_embedding"
@@ -44,6 +67,7 @@ public struct ModelConfiguration: Codable, Hashable, Sendable {
     case initialDeviation = "initial_deviation"
     case embeddingScale = "embedding_scale"
     case logitCap = "logit_cap"
+    case origin
   }
 
   public init(from decoder: any Decoder) throws {
@@ -60,6 +84,9 @@ public struct ModelConfiguration: Codable, Hashable, Sendable {
       feedForward = try c.decodeIfPresent(String.self, forKey: .feedForward)
     }
     try value(.feedForwardOptions, &feedForwardOptions)
+    feedForwardPattern = try c.decodeIfPresent([String].self, forKey: .feedForwardPattern)
+    try value(.residual, &residual)
+    try value(.residualFactors, &residualFactors)
     try value(.norm, &norm)
     try value(.normEpsilon, &normEpsilon)
     try value(.normalizesEmbedding, &normalizesEmbedding)
@@ -67,6 +94,7 @@ public struct ModelConfiguration: Codable, Hashable, Sendable {
     try value(.initialDeviation, &initialDeviation)
     try value(.embeddingScale, &embeddingScale)
     logitCap = try c.decodeIfPresent(Double.self, forKey: .logitCap)
+    origin = try c.decodeIfPresent(JSONValue.self, forKey: .origin)
   }
 
   public func encode(to encoder: any Encoder) throws {
@@ -78,6 +106,9 @@ public struct ModelConfiguration: Codable, Hashable, Sendable {
     try c.encode(mixers, forKey: .mixers)
     try c.encode(feedForward, forKey: .feedForward)
     try c.encode(feedForwardOptions, forKey: .feedForwardOptions)
+    try c.encodeIfPresent(feedForwardPattern, forKey: .feedForwardPattern)
+    if residual != .preNorm { try c.encode(residual, forKey: .residual) }
+    if !residualFactors.isEmpty { try c.encode(residualFactors, forKey: .residualFactors) }
     try c.encode(norm, forKey: .norm)
     try c.encode(normEpsilon, forKey: .normEpsilon)
     try c.encode(normalizesEmbedding, forKey: .normalizesEmbedding)
@@ -85,6 +116,7 @@ public struct ModelConfiguration: Codable, Hashable, Sendable {
     try c.encode(initialDeviation, forKey: .initialDeviation)
     try c.encode(embeddingScale, forKey: .embeddingScale)
     try c.encode(logitCap, forKey: .logitCap)
+    try c.encodeIfPresent(origin, forKey: .origin)
   }
 
   /// Reads JSON text.
@@ -133,30 +165,77 @@ public struct ModelConfiguration: Codable, Hashable, Sendable {
       initialDeviation > 0 && initialDeviation.isFinite, "initial_deviation", "must be positive")
     try require(embeddingScale.isFinite, "embedding_scale", "must be finite")
     if let logitCap { try require(logitCap > 0, "logit_cap", "must be positive") }
-    for (i, kind) in pattern.enumerated() {
-      try Layers.validate(kind, options(of: kind), width: width, at: "pattern[\(i)]")
+    for (i, entry) in pattern.enumerated() {
+      try Layers.validate(entry, options(of: entry), width: width, at: "pattern[\(i)]")
     }
-    for kind in mixers.keys.sorted() {
-      try require(pattern.contains(kind), "mixers.\(kind)", "is not in the pattern")
+    let entries = Set(pattern + (feedForwardPattern ?? []))
+    let named = entries.union(entries.map(Layers.kind))
+    for entry in mixers.keys.sorted() {
+      try require(named.contains(entry), "mixers.\(entry)", "is not in a pattern")
     }
-    if let feedForward {
-      try Layers.validate(feedForward, feedForwardOptions, width: width, at: "feed_forward")
+    if let feedForwardPattern {
+      try require(!feedForwardPattern.isEmpty, "feed_forward_pattern", "must not be empty")
+      for (i, entry) in feedForwardPattern.enumerated() where entry != Self.noFeedForward {
+        try Layers.validate(
+          entry, options(of: entry), width: width, at: "feed_forward_pattern[\(i)]")
+      }
+    } else if let feedForward {
+      try Layers.validate(
+        feedForward, feedForwardOptions, width: width, at: "feed_forward",
+        options: "feed_forward_options")
+    }
+    for (entry, factors) in residualFactors.sorted(by: { $0.key < $1.key }) {
+      try require(
+        factors.count == 2 && factors.allSatisfy(\.isFinite), "residual_factors.\(entry)",
+        "must be two numbers")
     }
   }
 
-  func options(of kind: String) -> JSONValue { mixers[kind] ?? .object([:]) }
+  static let noFeedForward = "none"
+
+  /// Options of an entry of a pattern.
+  func options(of entry: String) -> JSONValue {
+    mixers[entry] ?? mixers[Layers.kind(entry)] ?? .object([:])
+  }
+
+  /// The sublayers of a layer: their name, entry and options.
+  func sublayers(_ layer: Int) -> [(name: String, entry: String, options: JSONValue)] {
+    let mixer = pattern[layer % pattern.count]
+    var result = [("mixer", mixer, options(of: mixer))]
+    if let feedForwardPattern {
+      let entry = feedForwardPattern[layer % feedForwardPattern.count]
+      if entry != Self.noFeedForward { result.append(("feed_forward", entry, options(of: entry))) }
+    } else if let feedForward {
+      result.append(("feed_forward", feedForward, feedForwardOptions))
+    }
+    return result
+  }
+
+  /// Factors of the stream and of a sublayer.
+  func factors(of entry: String) -> (stream: Double, sublayer: Double) {
+    guard let found = residualFactors[entry] ?? residualFactors[Layers.kind(entry)],
+      found.count == 2
+    else { return (1, 1) }
+    return (found[0], found[1])
+  }
 }
 
 /// Decoding of mixer options and construction of mixers by kind.
 enum Layers {
+  /// The mixer kind of an entry: "softmax_attention" of "softmax_attention@window".
+  static func kind(_ entry: String) -> String {
+    entry.firstIndex(of: "@").map { String(entry[..<$0]) } ?? entry
+  }
+
   static func validate(
-    _ kind: String, _ options: JSONValue, width: Int, at path: String
+    _ entry: String, _ options: JSONValue, width: Int, at path: String, options place: String? = nil
   ) throws(ConfigurationError) {
+    let kind = kind(entry)
     guard let type = MixerCatalog.type(of: kind) else {
       let known = (MixerCatalog.mixers + MixerCatalog.feedForwards).map { $0.kind }
       throw ConfigurationError(path, "no mixer is called \(kind); there are \(known)")
     }
-    try check(type, options, width, "mixers.\(kind)")
+    try check(type, options, width, place ?? "mixers.\(entry)")
   }
 
   private static func check<M: SequenceMixer>(
@@ -182,7 +261,9 @@ enum Layers {
           throw ConfigurationError(
             "\(path).\(key)", "is not a field; there are \(members.keys.sorted())")
         }
-        try value.requireModest(at: "\(path).\(key)")
+        if !M.Configuration.largeFields.contains(key) {
+          try value.requireModest(at: "\(path).\(key)")
+        }
         members[key] = value
       }
       return try JSONValue.object(members).decoded(as: M.Configuration.self)
@@ -196,11 +277,11 @@ enum Layers {
   }
 
   static func make(
-    _ kind: String, _ options: JSONValue, width: Int, layer: LayerPosition,
+    _ entry: String, _ options: JSONValue, width: Int, layer: LayerPosition,
     _ p: inout ParameterBuilder
   ) throws(ConfigurationError) -> any SequenceMixer {
-    guard let type = MixerCatalog.type(of: kind) else {
-      throw ConfigurationError("pattern", "no mixer is called \(kind)")
+    guard let type = MixerCatalog.type(of: kind(entry)) else {
+      throw ConfigurationError("pattern", "no mixer is called \(entry)")
     }
     return try make(type, options, width, layer, &p)
   }

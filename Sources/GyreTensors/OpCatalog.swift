@@ -22,6 +22,7 @@ public enum OpCatalog {
     EmbeddingLookup.self,
     ShortConvolution.self,
     Rotary.self,
+    RotaryAtRates.self,
     TokenShift.self,
     CrossEntropy.self,
     LinearCrossEntropy.self,

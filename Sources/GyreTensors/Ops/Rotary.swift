@@ -60,6 +60,59 @@ public struct Rotary: Op {
   }
 }
 
+/// Rotary positions at given rates: pair i of the first 2·rates.count channels of a head turns by
+/// position · rates[i] and grows by `magnitude`.
+///
+/// What scaled rotary embeddings need, such as YaRN: Peng et al., "YaRN", 2023.
+/// https://arxiv.org/abs/2309.00071. Input and output `[B, T, H, K]`.
+public struct RotaryAtRates: Op {
+  public static let name = "rotary_at_rates"
+  public let rates: [Double]
+  public let magnitude: Double
+  /// Position of the first token.
+  public let positionOffset: Int
+  /// Pairs (2i, 2i + 1) rather than (i, i + R/2).
+  public let interleaved: Bool
+  /// Turns the other way: the derivative's transpose.
+  public let inverts: Bool
+
+  public func infer(_ i: [TensorSpec]) -> [TensorSpec] {
+    precondition(
+      i[0].shape.rank == 4 && 2 * rates.count <= i[0].shape[3],
+      "rotary: \(2 * rates.count) channels of \(i[0].shape)")
+    return [i[0]]
+  }
+  public func reference(_ a: inout HostArguments) {
+    let s = a.inputSpecs[0].shape
+    a.outputs[0] = a.inputs[0]
+    for row in 0..<s[0] * s[1] * s[2] {
+      let position = Double(positionOffset + row / s[2] % s[1])
+      for (i, rate) in rates.enumerated() {
+        let (first, second) = interleaved ? (2 * i, 2 * i + 1) : (i, i + rates.count)
+        let (x, y) = (a.inputs[0][row * s[3] + first], a.inputs[0][row * s[3] + second])
+        let cosine = magnitude * Functions.cos(position * rate)
+        let sine = magnitude * Functions.sin(position * rate) * (inverts ? -1 : 1)
+        a.outputs[0][row * s[3] + first] = x * cosine - y * sine
+        a.outputs[0][row * s[3] + second] = x * sine + y * cosine
+      }
+    }
+  }
+  public func vjp(_ c: VJPContext) -> [Tensor?] {
+    let op = RotaryAtRates(
+      rates: rates, magnitude: magnitude, positionOffset: positionOffset, interleaved: interleaved,
+      inverts: !inverts)
+    return [apply(op, [c.cotangent(0)])[0]]
+  }
+  public var saved: SavedValues { .none }
+  public static let cases = [false, true].map { interleaved in
+    OpCase(
+      interleaved ? "interleaved" : "halves",
+      RotaryAtRates(
+        rates: [1, 0.3, 0, 0.01, 0.002], magnitude: 1.2, positionOffset: 7,
+        interleaved: interleaved, inverts: false), [TestInput([2, 11, 3, 16])])
+  }
+}
+
 extension Tensor {
   /// Rotary positions on `[B, T, H, K]`; see `Rotary`. All channels where `rotated` is nil.
   public func rotated(
@@ -68,6 +121,16 @@ extension Tensor {
     let op = Rotary(
       base: base, positionOffset: positionOffset, interleaved: interleaved,
       rotated: rotated ?? shape[3], inverts: false)
+    return apply(op, [self])[0]
+  }
+
+  /// Rotary positions at given rates; see `RotaryAtRates`.
+  public func rotated(
+    rates: [Double], magnitude: Double = 1, positionOffset: Int, interleaved: Bool = false
+  ) -> Tensor {
+    let op = RotaryAtRates(
+      rates: rates, magnitude: magnitude, positionOffset: positionOffset, interleaved: interleaved,
+      inverts: false)
     return apply(op, [self])[0]
   }
 }

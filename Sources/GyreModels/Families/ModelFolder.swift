@@ -1,0 +1,146 @@
+import GyreCheckpoints
+import GyreLayers
+import GyreTensors
+
+/// What is wrong with a model folder.
+public enum ModelFolderError: Error, Sendable, CustomStringConvertible {
+  case checkpoint(CheckpointError)
+  case configuration(file: String, ConfigurationError)
+  /// The tensors do not fit the configuration; the family whose names are nearest.
+  case tensors(CheckpointError, family: String, nearest: String)
+
+  public var description: String {
+    switch self {
+    case .checkpoint(let error): error.description
+    case .configuration(let file, let error): "\(file): \(error)"
+    case .tensors(let error, let family, let nearest):
+      "\(error) (read as \(family)"
+        + (family == nearest ? ")" : "; the names look most like \(nearest))")
+    }
+  }
+}
+
+/// A folder with `config.json` and weights, in our layout or a public one. Opening reads headers
+/// only; weights stay in their mapped files.
+public struct ModelFolder: Sendable {
+  public static let configurationFile = "config.json"
+
+  /// What the folder's own layout is.
+  public enum Layout: Sendable {
+    case gyre
+    case family(any CheckpointFamily.Type, ForeignConfiguration)
+
+    public var name: String {
+      switch self {
+      case .gyre: "gyre"
+      case .family(let family, _): family.name
+      }
+    }
+  }
+
+  public let path: String
+  public let layout: Layout
+  public let configuration: ModelConfiguration
+  /// Shapes of our parameters by name.
+  public let shapes: [String: Shape]
+  /// The tensors as they are stored.
+  public let stored: CheckpointFolder
+  /// The same under our names and shapes.
+  public let tensors: any TensorSource
+
+  /// Opens a folder and compares names and shapes.
+  ///
+  /// - Throws: what is missing, damaged or does not fit; all tensors at once.
+  public init(path: String) throws(ModelFolderError) {
+    self.path = path
+    let file = path + "/" + Self.configurationFile
+    do throws(CheckpointError) { stored = try CheckpointFolder(path: path) } catch {
+      throw .checkpoint(error)
+    }
+    let names = Set(stored.names)
+    let map: TensorMap?
+    do throws(ConfigurationError) {
+      (configuration, layout, map) = try Self.resolve(try Self.read(file), names)
+      shapes = try configuration.parameterShapes()
+    } catch let error {
+      throw .configuration(file: file, error)
+    }
+    do throws(CheckpointError) {
+      if let map {
+        tensors = try map.imported(stored, shapes: shapes)
+      } else {
+        try stored.check(against: shapes)
+        tensors = stored
+      }
+    } catch {
+      guard case .mismatch = error, case .family(let family, let config) = layout else {
+        throw .checkpoint(error)
+      }
+      throw .tensors(
+        error, family: family.name,
+        nearest: FamilyCatalog.nearest(config, tensorNames: names).name)
+    }
+  }
+
+  /// The configuration of a folder in either layout, without a look at the weights where the layout
+  /// is ours.
+  public static func configuration(path: String) throws(ModelFolderError) -> ModelConfiguration {
+    let file = path + "/" + configurationFile
+    let stored = try? CheckpointFolder(path: path)
+    do throws(ConfigurationError) {
+      return try resolve(try read(file), Set(stored?.names ?? [])).0
+    } catch let error {
+      throw .configuration(file: file, error)
+    }
+  }
+
+  private static func read(_ file: String) throws(ConfigurationError) -> JSONValue {
+    let bytes: [UInt8]
+    do throws(CheckpointError) {
+      bytes = try MappedFile(path: file).withUnsafeBytes { Array($0) }
+    } catch { throw ConfigurationError("", error.description) }
+    return try JSONValue(text: bytes)
+  }
+
+  private static func resolve(
+    _ value: JSONValue, _ names: Set<String>
+  ) throws(ConfigurationError) -> (ModelConfiguration, Layout, TensorMap?) {
+    guard let members = value.members else { throw ConfigurationError("", "must be an object") }
+    if members["pattern"] != nil, members["model_type"] == nil {
+      return (try ModelConfiguration(value), .gyre, nil)
+    }
+    let config = ForeignConfiguration(value)
+    let family = try FamilyCatalog.family(config, tensorNames: names)
+    let plan = try family.plan(config)
+    try plan.model.validate()
+    return (plan.model, .family(family, config), plan.tensors)
+  }
+
+  /// The model with its weights on a device.
+  ///
+  /// - Parameter copies: whether values get memory of their own; see `CheckpointParameters`.
+  public func load(
+    on device: any Device, copies: Bool = false
+  ) throws(ModelFolderError) -> LanguageModel {
+    let source = CheckpointParameters(tensors, device: device, copies: copies)
+    let model: LanguageModel
+    do throws(ConfigurationError) {
+      model = try LanguageModel(configuration, source: source, device: device)
+    } catch { throw .configuration(file: path + "/" + Self.configurationFile, error) }
+    do throws(CheckpointError) { try source.finish() } catch { throw .checkpoint(error) }
+    return model
+  }
+}
+
+extension ModelConfiguration {
+  /// Shapes of all parameters by name, without making any.
+  ///
+  /// - Throws: the field that cannot be built.
+  public func parameterShapes() throws(ConfigurationError) -> [String: Shape] {
+    let device = NullDevice()
+    let model = try LanguageModel(
+      self, source: UninitializedParameters(device: device), device: device)
+    return Dictionary(
+      model.parameters.map { ($0.name, $0.shape) }, uniquingKeysWith: { first, _ in first })
+  }
+}

@@ -1,0 +1,91 @@
+import GyreLayers
+import GyreMixers
+import GyreTensors
+
+/// Rotary positions as transformers writes them: `rope_parameters`, or `rope_theta` with
+/// `rope_scaling` in older files.
+struct RotaryParameters {
+  var base: Double
+  /// Part of a head that rotates.
+  var fraction: Double
+  var scaling: RotaryScaling?
+
+  /// - Parameters:
+  ///   - defaultBase: where the file gives none.
+  ///   - lengthDefault: of `max_position_embeddings`.
+  init(
+    _ c: ForeignConfiguration, headSize: Int, defaultBase: Double = 10_000,
+    defaultFraction: Double = 1, lengthDefault: Int = 2048
+  ) throws(ConfigurationError) {
+    let nested = c.object("rope_parameters") ?? c.object("rope_scaling")
+    let p = nested ?? ForeignConfiguration(.object([:]), path: "rope_parameters")
+    base = try p.double("rope_theta", default: try c.double("rope_theta", default: defaultBase))
+    try p.require(base > 0 && base.isFinite, "rope_theta", "must be positive, is \(base)")
+    fraction = try p.double(
+      "partial_rotary_factor",
+      default: try c.double("partial_rotary_factor", default: defaultFraction))
+    try p.require(
+      fraction > 0 && fraction <= 1, "partial_rotary_factor", "must be in (0, 1], is \(fraction)")
+    let lengths = 1...1 << 40
+    let length = try c.int("max_position_embeddings", default: lengthDefault, in: lengths)
+    let type = try p.string("rope_type", default: try p.string("type", default: "default"))
+    let original = try c.int(
+      "original_max_position_embeddings",
+      default: try p.int("original_max_position_embeddings", default: length, in: lengths),
+      in: lengths)
+    let ratio = Double(length) / Double(original)
+    switch type {
+    case "default", "mrope": scaling = nil
+    case "linear":
+      scaling = RotaryScaling(kind: .linear, factor: try p.double("factor"), length: Double(length))
+    case "dynamic":
+      scaling = RotaryScaling(
+        kind: .dynamic, factor: try p.double("factor"), length: Double(length))
+    case "yarn":
+      let factor = try p.double("factor", default: ratio)
+      var magnitude = p.has("attention_factor") ? try p.double("attention_factor") : nil
+      if magnitude == nil, p.has("mscale"), p.has("mscale_all_dim") {
+        let (one, all) = (try p.double("mscale"), try p.double("mscale_all_dim"))
+        func scale(_ m: Double) -> Double {
+          factor <= 1 ? 1 : 0.1 * m * Functions.log(factor) + 1
+        }
+        if one != 0, all != 0 { magnitude = scale(one) / scale(all) }
+      }
+      let (fast, slow) = (
+        try p.double("beta_fast", default: 32), try p.double("beta_slow", default: 1)
+      )
+      scaling = RotaryScaling(
+        kind: .yarn, factor: factor, length: Double(original), magnitude: magnitude,
+        fastTurns: fast == 0 ? 32 : fast, slowTurns: slow == 0 ? 1 : slow,
+        roundsRamp: try p.bool("truncate", default: true))
+    case "llama3":
+      scaling = RotaryScaling(
+        kind: .llama3, factor: try p.double("factor"), length: Double(original),
+        lowFrequency: try p.double("low_freq_factor"),
+        highFrequency: try p.double("high_freq_factor"))
+    case "longrope":
+      scaling = RotaryScaling(
+        kind: .longrope, factor: try p.double("factor", default: ratio), length: Double(original),
+        magnitude: p.has("attention_factor") ? try p.double("attention_factor") : nil,
+        shortFactors: try p.doubles("short_factor"), longFactors: try p.doubles("long_factor"))
+    default:
+      throw ConfigurationError(
+        p.place("rope_type"),
+        "must be default, linear, dynamic, yarn, llama3 or longrope, is \"\(type.prefix(40))\"")
+    }
+    guard let scaling else { return }
+    do throws(ConfigurationError) {
+      try scaling.validate(rotated: channels(headSize))
+    } catch { throw error.under(p.path) }
+  }
+
+  /// Channels of a head that rotate.
+  func channels(_ headSize: Int) -> Int { Int(Double(headSize) * fraction) }
+
+  /// Writes these positions into options of `softmax_attention`.
+  func apply(to c: inout AttentionMixer.Configuration, headSize: Int) {
+    c.rotaryBase = base
+    c.rotaryChannels = channels(headSize)
+    c.rotaryScaling = scaling
+  }
+}
