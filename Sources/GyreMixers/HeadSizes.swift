@@ -19,6 +19,31 @@ enum HeadSizes {
     try require(value > 0 && value <= 256, field, "must be in (0, 256], is \(value)")
   }
 
+  /// `expansion` times `width`, which must be a whole number of channels a head.
+  static func expanded(
+    _ expansion: Double, _ width: Int, by heads: Int, field: String
+  ) throws(ConfigurationError) {
+    try self.expansion(expansion, field)
+    let total = expansion * Double(width)
+    try require(
+      abs(total - total.rounded()) < 1e-6 * total, field,
+      "times \(width) must be a whole number, is \(total)")
+    try divide(Int(total.rounded()), by: heads, field: "heads", of: field + " · width")
+  }
+
+  /// Key and value heads for query heads; 0 stands for as many.
+  static func groups(
+    _ keyHeads: Int, of heads: Int, field: String
+  ) throws(ConfigurationError) {
+    try require(
+      keyHeads >= 0 && (keyHeads == 0 || heads % keyHeads == 0), field,
+      "must divide \(heads) heads (0: as many), is \(keyHeads)")
+  }
+
+  static func epsilon(_ value: Double) throws(ConfigurationError) {
+    try require(value > 0 && value < 1, "normEpsilon", "must be in (0, 1), is \(value)")
+  }
+
   static func convolution(_ width: Int) throws(ConfigurationError) {
     try require(
       (0...16).contains(width), "convolution", "must be in 0...16 taps (0: none), is \(width)")

@@ -99,10 +99,16 @@ public struct LanguageModel: Sendable {
     _ tokens: Tensor, state: inout ModelState, form: SequenceForm = .chunkwise,
     reset: Tensor? = nil
   ) -> Tensor {
+    var context = SequenceContext(form: form, reset: reset)
+    return hidden(tokens, state: &state, context: &context)
+  }
+
+  private func hidden(
+    _ tokens: Tensor, state: inout ModelState, context: inout SequenceContext
+  ) -> Tensor {
     var x = embedding.value.rows(tokens)
     if configuration.embeddingScale != 1 { x = x * configuration.embeddingScale }
     if let embeddingNorm { x = embeddingNorm(x) }
-    var context = SequenceContext(form: form, reset: reset)
     var next = 0
     for block in blocks {
       let range = next..<next + block.sublayers.count
@@ -124,15 +130,22 @@ public struct LanguageModel: Sendable {
     return (logits / cap).tanh() * cap
   }
 
-  /// Mean cross-entropy in nats of predicting `targets` `[B, T]` (negative: ignored), and that of
-  /// each token.
+  /// What training minimises, the mean cross-entropy in nats of predicting `targets` `[B, T]`
+  /// (negative: ignored) plus λ times the routers' balance loss where the configuration has a
+  /// `balanceFactor`; and the cross-entropy of each token.
   public func loss(
     _ tokens: Tensor, targets: Tensor, state: inout ModelState, form: SequenceForm = .chunkwise,
     reset: Tensor? = nil
   ) -> (mean: Tensor, rows: Tensor) {
-    let h = hidden(tokens, state: &state, form: form, reset: reset)
-    if configuration.logitCap != nil { return logits(h).crossEntropy(targets) }
-    return h.crossEntropy(head: headWeight.value, targets)
+    var context = SequenceContext(form: form, reset: reset)
+    let h = hidden(tokens, state: &state, context: &context)
+    let (mean, rows) =
+      configuration.logitCap != nil
+      ? logits(h).crossEntropy(targets) : h.crossEntropy(head: headWeight.value, targets)
+    guard let factor = configuration.balanceFactor, let balance = context.balanceLoss else {
+      return (mean, rows)
+    }
+    return (mean + balance * factor, rows)
   }
 }
 

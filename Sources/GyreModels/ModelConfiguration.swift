@@ -40,6 +40,8 @@ public struct ModelConfiguration: Codable, Hashable, Sendable {
   public var embeddingScale = 1.0
   /// c·tanh(logits/c); nil for none.
   public var logitCap: Double?
+  /// λ: the loss has λ times the balance loss of the routers, where there are any; nil for none.
+  public var balanceFactor: Double?
   /// The public `config.json` that the model was converted from.
   public var origin: JSONValue?
 
@@ -67,6 +69,7 @@ public struct ModelConfiguration: Codable, Hashable, Sendable {
     case initialDeviation = "initial_deviation"
     case embeddingScale = "embedding_scale"
     case logitCap = "logit_cap"
+    case balanceFactor = "balance_factor"
     case origin
   }
 
@@ -94,6 +97,7 @@ public struct ModelConfiguration: Codable, Hashable, Sendable {
     try value(.initialDeviation, &initialDeviation)
     try value(.embeddingScale, &embeddingScale)
     logitCap = try c.decodeIfPresent(Double.self, forKey: .logitCap)
+    balanceFactor = try c.decodeIfPresent(Double.self, forKey: .balanceFactor)
     origin = try c.decodeIfPresent(JSONValue.self, forKey: .origin)
   }
 
@@ -116,6 +120,7 @@ public struct ModelConfiguration: Codable, Hashable, Sendable {
     try c.encode(initialDeviation, forKey: .initialDeviation)
     try c.encode(embeddingScale, forKey: .embeddingScale)
     try c.encode(logitCap, forKey: .logitCap)
+    try c.encodeIfPresent(balanceFactor, forKey: .balanceFactor)
     try c.encodeIfPresent(origin, forKey: .origin)
   }
 
@@ -164,6 +169,7 @@ public struct ModelConfiguration: Codable, Hashable, Sendable {
     try require(
       initialDeviation > 0 && initialDeviation.isFinite, "initial_deviation", "must be positive")
     try require(embeddingScale.isFinite, "embedding_scale", "must be finite")
+    try require((balanceFactor ?? 0).isFinite, "balance_factor", "must be finite")
     if let logitCap { try require(logitCap > 0, "logit_cap", "must be positive") }
     for (i, entry) in pattern.enumerated() {
       try Layers.validate(entry, options(of: entry), width: width, at: "pattern[\(i)]")

@@ -11,5 +11,6 @@ public enum EngineCatalog {
     DeltaRuleForward.self,
     CellForward.self,
     AttentionForward.self,
+    AdditiveGateForward.self,
   ]
 }

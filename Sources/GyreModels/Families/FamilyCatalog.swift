@@ -3,7 +3,20 @@ import GyreLayers
 /// Every public checkpoint layout: one line each.
 public enum FamilyCatalog {
   public static let families: [any CheckpointFamily.Type] = [
-    LlamaFamily.self
+    LlamaFamily.self,
+    FlaGLAFamily.self,
+    FlaRetNetFamily.self,
+    FlaLinearAttentionFamily.self,
+    FlaHGRNFamily.self,
+    FlaHGRN2Family.self,
+    FlaLightNetFamily.self,
+    FlaDeltaNetFamily.self,
+    FlaGatedDeltaNetFamily.self,
+    FlaGatedDeltaProductFamily.self,
+    FlaKDAFamily.self,
+    FlaMomFamily.self,
+    FlaGSAFamily.self,
+    FlaABCFamily.self,
   ]
 
   /// The family of a folder.
