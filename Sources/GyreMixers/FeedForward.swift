@@ -41,9 +41,7 @@ public struct GatedMLP: SequenceMixer {
   public init(
     _ c: Configuration, width: Int, layer: LayerPosition, parameters p: inout ParameterBuilder
   ) throws(ConfigurationError) {
-    unit = try GatedUnitLayer(
-      width: width, hidden: c.hidden > 0 ? c.hidden : (width * 8 / 3 + 31) / 32 * 32,
-      activation: try c.unit(), bias: c.bias, separate: c.separate, &p)
+    unit = try GatedUnitLayer(c, width: width, &p)
   }
 
   public var stateSpec: StateSpec { StateSpec() }
@@ -61,16 +59,15 @@ struct GatedUnitLayer: Sendable {
   private let activation: GatedUnit.Activation
 
   init(
-    width: Int, hidden: Int, activation: GatedUnit.Activation, bias: Bool = false,
-    separate: Bool, _ p: inout ParameterBuilder
+    _ c: GatedMLP.Configuration, width: Int, _ p: inout ParameterBuilder
   ) throws(ConfigurationError) {
-    self.activation = activation
-    let initial: Initializer? = bias ? .zeros : nil
-    gate =
-      separate ? try Linear("gate", inputs: width, outputs: hidden, bias: initial, &p) : nil
+    activation = try c.unit()
+    let hidden = c.hidden > 0 ? c.hidden : (width * 8 / 3 + 31) / 32 * 32
+    let bias: Initializer? = c.bias ? .zeros : nil
+    gate = c.separate ? try Linear("gate", inputs: width, outputs: hidden, bias: bias, &p) : nil
     up = try Linear(
-      "up", inputs: width, outputs: separate ? hidden : 2 * hidden, bias: initial, &p)
-    down = try Linear("down", inputs: hidden, outputs: width, bias: initial, &p)
+      "up", inputs: width, outputs: c.separate ? hidden : 2 * hidden, bias: bias, &p)
+    down = try Linear("down", inputs: hidden, outputs: width, bias: bias, &p)
   }
 
   func callAsFunction(_ x: Tensor) -> Tensor {

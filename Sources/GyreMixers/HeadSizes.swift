@@ -1,4 +1,5 @@
 import GyreLayers
+import GyreTensors
 
 /// Checks that many mixers share.
 enum HeadSizes {
@@ -40,8 +41,17 @@ enum HeadSizes {
       "must divide \(heads) heads (0: as many), is \(keyHeads)")
   }
 
-  static func epsilon(_ value: Double) throws(ConfigurationError) {
-    try require(value > 0 && value < 1, "normEpsilon", "must be in (0, 1), is \(value)")
+  /// - Throws: unless `name` is that of a point-wise function.
+  static func activation(_ name: String, _ field: String = "activation") throws(ConfigurationError)
+  {
+    try require(
+      Unary.Kind.named(name) != nil, field,
+      "must be one of \(Unary.Kind.allCases.map(\.name)), is \(name)")
+  }
+
+  /// - Throws: unless a norm can use the number.
+  static func epsilon(_ value: Double, _ field: String = "normEpsilon") throws(ConfigurationError) {
+    try require(value > 0 && value < 1, field, "must be in (0, 1), is \(value)")
   }
 
   static func convolution(_ width: Int) throws(ConfigurationError) {

@@ -7,6 +7,7 @@ public enum MixerCatalog {
     LSTM.self,
     RGLRU.self,
     HGRN.self,
+    Mamba1.self,
     Mamba2.self,
     RetNet.self,
     LinearAttentionMixer.self,
@@ -24,11 +25,13 @@ public enum MixerCatalog {
     MixtureOfMemories.self,
     RWKV7.self,
     AttentionMixer.self,
+    ShortConvolutionMixer.self,
   ]
 
   public static let feedForwards: [any SequenceMixer.Type] = [
     GatedMLP.self,
     PlainMLP.self,
+    MixtureOfExperts.self,
     RWKV7ChannelMix.self,
   ]
 

@@ -20,6 +20,8 @@ public struct RGLRU: SequenceMixer {
     /// Blocks of the gates' matrices.
     public var heads = 4
     public var convolution = 4
+    /// Activation of the gate W_y u.
+    public var activation = "geluTanh"
     public init() {}
     public func validate(width: Int) throws(ConfigurationError) {
       try require(channels >= 0, "channels", "must not be negative, is \(channels)")
@@ -27,18 +29,20 @@ public struct RGLRU: SequenceMixer {
         channels > 0 ? channels : width, by: heads, field: "heads", of: "channels")
       try HeadSizes.convolution(convolution)
       try HeadSizes.positive(convolution, "convolution")
+      try HeadSizes.activation(activation)
     }
   }
   public static let testConfigurations = [
     Configuration(),
     with(Configuration()) {
-      $0.channels = 24; $0.heads = 2; $0.convolution = 2
+      $0.channels = 24; $0.heads = 2; $0.convolution = 2; $0.activation = "silu"
     },
   ]
 
   private let input, gate, output: Linear
   private let convolution: ShortConvolutionLayer
   private let gateWeight, gateBias, rate: Parameter
+  private let activation: Unary.Kind
   private let engine: DiagonalScan
   private let heads: Int
   private let channels: Int
@@ -48,6 +52,7 @@ public struct RGLRU: SequenceMixer {
   ) throws(ConfigurationError) {
     channels = c.channels > 0 ? c.channels : width
     heads = c.heads
+    activation = Unary.Kind.named(c.activation) ?? .geluTanh
     let block = channels / heads
     input = try Linear("x", inputs: width, outputs: channels, bias: .zeros, &p)
     gate = try Linear("y", inputs: width, outputs: channels, bias: .zeros, &p)
@@ -82,14 +87,12 @@ public struct RGLRU: SequenceMixer {
       .split([block, block])
       .map { $0.permuted([1, 0, 2]).reshaped([batch, tokens, channels]) }
     let logDecay = gates[1] * (rate.value.softplus() * -8)
-    // √ has an unbounded slope at 0: below 2.5e-7, slope 1000, the gradient is cut.
-    let floor = Tensor.full(2.5e-7, [1], on: x.device)
-    var factor = (-(logDecay * 2).unary(.expm1)).maximum(floor).unary(.sqrt)
+    var factor = (-(logDecay * 2).unary(.expm1)).boundedRoot()
     if let starts { factor = factor * (1 - starts) + starts }
     let h = engine(
       .init(decay: logDecay, decayIsLog: true, input: gates[0] * x * factor), state: &state,
       form: context.form, reset: context.reset)
-    return output(h * gate(u).unary(.geluTanh))
+    return output(h * gate(u).unary(activation))
   }
 
   /// 1 at the first token of each document, `[B, T, 1]`; nil where no token is one.
@@ -104,5 +107,14 @@ public struct RGLRU: SequenceMixer {
         ?? (Tensor.zeros([batch, tokens, 1], on: x.device) + first)
     }
     return starts
+  }
+}
+
+extension Tensor {
+  /// √x with a slope of at most 1000, which it has below 2.5e-7.
+  fileprivate func boundedRoot() -> Tensor {
+    let root = maximum(.full(2.5e-7, [1], on: device))
+    let bounded = root.unary(.sqrt) + (self - root) * 1000
+    return bounded + (self.unary(.sqrt) - bounded).detached()
   }
 }
