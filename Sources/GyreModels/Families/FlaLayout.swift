@@ -1,5 +1,6 @@
 import GyreLayers
 import GyreMixers
+import GyreTensors
 
 /// What the layouts of flash-linear-attention share: blocks of a norm, `attn`, a norm and a SwiGLU
 /// `mlp`, with softmax attention at the layers that the field `attn` lists.

@@ -21,8 +21,9 @@ public enum FlaGSAFamily: CheckpointFamily {
       c.misspelled("expand_k"), default: 1, of: width, heads: o.heads)
     let values = try c.expansion(
       c.misspelled("expand_v"), default: 1, of: width, heads: o.heads)
+    o.normWeight = try c.affine()
     try c.require(
-      values.headSize * o.heads == width || !(try c.affine()), c.misspelled("expand_v"),
+      values.headSize * o.heads == width || !o.normWeight, c.misspelled("expand_v"),
       "must be 1, because the norm has the model's width, is \(values.ratio)")
     (o.keyExpansion, o.valueExpansion) = (keys.ratio, values.ratio)
     let slots = try c.slots(keys.headSize)
@@ -31,7 +32,6 @@ public enum FlaGSAFamily: CheckpointFamily {
     o.featureMap = map == "swish" ? "silu" : map
     o.gateDivisor = try c.double("gate_logit_normalizer", default: 8)
     o.convolution = try c.shortConvolution(default: false)
-    o.normWeight = try c.affine()
     let kv = o.keyHeads > 0 ? o.keyHeads : o.heads
     let options = o
     return try layout.plan(GatedSlotAttention.self, o) { t, at in
