@@ -24,6 +24,8 @@ public struct GatedDeltaNet: SequenceMixer {
     public var valueExpansion = 2.0
     public var convolution = 4
     public var negativeEigenvalues = false
+    /// Activation after the convolution.
+    public var activation = "silu"
     public var gatesOutput = true
     /// Of the output gate: silu or sigmoid.
     public var gateActivation = "silu"
@@ -44,6 +46,7 @@ public struct GatedDeltaNet: SequenceMixer {
       try HeadSizes.expanded(valueExpansion, headSize, by: 1, field: "valueExpansion")
       try HeadSizes.convolution(convolution)
       _ = try GatedNorm.Gate.named(gateActivation, field: "gateActivation")
+      try HeadSizes.activation(activation)
       try HeadSizes.epsilon(normEpsilon)
     }
   }
@@ -54,6 +57,7 @@ public struct GatedDeltaNet: SequenceMixer {
     with(Configuration()) {
       $0.headSize = 12; $0.heads = 2; $0.valueHeads = 4; $0.valueExpansion = 1
       $0.negativeEigenvalues = true; $0.convolution = 2; $0.gateActivation = "sigmoid"
+      $0.activation = "gelu"
     },
     with(Configuration()) {
       $0.headSize = 8; $0.heads = 2; $0.convolution = 0; $0.gatesOutput = false
@@ -79,7 +83,7 @@ public struct GatedDeltaNet: SequenceMixer {
     let (keys, values) = (keyHeads * c.headSize, heads * c.valueSize)
     streams = try Streams(
       "qkvg", inputs: width, mixed: [keys, keys, values], plain: c.gatesOutput ? [values] : [],
-      convolution: c.convolution, activations: [.silu], &p)
+      convolution: c.convolution, activations: [Unary.Kind.named(c.activation)], &p)
     // Decays, then write strengths.
     gates = try Linear("gates", inputs: width, outputs: 2 * heads, &p)
     decay = try StepDecay(heads: heads, rates: 0...16, &p)

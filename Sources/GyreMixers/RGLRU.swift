@@ -22,6 +22,8 @@ public struct RGLRU: SequenceMixer {
     public var convolution = 4
     /// Activation of the gate W_y u.
     public var activation = "geluTanh"
+    /// The two gates' matrices as parameters of their own: loading them copies nothing.
+    public var separate = false
     public init() {}
     public func validate(width: Int) throws(ConfigurationError) {
       try require(channels >= 0, "channels", "must not be negative, is \(channels)")
@@ -36,12 +38,15 @@ public struct RGLRU: SequenceMixer {
     Configuration(),
     with(Configuration()) {
       $0.channels = 24; $0.heads = 2; $0.convolution = 2; $0.activation = "silu"
+      $0.separate = true
     },
   ]
 
   private let input, gate, output: Linear
   private let convolution: ShortConvolutionLayer
-  private let gateWeight, gateBias, rate: Parameter
+  /// One for both gates, the input gate's columns first in a block, or one each.
+  private let gates: [(weight: Parameter, bias: Parameter)]
+  private let rate: Parameter
   private let activation: Unary.Kind
   private let engine: DiagonalScan
   private let heads: Int
@@ -58,12 +63,19 @@ public struct RGLRU: SequenceMixer {
     gate = try Linear("y", inputs: width, outputs: channels, bias: .zeros, &p)
     convolution = try ShortConvolutionLayer(
       "convolution", channels: channels, width: c.convolution, bias: true, activates: false, &p)
-    // Columns of a block: the input gate's, then the recurrence gate's.
-    gateWeight = try p.parameter(
-      "gates.weight", [heads, block, 2 * block],
-      .normal(standardDeviation: 1 / Double(block).squareRoot()))
-    gateBias = try p.parameter(
-      "gates.bias", [heads, 1, 2 * block], .zeros, decay: WeightDecay.none)
+    var gates: [(weight: Parameter, bias: Parameter)] = []
+    for name in c.separate ? ["input_gate", "recurrent_gate"] : ["gates"] {
+      let columns = c.separate ? block : 2 * block
+      gates.append(
+        (
+          try p.parameter(
+            name + ".weight", [heads, block, columns],
+            .normal(standardDeviation: 1 / Double(block).squareRoot())),
+          try p.parameter(
+            name + ".bias", [heads, 1, columns], .zeros, decay: WeightDecay.none)
+        ))
+    }
+    self.gates = gates
     // e^(−softplus Λ) = ρ with ρ² uniform in (0.9², 0.999²).
     rate = try p.parameter(
       "rate", [channels],
@@ -83,14 +95,14 @@ public struct RGLRU: SequenceMixer {
     let x = convolution(input(u), state: &state, reset: context.reset)
     let (batch, tokens, block) = (x.shape[0], x.shape[1], channels / heads)
     let blocks = x.reshaped([batch * tokens, heads, block]).permuted([1, 0, 2])
-    let gates = (blocks.matmul(gateWeight.value) + gateBias.value).sigmoid()
-      .split([block, block])
+    let products = gates.map { (blocks.matmul($0.weight.value) + $0.bias.value).sigmoid() }
+    let both = (products.count == 1 ? products[0].split([block, block]) : products)
       .map { $0.permuted([1, 0, 2]).reshaped([batch, tokens, channels]) }
-    let logDecay = gates[1] * (rate.value.softplus() * -8)
+    let logDecay = both[1] * (rate.value.softplus() * -8)
     var factor = (-(logDecay * 2).unary(.expm1)).boundedRoot()
     if let starts { factor = factor * (1 - starts) + starts }
     let h = engine(
-      .init(decay: logDecay, decayIsLog: true, input: gates[0] * x * factor), state: &state,
+      .init(decay: logDecay, decayIsLog: true, input: both[0] * x * factor), state: &state,
       form: context.form, reset: context.reset)
     return output(h * gate(u).unary(activation))
   }

@@ -4,6 +4,13 @@ import GyreLayers
 public enum FamilyCatalog {
   public static let families: [any CheckpointFamily.Type] = [
     LlamaFamily.self,
+    MambaFamily.self,
+    FalconMambaFamily.self,
+    Mamba2Family.self,
+    JambaFamily.self,
+    LFM2Family.self,
+    RecurrentGemmaFamily.self,
+    Qwen3NextFamily.self,
     FlaGLAFamily.self,
     FlaRetNetFamily.self,
     FlaLinearAttentionFamily.self,
