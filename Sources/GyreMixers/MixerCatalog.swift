@@ -23,15 +23,22 @@ public enum MixerCatalog {
     GatedDeltaProduct.self,
     KimiDeltaAttention.self,
     MixtureOfMemories.self,
+    RWKV4.self,
+    RWKV6.self,
     RWKV7.self,
     AttentionMixer.self,
     ShortConvolutionMixer.self,
+    ForgettingAttention.self,
+    LightningAttention.self,
+    MesaNet.self,
   ]
 
   public static let feedForwards: [any SequenceMixer.Type] = [
     GatedMLP.self,
     PlainMLP.self,
     MixtureOfExperts.self,
+    RWKV4ChannelMix.self,
+    RWKV6ChannelMix.self,
     RWKV7ChannelMix.self,
   ]
 

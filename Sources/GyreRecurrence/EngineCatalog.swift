@@ -7,6 +7,8 @@ public enum EngineCatalog {
     ComplexScanForward.self,
     MinGRUForward.self,
     SelectiveScanForward.self,
+    WKV4Forward.self,
+    MesaForward.self,
     LinearAttentionForward.self,
     DeltaRuleForward.self,
     CellForward.self,
