@@ -115,7 +115,8 @@ public struct RWKV7: SequenceMixer {
       _ bias: Initializer?, _ p: inout ParameterBuilder
     ) throws(ConfigurationError) -> LowRankLinear {
       try LowRankLinear(
-        name, inputs: d, rank: rank, outputs: outputs, activation: activation, bias: bias, down: .zeros,
+        name, inputs: d, rank: rank, outputs: outputs, activation: activation, bias: bias,
+        down: .zeros,
         up: .orthogonal(gain: 0.1), &p)
     }
     let exponent = 1 + Functions.pow(ratio, 0.3)

@@ -50,11 +50,7 @@ public struct LanguageModel: Sendable {
     embedding = try p.parameter(
       "embedding.weight", [c.vocabulary, c.width], .normal(standardDeviation: c.initialDeviation),
       decay: WeightDecay.none)
-    embeddingNorm =
-      c.normalizesEmbedding
-      ? try NormLayer(
-        "embedding_norm", c.width, kind: c.norm, epsilon: c.normEpsilon, bias: c.norm == .layer, &p)
-      : nil
+    embeddingNorm = c.normalizesEmbedding ? try c.makeNorm("embedding_norm", &p) : nil
     var blocks: [Block] = []
     for index in 0..<c.layers {
       blocks.append(
@@ -63,8 +59,7 @@ public struct LanguageModel: Sendable {
         })
     }
     self.blocks = blocks
-    finalNorm = try NormLayer(
-      "norm", c.width, kind: c.norm, epsilon: c.normEpsilon, bias: c.norm == .layer, &p)
+    finalNorm = try c.makeFinalNorm(&p)
     headWeight =
       c.tiesEmbedding
       ? embedding
@@ -164,8 +159,7 @@ struct Block: Sendable {
   ) throws(ConfigurationError) {
     var sublayers: [Sublayer] = []
     for (name, entry, options) in c.sublayers(layer.index) {
-      let norm = try NormLayer(
-        name + "_norm", c.width, kind: c.norm, epsilon: c.normEpsilon, bias: c.norm == .layer, &p)
+      let norm = try c.makeNorm(name + "_norm", layer: layer.index, &p)
       let map = try p.scoped(name) { p throws(ConfigurationError) in
         try Layers.make(entry, options, width: c.width, layer: layer, &p)
       }

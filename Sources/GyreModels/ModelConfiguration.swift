@@ -1,6 +1,7 @@
 import FoundationEssentials
 import GyreLayers
 import GyreMixers
+import GyreTensors
 
 /// A model as data: what `config.json` of a run folder holds.
 public struct ModelConfiguration: Codable, Hashable, Sendable {
@@ -30,6 +31,14 @@ public struct ModelConfiguration: Codable, Hashable, Sendable {
   public var residualFactors: [String: [Double]] = [:]
   public var norm = NormLayer.Kind.rms
   public var normEpsilon = 1e-6
+  /// Whether norms have a bias; nil: LayerNorms have one, RMSNorms have none.
+  public var normBias: Bool?
+  /// The same and ε of the norm before the head; nil: as the others.
+  public var finalNormBias: Bool?
+  public var finalNormEpsilon: Double?
+  /// Layers after each of which the stream counts half: ε of the norms after it is four times larger;
+  /// 0: none. RWKV-4's inference code halves the stream itself, which gives the same.
+  public var halvingInterval = 0
   /// A norm directly after the embedding (RWKV).
   public var normalizesEmbedding = false
   /// The output head is the embedding.
@@ -64,6 +73,10 @@ public struct ModelConfiguration: Codable, Hashable, Sendable {
     case residualFactors = "residual_factors"
     case norm
     case normEpsilon = "norm_epsilon"
+    case normBias = "norm_bias"
+    case finalNormBias = "final_norm_bias"
+    case finalNormEpsilon = "final_norm_epsilon"
+    case halvingInterval = "halving_interval"
     case normalizesEmbedding = "normalizes_embedding"
     case tiesEmbedding = "ties_embedding"
     case initialDeviation = "initial_deviation"
@@ -92,6 +105,10 @@ public struct ModelConfiguration: Codable, Hashable, Sendable {
     try value(.residualFactors, &residualFactors)
     try value(.norm, &norm)
     try value(.normEpsilon, &normEpsilon)
+    normBias = try c.decodeIfPresent(Bool.self, forKey: .normBias)
+    finalNormBias = try c.decodeIfPresent(Bool.self, forKey: .finalNormBias)
+    finalNormEpsilon = try c.decodeIfPresent(Double.self, forKey: .finalNormEpsilon)
+    try value(.halvingInterval, &halvingInterval)
     try value(.normalizesEmbedding, &normalizesEmbedding)
     try value(.tiesEmbedding, &tiesEmbedding)
     try value(.initialDeviation, &initialDeviation)
@@ -115,6 +132,10 @@ public struct ModelConfiguration: Codable, Hashable, Sendable {
     if !residualFactors.isEmpty { try c.encode(residualFactors, forKey: .residualFactors) }
     try c.encode(norm, forKey: .norm)
     try c.encode(normEpsilon, forKey: .normEpsilon)
+    try c.encodeIfPresent(normBias, forKey: .normBias)
+    try c.encodeIfPresent(finalNormBias, forKey: .finalNormBias)
+    try c.encodeIfPresent(finalNormEpsilon, forKey: .finalNormEpsilon)
+    if halvingInterval != 0 { try c.encode(halvingInterval, forKey: .halvingInterval) }
     try c.encode(normalizesEmbedding, forKey: .normalizesEmbedding)
     try c.encode(tiesEmbedding, forKey: .tiesEmbedding)
     try c.encode(initialDeviation, forKey: .initialDeviation)
@@ -170,6 +191,13 @@ public struct ModelConfiguration: Codable, Hashable, Sendable {
       initialDeviation > 0 && initialDeviation.isFinite, "initial_deviation", "must be positive")
     try require(embeddingScale.isFinite, "embedding_scale", "must be finite")
     try require((balanceFactor ?? 0).isFinite, "balance_factor", "must be finite")
+    if let finalNormEpsilon {
+      try require(
+        finalNormEpsilon > 0 && finalNormEpsilon < 1, "final_norm_epsilon",
+        "must be in (0, 1), is \(finalNormEpsilon)")
+    }
+    try require(
+      halvingInterval >= 0, "halving_interval", "must not be negative, is \(halvingInterval)")
     if let logitCap { try require(logitCap > 0, "logit_cap", "must be positive") }
     for (i, entry) in pattern.enumerated() {
       try Layers.validate(entry, options(of: entry), width: width, at: "pattern[\(i)]")
@@ -195,6 +223,28 @@ public struct ModelConfiguration: Codable, Hashable, Sendable {
         factors.count == 2 && factors.allSatisfy(\.isFinite), "residual_factors.\(entry)",
         "must be two numbers")
     }
+  }
+
+  /// The norm of a sublayer of `layer`, or of the embedding.
+  func makeNorm(
+    _ name: String, layer: Int = 0, _ p: inout ParameterBuilder
+  ) throws(ConfigurationError) -> NormLayer {
+    try NormLayer(
+      name, width, kind: norm, epsilon: normEpsilon * halvings(before: layer),
+      bias: normBias ?? (norm == .layer), &p)
+  }
+
+  /// The norm before the head.
+  func makeFinalNorm(_ p: inout ParameterBuilder) throws(ConfigurationError) -> NormLayer {
+    try NormLayer(
+      "norm", width, kind: norm,
+      epsilon: (finalNormEpsilon ?? normEpsilon) * halvings(before: layers),
+      bias: finalNormBias ?? normBias ?? (norm == .layer), &p)
+  }
+
+  /// 4ⁿ for the n times that the stream was halved before a layer.
+  private func halvings(before layer: Int) -> Double {
+    halvingInterval > 0 ? Functions.pow(4, Double(layer / halvingInterval)) : 1
   }
 
   static let noFeedForward = "none"

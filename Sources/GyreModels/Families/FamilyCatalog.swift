@@ -24,6 +24,13 @@ public enum FamilyCatalog {
     FlaMomFamily.self,
     FlaGSAFamily.self,
     FlaABCFamily.self,
+    RWKV4Family.self,
+    RWKV6Family.self,
+    OriginalRWKV7Family.self,
+    RWKV7Family.self,
+    XLSTMFamily.self,
+    ForgettingTransformerFamily.self,
+    MesaNetFamily.self,
   ]
 
   /// The family of a folder.
