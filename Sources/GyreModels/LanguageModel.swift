@@ -34,6 +34,7 @@ public struct LanguageModel: Sendable {
   private let embedding: Parameter
   private let embeddingNorm: NormLayer?
   private let blocks: [Block]
+  private let finalAttention: ResidualAttention?
   private let finalNorm: NormLayer
   private let headWeight: Parameter
   /// Whether the backward pass computes each block again instead of keeping its activations.
@@ -59,6 +60,8 @@ public struct LanguageModel: Sendable {
         })
     }
     self.blocks = blocks
+    finalAttention =
+      c.residual == .attention ? try c.makeResidualAttention("residual", &p) : nil
     finalNorm = try c.makeFinalNorm(&p)
     headWeight =
       c.tiesEmbedding
@@ -115,6 +118,7 @@ public struct LanguageModel: Sendable {
       for i in states.indices { states[i].tokenCount += tokens.shape[1] }
       state.layers.replaceSubrange(range, with: states)
     }
+    if let finalAttention { x = finalAttention(ResidualAttention.blocks(context) + [x]) }
     return finalNorm(x)
   }
 
@@ -150,6 +154,9 @@ struct Block: Sendable {
     var norm: NormLayer
     var map: any SequenceMixer
     var factors: (stream: Double, sublayer: Double)
+    /// With residuals over depth; whether a block of sublayers starts here.
+    var attention: ResidualAttention?
+    var startsBlock = false
   }
   let sublayers: [Sublayer]
   private let residual: ModelConfiguration.Residual
@@ -163,7 +170,12 @@ struct Block: Sendable {
       let map = try p.scoped(name) { p throws(ConfigurationError) in
         try Layers.make(entry, options, width: c.width, layer: layer, &p)
       }
-      sublayers.append(Sublayer(norm: norm, map: map, factors: c.factors(of: entry)))
+      var sublayer = Sublayer(norm: norm, map: map, factors: c.factors(of: entry))
+      if c.residual == .attention {
+        sublayer.attention = try c.makeResidualAttention(name + "_residual", &p)
+        sublayer.startsBlock = (2 * layer.index + sublayers.count) % c.residualBlock == 0
+      }
+      sublayers.append(sublayer)
     }
     residual = c.residual
     self.sublayers = sublayers
@@ -174,6 +186,14 @@ struct Block: Sendable {
   ) -> Tensor {
     var x = x
     for (i, sublayer) in sublayers.enumerated() {
+      if let attention = sublayer.attention {
+        let sums = ResidualAttention.blocks(context) + [x]
+        let mixed = sums.count == 1 ? x : attention(sums)
+        let y = sublayer.map(sublayer.norm(mixed), state: &states[i], context: &context)
+        if sublayer.startsBlock { ResidualAttention.append(x, &context) }
+        x = sublayer.startsBlock ? y : x + y
+        continue
+      }
       let normed = sublayer.norm(x)
       let y = sublayer.map(normed, state: &states[i], context: &context)
       let stream = residual == .preNorm ? x : normed

@@ -26,6 +26,8 @@ public struct ModelConfiguration: Codable, Hashable, Sendable {
   public var feedForwardPattern: [String]?
   /// How a sublayer joins the stream.
   public var residual = Residual.preNorm
+  /// Sublayers whose sum is one term of residual attention: 1 or an even number.
+  public var residualBlock = 1
   /// Factors (α, β) of the stream and of the sublayer by entry of a pattern or kind; 1 where none
   /// are given.
   public var residualFactors: [String: [Double]] = [:]
@@ -60,6 +62,8 @@ public struct ModelConfiguration: Codable, Hashable, Sendable {
     case preNorm = "pre_norm"
     /// x ← α n + β f(n) with n = norm(x): the stream itself is normalised (MiniMax).
     case postNorm = "post_norm"
+    /// x ← x + f(norm(o)) with o an attention over the sums of blocks of sublayers before f.
+    case attention
   }
 
   public init() {}
@@ -70,6 +74,7 @@ public struct ModelConfiguration: Codable, Hashable, Sendable {
     case feedForwardOptions = "feed_forward_options"
     case feedForwardPattern = "feed_forward_pattern"
     case residual
+    case residualBlock = "residual_block"
     case residualFactors = "residual_factors"
     case norm
     case normEpsilon = "norm_epsilon"
@@ -102,6 +107,7 @@ public struct ModelConfiguration: Codable, Hashable, Sendable {
     try value(.feedForwardOptions, &feedForwardOptions)
     feedForwardPattern = try c.decodeIfPresent([String].self, forKey: .feedForwardPattern)
     try value(.residual, &residual)
+    try value(.residualBlock, &residualBlock)
     try value(.residualFactors, &residualFactors)
     try value(.norm, &norm)
     try value(.normEpsilon, &normEpsilon)
@@ -129,6 +135,7 @@ public struct ModelConfiguration: Codable, Hashable, Sendable {
     try c.encode(feedForwardOptions, forKey: .feedForwardOptions)
     try c.encodeIfPresent(feedForwardPattern, forKey: .feedForwardPattern)
     if residual != .preNorm { try c.encode(residual, forKey: .residual) }
+    if residualBlock != 1 { try c.encode(residualBlock, forKey: .residualBlock) }
     if !residualFactors.isEmpty { try c.encode(residualFactors, forKey: .residualFactors) }
     try c.encode(norm, forKey: .norm)
     try c.encode(normEpsilon, forKey: .normEpsilon)
@@ -197,6 +204,9 @@ public struct ModelConfiguration: Codable, Hashable, Sendable {
         "must be in (0, 1), is \(finalNormEpsilon)")
     }
     try require(
+      residualBlock == 1 || residualBlock > 0 && residualBlock % 2 == 0, "residual_block",
+      "must be 1 or an even number, is \(residualBlock)")
+    try require(
       halvingInterval >= 0, "halving_interval", "must not be negative, is \(halvingInterval)")
     if let logitCap { try require(logitCap > 0, "logit_cap", "must be positive") }
     for (i, entry) in pattern.enumerated() {
@@ -240,6 +250,12 @@ public struct ModelConfiguration: Codable, Hashable, Sendable {
       "norm", width, kind: norm,
       epsilon: (finalNormEpsilon ?? normEpsilon) * halvings(before: layers),
       bias: finalNormBias ?? normBias ?? (norm == .layer), &p)
+  }
+
+  func makeResidualAttention(
+    _ name: String, _ p: inout ParameterBuilder
+  ) throws(ConfigurationError) -> ResidualAttention {
+    try ResidualAttention(name, width: width, epsilon: normEpsilon, &p)
   }
 
   /// 4ⁿ for the n times that the stream was halved before a layer.

@@ -42,6 +42,13 @@ struct FlaLayout {
     mlp.activation = try c.activation("hidden_act", default: "swish", among: ["silu"])
     mlp.separate = true
     try model.setFeedForward(GatedMLP.self, mlp)
+    if c.has("attnres_block_size") {
+      model.residual = .attention
+      model.residualBlock = try c.count("attnres_block_size")
+      try c.require(
+        model.residualBlock == 1 || model.residualBlock % 2 == 0, "attnres_block_size",
+        "must be 1 or an even number, is \(model.residualBlock)")
+    }
     attention = try FlaAttention.read(
       c, layers: model.layers, width: model.width, fields: attentionFields)
   }
@@ -65,12 +72,18 @@ struct FlaLayout {
   ) throws(ConfigurationError) -> FamilyPlan {
     tensors.embedding("model.embeddings.weight", tied: model.tiesEmbedding)
     tensors.same("norm.weight", "model.norm.weight")
+    if model.residual == .attention { tensors.residualAttention("residual", "model.res") }
     if attention.count < model.layers { try model.setMixer(M.self, options) }
     var pattern: [String] = []
     for i in 0..<model.layers {
       let place = Place(ours: "layers.\(i)", theirs: "model.layers.\(i)")
       tensors.same("\(place.ours).mixer_norm.weight", "\(place.theirs).attn_norm.weight")
       tensors.same("\(place.ours).feed_forward_norm.weight", "\(place.theirs).mlp_norm.weight")
+      if model.residual == .attention {
+        for (a, b) in [("mixer", "attn"), ("feed_forward", "mlp")] {
+          tensors.residualAttention("\(place.ours).\(a)_residual", "\(place.theirs).\(b)_res")
+        }
+      }
       for part in ["gate", "up", "down"] {
         tensors.linear(
           "\(place.ours).feed_forward.\(part)", "\(place.theirs).mlp.\(part)_proj")
@@ -198,6 +211,11 @@ extension ForeignConfiguration {
 }
 
 extension TensorMap {
+  mutating func residualAttention(_ ours: String, _ theirs: String) {
+    same("\(ours).query", "\(theirs)_proj.weight")
+    same("\(ours).norm.weight", "\(theirs)_norm.weight")
+  }
+
   /// Ours is the weights of several linear maps, one after another.
   mutating func stacked(_ ours: String, _ base: String, _ parts: [(name: String, rows: Int)]) {
     concatenated(

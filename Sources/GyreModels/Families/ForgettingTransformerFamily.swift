@@ -1,5 +1,6 @@
 import GyreLayers
 import GyreMixers
+import GyreTensors
 
 /// flash-linear-attention `forgetting_transformer`.
 ///

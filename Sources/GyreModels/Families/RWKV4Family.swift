@@ -1,5 +1,6 @@
 import GyreLayers
 import GyreMixers
+import GyreTensors
 
 /// transformers `rwkv`: RWKV-4.
 ///

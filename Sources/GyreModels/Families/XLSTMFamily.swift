@@ -1,5 +1,6 @@
 import GyreLayers
 import GyreMixers
+import GyreTensors
 
 /// transformers `xlstm`: the mLSTM stack of xLSTM-7B, weights single or fused.
 ///
