@@ -29,6 +29,7 @@ public enum FamilyCatalog {
     OriginalRWKV7Family.self,
     RWKV7Family.self,
     XLSTMFamily.self,
+    MiniMaxFamily.self,
     ForgettingTransformerFamily.self,
     MesaNetFamily.self,
   ]

@@ -1,5 +1,6 @@
 import FoundationEssentials
 import GyreLayers
+import GyreTensors
 
 /// A `config.json` of another library. Typed reads name the field in their errors; null counts as
 /// absent.
@@ -7,6 +8,8 @@ public struct ForeignConfiguration: Sendable, Hashable {
   public let value: JSONValue
   /// Where the object lies in the file, for errors: "rope_parameters".
   public let path: String
+  /// Shapes of the tensors beside the file, for layouts whose configuration leaves sizes out.
+  public var stored: [String: Shape] = [:]
 
   public init(_ value: JSONValue, path: String = "") {
     self.value = value

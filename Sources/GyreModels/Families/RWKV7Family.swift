@@ -111,8 +111,8 @@ public enum RWKV7Family: CheckpointFamily {
   }
 }
 
-/// RWKV-7 as its authors store it: `blocks.N.att.*`, low-rank maps transposed, the configuration that
-/// of flash-linear-attention or the authors' `n_layer`, `n_embd`.
+/// RWKV-7 as its authors store it: `blocks.N.att.*`, low-rank maps transposed. All sizes are those of the
+/// tensors; no `config.json` is needed.
 ///
 /// https://github.com/BlinkDL/RWKV-LM
 public enum OriginalRWKV7Family: CheckpointFamily {
@@ -125,30 +125,31 @@ public enum OriginalRWKV7Family: CheckpointFamily {
   }
 
   public static func plan(_ c: ForeignConfiguration) throws(ConfigurationError) -> FamilyPlan {
-    var model = ModelConfiguration()
-    model.vocabulary = try c.vocabulary(default: 65536)
-    model.width = try c.width(c.has("n_embd") ? "n_embd" : "hidden_size")
-    model.layers = try c.layerCount(c.has("n_layer") ? "n_layer" : "num_hidden_layers")
-    model.norm = .layer
-    model.normEpsilon = try c.double("norm_eps", default: 1e-5)
-    model.normalizesEmbedding = true
-    let size = try c.count(
-      ["head_size", "head_size_a", "head_dim"].first { c.has($0) } ?? "head_size", default: 64)
-    var mixer = RWKV7.Configuration()
-    mixer.headSize = size
-    mixer.normEpsilon = Double(size) * 1e-5
-    func rank(_ names: [String]) throws(ConfigurationError) -> Int {
-      guard let key = names.first(where: { c.has($0) }) else { return 0 }
-      return try c.count(key)
+    /// An extent of a stored tensor.
+    func extent(_ name: String, _ axis: Int) throws(ConfigurationError) -> Int {
+      guard let shape = c.stored[name], shape.rank == 2, shape[axis] > 0 else {
+        throw ConfigurationError(name, "must be a stored matrix")
+      }
+      return shape[axis]
     }
-    mixer.decayRank = try rank(["D_DECAY_LORA", "decay_low_rank_dim"])
-    mixer.rateRank = try rank(["D_AAA_LORA", "a_low_rank_dim"])
-    mixer.valueRank = try rank(["D_MV_LORA", "v_low_rank_dim"])
-    mixer.gateRank = try rank(["D_GATE_LORA", "gate_low_rank_dim"])
+    var model = ModelConfiguration()
+    model.vocabulary = try extent("emb.weight", 0)
+    model.width = try extent("emb.weight", 1)
+    model.layers = 1
+    while c.stored["blocks.\(model.layers).att.r_k"] != nil { model.layers += 1 }
+    model.norm = .layer
+    model.normEpsilon = 1e-5
+    model.normalizesEmbedding = true
+    var mixer = RWKV7.Configuration()
+    mixer.headSize = try extent("blocks.0.att.r_k", 1)
+    mixer.normEpsilon = 64e-5
+    mixer.decayRank = try extent("blocks.0.att.w1", 1)
+    mixer.rateRank = try extent("blocks.0.att.a1", 1)
+    mixer.gateRank = try extent("blocks.0.att.g1", 1)
+    if model.layers > 1 { mixer.valueRank = try extent("blocks.1.att.v1", 1) }
     try model.setMixer(RWKV7.self, mixer)
     var channels = RWKV7ChannelMix.Configuration()
-    channels.hidden = try c.count(
-      ["dim_ffn", "intermediate_size"].first { c.has($0) } ?? "dim_ffn", default: 4 * model.width)
+    channels.hidden = try extent("blocks.0.ffn.key.weight", 0)
     try model.setFeedForward(RWKV7ChannelMix.self, channels)
 
     var t = TensorMap()
