@@ -116,7 +116,7 @@ public struct MesaForward: Op {
       for head in 0..<B * H {
         for i in 0..<K {
           for j in 0..<K {
-            start.append(Functions.cos(Double(head) + Double(i - j)) * 0.5 + (i == j ? 1 : 0))
+            start.append(Functions.pow(0.5, Double(abs(i - j))) * (1 + 0.1 * Double(head)))
           }
         }
       }
