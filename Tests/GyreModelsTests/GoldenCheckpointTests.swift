@@ -93,12 +93,37 @@ import Testing
     let theirs = try map.exported(ours, shapes: shapes)
     for name in names {
       let r = try golden.expected.readFloat32(name)
-      let y = try theirs.readFloat32(String(name.dropFirst(5)))
+      let y = try values(String(name.dropFirst(5)), in: theirs)
       let norm = r.reduce(0) { $0 + Double($1) * Double($1) }.squareRoot()
       let difference = zip(y, r).reduce(0) { $0 + pow(Double($1.0) - Double($1.1), 2) }.squareRoot()
       #expect(
         y.count == r.count && difference <= 1e-3 * norm, "\(path) \(name): \(difference / norm)")
     }
+  }
+
+  /// A tensor under the name that transformers has for it in memory: experts are one tensor there, and
+  /// MiniMax's block has another name in files.
+  private func values(_ name: String, in source: AssembledTensors) throws -> [Float] {
+    if source.contains(name) { return try source.readFloat32(name) }
+    let stored = name.replacingOccurrences(of: ".mlp.", with: ".block_sparse_moe.")
+    if source.contains(stored) { return try source.readFloat32(stored) }
+    let isDown = name.hasSuffix(".down_proj")
+    for (base, parts) in [
+      (name, isDown ? ["down_proj"] : ["gate_proj", "up_proj"]),
+      (stored, isDown ? ["w2"] : ["w1", "w3"]),
+    ] {
+      let experts = base.prefix(
+        upTo: base.range(of: ".", options: .backwards)?.lowerBound ?? base.endIndex)
+      guard source.contains("\(experts).0.\(parts[0]).weight") else { continue }
+      var result: [Float] = []
+      var e = 0
+      while source.contains("\(experts).\(e).\(parts[0]).weight") {
+        for part in parts { result += try source.readFloat32("\(experts).\(e).\(part).weight") }
+        e += 1
+      }
+      return result
+    }
+    return try source.readFloat32(name)
   }
 
   @Test(arguments: folders)
