@@ -17,10 +17,12 @@ func target(
     exclude: exclude, swiftSettings: swiftSettings)
 }
 
-func test(_ name: String, _ uses: [String] = [], resources: [Resource] = []) -> Target {
+func test(
+  _ name: String, _ uses: [String] = [], exclude: [String] = [], resources: [Resource] = []
+) -> Target {
   .testTarget(
     name: name + "Tests", dependencies: ([name] + uses).map { .init(stringLiteral: $0) },
-    resources: resources, swiftSettings: swiftSettings)
+    exclude: exclude, resources: resources, swiftSettings: swiftSettings)
 }
 
 let crypto = Target.Dependency.product(name: "Crypto", package: "swift-crypto")
@@ -93,6 +95,10 @@ let package = Package(
         "GyreCheckpoints",
       ]),
     // Tests
+    test(
+      "GyreModels",
+      ["GyreCheckpoints", "GyrePlatform", "GyreRecurrence", "GyreTensors"],
+      exclude: ["Fixtures"]),
     test("GyreInference", ["GyreModels", "GyreLayers", "GyrePlatform", "GyreTokenizers"]),
     .testTarget(
       name: "gyreTests", dependencies: ["gyre", arguments], swiftSettings: swiftSettings),

@@ -81,6 +81,7 @@ struct KernelTables: @unchecked Sendable {
   var deltaRule = ck_delta_rule_table()
   var cellScan = ck_cell_scan_table()
   var attention = ck_attention_table()
+  var mesa = ck_mesa_table()
   var convolution = ck_short_convolution_table()
   var rotary = ck_rotary_table()
 
@@ -91,7 +92,8 @@ struct KernelTables: @unchecked Sendable {
       ck_linear_attention_table_for(level, &linearAttention),
       ck_delta_rule_table_for(level, &deltaRule), ck_cell_scan_table_for(level, &cellScan),
       ck_attention_table_for(level, &attention),
-      ck_short_convolution_table_for(level, &convolution), ck_rotary_table_for(level, &rotary)
+      ck_short_convolution_table_for(level, &convolution), ck_rotary_table_for(level, &rotary),
+      ck_mesa_table_for(level, &mesa)
     else { return nil }
   }
 
@@ -123,7 +125,7 @@ struct CPUKernel: Sendable {
     var table: [ObjectIdentifier: CPUKernel] = [:]
     for family in [
       pointwise, layout, products, norms, losses, optimizers, scans, linearAttention, deltaRule,
-      sequence, selectiveScans, cells, attention,
+      sequence, selectiveScans, wkv4, mesa, cells, attention,
     ] {
       for kernel in family { table[kernel.op] = kernel }
     }

@@ -35,11 +35,11 @@ public struct NormLayer: Sendable {
   /// Over the last axis of `x`, whose extent divides the weight's.
   public func callAsFunction(_ x: Tensor) -> Tensor {
     guard let weight else { return x.rmsNormalized(epsilon: epsilon) }
-    switch kind {
-    case .layer:
+    if kind == .layer {
       return x.layerNormalized(weight: weight.value, bias: bias?.value, epsilon: epsilon)
-    case .rmsUnitOffset: return x.rmsNormalized(weight: weight.value + 1, epsilon: epsilon)
-    case .rms, .plain: return x.rmsNormalized(weight: weight.value, epsilon: epsilon)
     }
+    let scale = kind == .rmsUnitOffset ? weight.value + 1 : weight.value
+    let y = x.rmsNormalized(weight: scale, epsilon: epsilon)
+    return bias.map { y + $0.value } ?? y
   }
 }

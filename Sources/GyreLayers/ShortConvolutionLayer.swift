@@ -5,7 +5,7 @@ import GyreTensors
 public struct ShortConvolutionLayer: Sendable {
   public let weight: Parameter
   public let bias: Parameter?
-  private let activates: Bool
+  private let activation: Unary.Kind?
   private let entry: String
   private let channels: Int
   private let width: Int
@@ -13,12 +13,13 @@ public struct ShortConvolutionLayer: Sendable {
   /// - Parameters:
   ///   - width: taps, the current token included.
   ///   - activates: whether SiLU follows.
+  ///   - activation: what follows in place of SiLU.
   ///   - entry: name of the state entry.
   public init(
     _ name: String, channels: Int, width: Int, bias: Bool = false, activates: Bool = true,
-    entry: String = "window", _ p: inout ParameterBuilder
+    activation: Unary.Kind? = nil, entry: String = "window", _ p: inout ParameterBuilder
   ) throws(ConfigurationError) {
-    self.activates = activates
+    self.activation = activation ?? (activates ? .silu : nil)
     self.entry = entry
     self.channels = channels
     self.width = width
@@ -37,9 +38,10 @@ public struct ShortConvolutionLayer: Sendable {
   /// `[B, T, channels]` to the same.
   public func callAsFunction(_ x: Tensor, state: inout State, reset: Tensor?) -> Tensor {
     let (y, window) = x.shortConvolution(
-      weight.value, bias: bias?.value, activation: activates,
+      weight.value, bias: bias?.value, activation: activation == .silu,
       window: width > 1 ? state[entry] : nil, reset: reset)
     if width > 1 { state[entry] = window }
-    return y
+    guard let activation, activation != .silu else { return y }
+    return y.unary(activation)
   }
 }

@@ -9,21 +9,42 @@ import GyreTensors
 ///
 /// q, k and v pass a short convolution with SiLU; q and k have unit length. With
 /// `negativeEigenvalues` β = 2σ. Yang, Wang, Zhang, Shen and Kim, "Parallelizing linear Transformers
-/// with the delta rule over sequence length", 2024. https://arxiv.org/abs/2406.06484
+/// with the delta rule over sequence length", 2024. https://arxiv.org/abs/2406.06484; activations and
+/// sums as in Schlag, Irie and Schmidhuber, "Linear Transformers are secretly fast weight
+/// programmers", 2021.
 ///
 /// State: `[H, K, V]` and the convolution's tail. Engine: `DeltaRule`.
 public struct DeltaNet: SequenceMixer {
   public static let kind = "delta_net"
   public struct Configuration: MixerConfiguration {
     public var heads = 4
+    /// Total key and value widths over the model's width.
+    public var keyExpansion = 1.0
+    public var valueExpansion = 1.0
     public var convolution = 4
     public var negativeEigenvalues = false
     /// RMSNorm ∘ silu(W_g x) in place of RMSNorm.
     public var gatesOutput = false
+    /// β from the input; without it 1.
+    public var learnsStrength = true
+    /// Of q and k: silu, relu, elu (elu + 1) or identity.
+    public var keyActivation = "silu"
+    /// What q and k are divided by: their length ("l2") or Σ|·| ("sum").
+    public var keyNorm = "l2"
+    public var normEpsilon = 1e-5
     public init() {}
     public func validate(width: Int) throws(ConfigurationError) {
-      try HeadSizes.divide(width, by: heads, field: "heads", of: "width")
+      try HeadSizes.positive(heads, "heads")
+      try HeadSizes.expanded(keyExpansion, width, by: heads, field: "keyExpansion")
+      try HeadSizes.expanded(valueExpansion, width, by: heads, field: "valueExpansion")
       try HeadSizes.convolution(convolution)
+      let activations = ["silu", "relu", "elu", "identity"]
+      try require(
+        activations.contains(keyActivation), "keyActivation",
+        "must be one of \(activations), is \(keyActivation)")
+      try require(
+        ["l2", "sum"].contains(keyNorm), "keyNorm", "must be l2 or sum, is \(keyNorm)")
+      try HeadSizes.epsilon(normEpsilon)
     }
   }
   public static let testConfigurations = [
@@ -31,52 +52,66 @@ public struct DeltaNet: SequenceMixer {
     with(Configuration()) {
       $0.heads = 2; $0.convolution = 0; $0.negativeEigenvalues = true; $0.gatesOutput = true
     },
+    with(Configuration()) {
+      $0.keyExpansion = 0.5; $0.valueExpansion = 2; $0.keyActivation = "elu"; $0.keyNorm = "sum"
+      $0.normEpsilon = 1e-6
+    },
+    with(Configuration()) {
+      $0.heads = 2; $0.convolution = 0; $0.learnsStrength = false; $0.keyActivation = "identity"
+    },
+    with(Configuration()) {
+      $0.convolution = 2; $0.keyActivation = "relu"
+    },
   ]
 
-  private let projection: Linear
-  private let strength: Linear
+  private let streams: Streams
+  private let strength: Linear?
   private let output: Linear
-  private let convolution: ShortConvolutionLayer?
-  private let norm: Parameter
+  private let norm: OutputNorm
   private let engine: DeltaRule
   private let c: Configuration
-  private let width: Int
 
   public init(
     _ c: Configuration, width: Int, layer: LayerPosition, parameters p: inout ParameterBuilder
   ) throws(ConfigurationError) {
     self.c = c
-    self.width = width
-    projection = try Linear(
-      "qkv", inputs: width, outputs: (c.gatesOutput ? 4 : 3) * width, &p)
-    strength = try Linear("beta", inputs: width, outputs: c.heads, &p)
-    convolution =
-      c.convolution > 0
-      ? try ShortConvolutionLayer("convolution", channels: 3 * width, width: c.convolution, &p)
-      : nil
-    output = try Linear("output", inputs: width, outputs: width, &p)
-    norm = try p.parameter("norm.weight", [width / c.heads], .constant(1))
-    engine = DeltaRule(heads: c.heads, keySize: width / c.heads, valueSize: width / c.heads)
+    let keys = Int((c.keyExpansion * Double(width)).rounded())
+    let values = Int((c.valueExpansion * Double(width)).rounded())
+    let activation: Unary.Kind? =
+      switch c.keyActivation {
+      case "silu": .silu
+      case "relu": .relu
+      default: nil
+      }
+    streams = try Streams(
+      "qkv", inputs: width, mixed: [keys, keys, values], plain: c.gatesOutput ? [values] : [],
+      convolution: c.convolution, activations: [activation, activation, .silu], &p)
+    strength = c.learnsStrength ? try Linear("beta", inputs: width, outputs: c.heads, &p) : nil
+    output = try Linear("output", inputs: values, outputs: width, &p)
+    norm = try OutputNorm(values / c.heads, epsilon: c.normEpsilon, &p)
+    engine = DeltaRule(heads: c.heads, keySize: keys / c.heads, valueSize: values / c.heads)
   }
 
-  public var stateSpec: StateSpec { engine.stateSpec + (convolution?.stateSpec ?? StateSpec()) }
+  public var stateSpec: StateSpec { engine.stateSpec + streams.stateSpec }
 
   public func callAsFunction(_ x: Tensor, state: inout State, context: inout SequenceContext)
     -> Tensor
   {
-    let parts = projection(x).split(c.gatesOutput ? [3 * width, width] : [3 * width])
-    let mixed = convolution?(parts[0], state: &state, reset: context.reset) ?? parts[0].silu()
-    let qkv = mixed.split([width, width, width]).map { $0.heads(c.heads) }
-    let beta = strength(x).sigmoid()
+    let parts = streams(x, state: &state, reset: context.reset).map { $0.heads(c.heads) }
+    let beta =
+      strength?(x).sigmoid() ?? .full(1, [x.shape[0], x.shape[1], c.heads], on: x.device)
     let y = engine(
       .init(
-        q: qkv[0].l2Normalized(), k: qkv[1].l2Normalized(), v: qkv[2],
+        q: placed(parts[0]), k: placed(parts[1]), v: parts[2],
         beta: c.negativeEigenvalues ? beta * 2 : beta, gate: .none),
       state: &state, form: context.form, reset: context.reset)
-    let normed =
-      c.gatesOutput
-      ? y.gatedNorm(parts[1].heads(c.heads), weight: norm.value, epsilon: 1e-5)
-      : y.rmsNormalized(weight: norm.value, epsilon: 1e-5)
-    return output(normed.mergedHeads())
+    return output(norm(y, gate: c.gatesOutput ? parts[3] : nil).mergedHeads())
+  }
+
+  private func placed(_ t: Tensor) -> Tensor {
+    // elu + 1 without cancellation: max(x, 0) + e^min(x, 0).
+    let activated = c.keyActivation == "elu" ? t.relu() + (-(-t).relu()).exp() : t
+    return c.keyNorm == "sum"
+      ? activated.absoluteNormalized(floor: 1e-6) : activated.l2Normalized()
   }
 }

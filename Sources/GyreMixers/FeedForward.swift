@@ -16,6 +16,14 @@ public struct GatedMLP: SequenceMixer {
     /// Gate and up as matrices of their own: loading them copies nothing.
     public var separate = false
     public init() {}
+    func hiddenSize(_ width: Int) -> Int {
+      hidden > 0 ? hidden : (width * 8 / 3 + 31) / 32 * 32
+    }
+    public func resolved(width: Int) -> Self {
+      var c = self
+      c.hidden = hiddenSize(width)
+      return c
+    }
     public func validate(width: Int) throws(ConfigurationError) {
       try require(hidden >= 0, "hidden", "must not be negative, is \(hidden)")
       _ = try self.unit()
@@ -41,9 +49,7 @@ public struct GatedMLP: SequenceMixer {
   public init(
     _ c: Configuration, width: Int, layer: LayerPosition, parameters p: inout ParameterBuilder
   ) throws(ConfigurationError) {
-    unit = try GatedUnitLayer(
-      width: width, hidden: c.hidden > 0 ? c.hidden : (width * 8 / 3 + 31) / 32 * 32,
-      activation: try c.unit(), bias: c.bias, separate: c.separate, &p)
+    unit = try GatedUnitLayer(c, width: width, &p)
   }
 
   public var stateSpec: StateSpec { StateSpec() }
@@ -61,16 +67,15 @@ struct GatedUnitLayer: Sendable {
   private let activation: GatedUnit.Activation
 
   init(
-    width: Int, hidden: Int, activation: GatedUnit.Activation, bias: Bool = false,
-    separate: Bool, _ p: inout ParameterBuilder
+    _ c: GatedMLP.Configuration, width: Int, _ p: inout ParameterBuilder
   ) throws(ConfigurationError) {
-    self.activation = activation
-    let initial: Initializer? = bias ? .zeros : nil
-    gate =
-      separate ? try Linear("gate", inputs: width, outputs: hidden, bias: initial, &p) : nil
+    activation = try c.unit()
+    let hidden = c.hiddenSize(width)
+    let bias: Initializer? = c.bias ? .zeros : nil
+    gate = c.separate ? try Linear("gate", inputs: width, outputs: hidden, bias: bias, &p) : nil
     up = try Linear(
-      "up", inputs: width, outputs: separate ? hidden : 2 * hidden, bias: initial, &p)
-    down = try Linear("down", inputs: hidden, outputs: width, bias: initial, &p)
+      "up", inputs: width, outputs: c.separate ? hidden : 2 * hidden, bias: bias, &p)
+    down = try Linear("down", inputs: hidden, outputs: width, bias: bias, &p)
   }
 
   func callAsFunction(_ x: Tensor) -> Tensor {
@@ -90,9 +95,7 @@ public struct PlainMLP: SequenceMixer {
     public init() {}
     public func validate(width: Int) throws(ConfigurationError) {
       try require(hidden >= 0, "hidden", "must not be negative, is \(hidden)")
-      try require(
-        Unary.Kind.named(activation) != nil, "activation",
-        "must be one of \(Unary.Kind.allCases.map(\.name)), is \(activation)")
+      try Unary.Kind.validate(activation)
     }
   }
   public static let testConfigurations = [Configuration()]
@@ -123,4 +126,10 @@ extension Unary.Kind {
   /// The name in configurations: "relu_squared" is written reluSquared.
   public var name: String { "\(self)" }
   public static func named(_ name: String) -> Unary.Kind? { allCases.first { $0.name == name } }
+
+  /// - Throws: unless `name` is one of the functions; the field is "activation".
+  static func validate(_ name: String) throws(ConfigurationError) {
+    try require(
+      named(name) != nil, "activation", "must be one of \(allCases.map(\.name)), is \(name)")
+  }
 }

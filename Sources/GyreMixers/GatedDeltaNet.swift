@@ -24,11 +24,23 @@ public struct GatedDeltaNet: SequenceMixer {
     public var valueExpansion = 2.0
     public var convolution = 4
     public var negativeEigenvalues = false
+    /// Activation after the convolution.
+    public var activation = "silu"
+    public var gatesOutput = true
+    /// Of the output gate: silu or sigmoid.
+    public var gateActivation = "silu"
+    public var normEpsilon = 1e-5
     public init() {}
 
     func keyHeads(_ width: Int) -> Int { heads > 0 ? heads : max(1, width * 3 / (4 * headSize)) }
     func headCount(_ width: Int) -> Int { valueHeads > 0 ? valueHeads : keyHeads(width) }
-    var valueSize: Int { Int(valueExpansion * Double(headSize)) }
+    var valueSize: Int { Int((valueExpansion * Double(headSize)).rounded()) }
+
+    public func resolved(width: Int) -> Self {
+      var c = self
+      (c.heads, c.valueHeads) = (keyHeads(width), headCount(width))
+      return c
+    }
 
     public func validate(width: Int) throws(ConfigurationError) {
       try HeadSizes.positive(headSize, "headSize")
@@ -37,9 +49,11 @@ public struct GatedDeltaNet: SequenceMixer {
       try require(
         headCount(width) % keyHeads(width) == 0, "valueHeads",
         "must be a multiple of \(keyHeads(width)) key heads, is \(valueHeads)")
-      try HeadSizes.expansion(valueExpansion, "valueExpansion")
-      try require(valueSize > 0, "valueExpansion", "must give at least one channel a head")
+      try HeadSizes.expanded(valueExpansion, headSize, by: 1, field: "valueExpansion")
       try HeadSizes.convolution(convolution)
+      _ = try GatedNorm.Gate.named(gateActivation, field: "gateActivation")
+      try HeadSizes.activation(activation)
+      try HeadSizes.epsilon(normEpsilon)
     }
   }
   public static let testConfigurations = [
@@ -48,18 +62,23 @@ public struct GatedDeltaNet: SequenceMixer {
     },
     with(Configuration()) {
       $0.headSize = 12; $0.heads = 2; $0.valueHeads = 4; $0.valueExpansion = 1
-      $0.negativeEigenvalues = true; $0.convolution = 2
+      $0.negativeEigenvalues = true; $0.convolution = 2; $0.gateActivation = "sigmoid"
+      $0.activation = "gelu"
+    },
+    with(Configuration()) {
+      $0.headSize = 8; $0.heads = 2; $0.convolution = 0; $0.gatesOutput = false
+      $0.normEpsilon = 1e-6
     },
   ]
 
-  private let projection: Linear
+  private let streams: Streams
   private let gates: Linear
+  private let decay: StepDecay
   private let output: Linear
-  private let convolution: ShortConvolutionLayer?
-  private let logRate, stepBias, norm: Parameter
+  private let norm: OutputNorm
   private let engine: DeltaRule
   private let c: Configuration
-  private let keyHeads, heads, keys, values: Int
+  private let keyHeads, heads: Int
 
   public init(
     _ c: Configuration, width: Int, layer: LayerPosition, parameters p: inout ParameterBuilder
@@ -67,44 +86,35 @@ public struct GatedDeltaNet: SequenceMixer {
     self.c = c
     keyHeads = c.keyHeads(width)
     heads = c.headCount(width)
-    keys = keyHeads * c.headSize
-    values = heads * c.valueSize
-    projection = try Linear("qkvg", inputs: width, outputs: 2 * keys + 2 * values, &p)
+    let (keys, values) = (keyHeads * c.headSize, heads * c.valueSize)
+    streams = try Streams(
+      "qkvg", inputs: width, mixed: [keys, keys, values], plain: c.gatesOutput ? [values] : [],
+      convolution: c.convolution, activations: [Unary.Kind.named(c.activation)], &p)
+    // Decays, then write strengths.
     gates = try Linear("gates", inputs: width, outputs: 2 * heads, &p)
-    convolution =
-      c.convolution > 0
-      ? try ShortConvolutionLayer(
-        "convolution", channels: 2 * keys + values, width: c.convolution, &p) : nil
-    logRate = try p.parameter(
-      "A_log", [heads],
-      .values { n, g in
-        g.uniforms(n, 0, 16).map { Float(Functions.log(max(Double($0), 1e-3))) }
-      })
-    stepBias = try p.parameter("dt_bias", [heads], .mambaStep())
+    decay = try StepDecay(heads: heads, rates: 0...16, &p)
     output = try Linear("output", inputs: values, outputs: width, &p)
-    norm = try p.parameter("norm.weight", [c.valueSize], .constant(1))
+    norm = try OutputNorm(
+      c.valueSize, epsilon: c.normEpsilon,
+      gate: .named(c.gateActivation, field: "gateActivation"), &p)
     engine = DeltaRule(
       heads: heads, keyHeads: keyHeads, keySize: c.headSize, valueSize: c.valueSize)
   }
 
-  public var stateSpec: StateSpec { engine.stateSpec + (convolution?.stateSpec ?? StateSpec()) }
+  public var stateSpec: StateSpec { engine.stateSpec + streams.stateSpec }
 
   public func callAsFunction(_ x: Tensor, state: inout State, context: inout SequenceContext)
     -> Tensor
   {
-    let parts = projection(x).split([2 * keys + values, values])
-    let mixed = convolution?(parts[0], state: &state, reset: context.reset) ?? parts[0].silu()
-    let qkv = mixed.split([keys, keys, values])
+    let parts = streams(x, state: &state, reset: context.reset)
     let gate = gates(x).split([heads, heads])
-    let logDecay = (gate[0] + stepBias.value).softplus() * -logRate.value.exp()
     let beta = gate[1].sigmoid()
     let y = engine(
       .init(
-        q: qkv[0].heads(keyHeads).l2Normalized(), k: qkv[1].heads(keyHeads).l2Normalized(),
-        v: qkv[2].heads(heads), beta: c.negativeEigenvalues ? beta * 2 : beta,
-        gate: .scalar(logDecay)),
+        q: parts[0].heads(keyHeads).l2Normalized(), k: parts[1].heads(keyHeads).l2Normalized(),
+        v: parts[2].heads(heads), beta: c.negativeEigenvalues ? beta * 2 : beta,
+        gate: .scalar(decay(gate[0]))),
       state: &state, form: context.form, reset: context.reset)
-    return output(
-      y.gatedNorm(parts[1].heads(heads), weight: norm.value, epsilon: 1e-5).mergedHeads())
+    return output(norm(y, gate: c.gatesOutput ? parts[3].heads(heads) : nil).mergedHeads())
   }
 }

@@ -10,22 +10,42 @@ import GyreTensors
 /// with f = σ(f̃), i = e^ĩ, both pre-activations capped at ±15. Beck et al., "xLSTM: extended long
 /// short-term memory", 2024. https://arxiv.org/abs/2405.04517
 ///
-/// State: C `[H, K, V]`, n `[H, K]`, m `[H]`. Engine: `MatrixLSTM`.
+/// With `inputGate` "sigmoid" i = σ(ĩ), y = Cₜᵀ q / (max(|nₜᵀ q|, 1) + ε) and there is no m
+/// (Beck et al., "Tiled flash linear attention", 2025, https://arxiv.org/abs/2503.14376).
+///
+/// State: C `[H, K, V]`, n `[H, K]`, m `[H]`; with sigmoid gates S and z. Engine: `MatrixLSTM` or
+/// `LinearAttention`.
 public struct MLSTM: SequenceMixer {
   public static let kind = "mlstm"
   public struct Configuration: MixerConfiguration {
+    public enum InputGate: String, Codable, Hashable, Sendable { case exponential, sigmoid }
     public var heads = 4
-    /// Total key width over the model's width.
+    /// Total key and value widths over the model's, rounded down.
     public var keyExpansion = 0.5
+    public var valueExpansion = 1.0
+    public var inputGate = InputGate.exponential
     /// Gate pre-activations are c·tanh(x/c).
     public var gateCap = 15.0
+    /// Biases of q, k, v, output gate, norm and output; the gates have theirs always.
+    public var bias = false
+    /// ε of the divisor.
+    public var epsilon = 1e-6
+    public var normEpsilon = 1e-6
+    /// Projections as matrices of their own rather than one: loading them copies nothing.
+    public var separate = false
     public init() {}
+
+    func sizes(_ width: Int) -> (keys: Int, values: Int) {
+      (Int(keyExpansion * Double(width)), Int(valueExpansion * Double(width)))
+    }
     public func validate(width: Int) throws(ConfigurationError) {
-      try HeadSizes.divide(width, by: heads, field: "heads", of: "width")
       try HeadSizes.expansion(keyExpansion, "keyExpansion")
-      try HeadSizes.divide(
-        Int(keyExpansion * Double(width)), by: heads, field: "heads", of: "key width")
+      try HeadSizes.expansion(valueExpansion, "valueExpansion")
+      try HeadSizes.divide(sizes(width).keys, by: heads, field: "heads", of: "key width")
+      try HeadSizes.divide(sizes(width).values, by: heads, field: "heads", of: "value width")
       try require(gateCap > 0, "gateCap", "must be positive, is \(gateCap)")
+      try require(epsilon >= 0, "epsilon", "must not be negative, is \(epsilon)")
+      try require(normEpsilon > 0, "normEpsilon", "must be positive, is \(normEpsilon)")
     }
   }
   public static let testConfigurations = [
@@ -33,47 +53,81 @@ public struct MLSTM: SequenceMixer {
     with(Configuration()) {
       $0.heads = 1; $0.keyExpansion = 1
     },
+    with(Configuration()) {
+      $0.heads = 2; $0.valueExpansion = 1.5; $0.bias = true; $0.gateCap = 5; $0.epsilon = 1e-5
+      $0.normEpsilon = 1e-5; $0.separate = true
+    },
+    with(Configuration()) { $0.inputGate = .sigmoid },
   ]
 
-  private let projection: Linear
+  private let projections: [Linear]
   private let gates: Linear
   private let output: Linear
   private let norm: NormLayer
-  private let engine: MatrixLSTM
+  private let exponential: MatrixLSTM
+  private let bounded: LinearAttention
   private let c: Configuration
-  private let width: Int
-  private let keys: Int
+  private let sizes: (keys: Int, values: Int)
 
   public init(
     _ c: Configuration, width: Int, layer: LayerPosition, parameters p: inout ParameterBuilder
   ) throws(ConfigurationError) {
     self.c = c
-    self.width = width
-    keys = Int(c.keyExpansion * Double(width))
-    let heads = c.heads
-    projection = try Linear("qkvo", inputs: width, outputs: 2 * keys + 2 * width, &p)
+    sizes = c.sizes(width)
+    let (heads, keys, values) = (c.heads, sizes.keys, sizes.values)
+    let bias: Initializer? = c.bias ? .zeros : nil
+    var projections: [Linear] = []
+    if c.separate {
+      for (name, size) in [("q", keys), ("k", keys), ("v", values), ("o", values)] {
+        projections.append(try Linear(name, inputs: width, outputs: size, bias: bias, &p))
+      }
+    } else {
+      projections.append(
+        try Linear("qkvo", inputs: width, outputs: 2 * keys + 2 * values, bias: bias, &p))
+    }
+    self.projections = projections
     // Input gates start closed (−10), forget gates open (3 to 6); their weights start at zero.
     gates = try Linear(
       "gates", inputs: width, outputs: 2 * heads,
       bias: .each { i in i < heads ? -10 : 3 + 3 * Double(i - heads) / Double(max(heads - 1, 1)) },
       initializer: .zeros, &p)
-    output = try Linear("output", inputs: width, outputs: width, &p)
-    norm = try NormLayer("norm", width, kind: .layer, epsilon: 1e-6, &p)
-    engine = MatrixLSTM(heads: heads, keySize: keys / heads, valueSize: width / heads)
+    output = try Linear("output", inputs: values, outputs: width, bias: bias, &p)
+    norm = try NormLayer(
+      "norm", values, kind: .layer, epsilon: c.normEpsilon, bias: c.bias, &p)
+    exponential = MatrixLSTM(
+      heads: heads, keySize: keys / heads, valueSize: values / heads, epsilon: c.epsilon)
+    bounded = LinearAttention(
+      heads: heads, keySize: keys / heads, valueSize: values / heads,
+      normalizer: .floor(1, epsilon: c.epsilon))
   }
 
-  public var stateSpec: StateSpec { engine.stateSpec }
+  public var stateSpec: StateSpec {
+    c.inputGate == .exponential ? exponential.stateSpec : bounded.stateSpec
+  }
 
   public func callAsFunction(_ x: Tensor, state: inout State, context: inout SequenceContext)
     -> Tensor
   {
-    let parts = projection(x).split([keys, keys, width, width])
+    let parts =
+      c.separate
+      ? projections.map { $0(x) }
+      : projections[0](x).split([sizes.keys, sizes.keys, sizes.values, sizes.values])
     let capped = ((gates(x) / c.gateCap).tanh() * c.gateCap).split([c.heads, c.heads])
-    let y = engine(
-      .init(
-        q: parts[0].heads(c.heads), k: parts[1].heads(c.heads), v: parts[2].heads(c.heads),
-        inputGate: capped[0], forgetGate: capped[1]),
-      state: &state, form: context.form, reset: context.reset)
+    let (q, k, v) = (parts[0].heads(c.heads), parts[1].heads(c.heads), parts[2].heads(c.heads))
+    let y: Tensor
+    switch c.inputGate {
+    case .exponential:
+      y = exponential(
+        .init(q: q, k: k, v: v, inputGate: capped[0], forgetGate: capped[1]),
+        state: &state, form: context.form, reset: context.reset)
+    case .sigmoid:
+      let open = capped[0].sigmoid()
+      y = bounded(
+        .init(
+          q: q, k: k * open.reshaped(Shape(open.shape.dimensions + [1])), v: v,
+          decay: .scalar(capped[1].logSigmoid())),
+        state: &state, form: context.form, reset: context.reset)
+    }
     return output(norm(y).mergedHeads() * parts[3].sigmoid())
   }
 }

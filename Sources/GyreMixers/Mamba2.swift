@@ -7,7 +7,8 @@ import GyreTensors
 ///     Sₜ = e^(Δₜ A) Sₜ₋₁ + Bₜ (Δₜ xₜ)ᵀ    yₜ = Sₜᵀ Cₜ + D xₜ    Δ = softplus(dt + b)    A = −e^a
 ///     out = W_o RMSNorm(yₜ ∘ silu(zₜ))
 ///
-/// x, B and C pass a short convolution with SiLU. Dao and Gu, "Transformers are SSMs", 2024.
+/// x, B and C pass a short convolution with SiLU; Δ may be bounded; with groups the norm is over the
+/// channels of each. Dao and Gu, "Transformers are SSMs", 2024.
 /// https://arxiv.org/abs/2405.21060
 ///
 /// State: `[H, N, P]` and the convolution's tail. Engine: `LinearAttention`, scalar decay.
@@ -20,7 +21,30 @@ public struct Mamba2: SequenceMixer {
     /// Groups of heads that share B and C.
     public var groups = 1
     public var convolution = 4
+    public var convolutionBias = true
+    /// Activation after the convolution.
+    public var activation = "silu"
+    /// Bias of the input and output maps.
+    public var bias = false
+    /// Groups of the norm; 0: as `groups`.
+    public var normGroups = 0
+    public var normEpsilon = 1e-5
+    /// Norm before the gate: RMSNorm(y) ∘ silu(z).
+    public var normsFirst = false
+    /// D a channel rather than a head.
+    public var skipPerChannel = false
+    /// Bounds of Δ.
+    public var stepLow = 0.0
+    public var stepHigh: Double?
     public init() {}
+
+    public static var optionalFields: Set<String> { ["stepHigh"] }
+    public func resolved(width: Int) -> Self {
+      var c = self
+      c.normGroups = normGroupCount()
+      return c
+    }
+    func normGroupCount() -> Int { normGroups > 0 ? normGroups : groups }
     public func validate(width: Int) throws(ConfigurationError) {
       for (value, field) in [
         (headSize, "headSize"), (stateSize, "stateSize"), (expansion, "expansion"),
@@ -31,6 +55,15 @@ public struct Mamba2: SequenceMixer {
         expansion * width / headSize, by: groups, field: "groups", of: "head count")
       try HeadSizes.convolution(convolution)
       try HeadSizes.positive(convolution, "convolution")
+      try HeadSizes.activation(activation)
+      try require(normGroups >= 0, "normGroups", "must not be negative, is \(normGroups)")
+      try HeadSizes.divide(
+        expansion * width, by: normGroupCount(), field: "normGroups", of: "inner width")
+      try HeadSizes.epsilon(normEpsilon, "normEpsilon")
+      try require(stepLow >= 0 && stepLow.isFinite, "stepLow", "must not be negative")
+      if let stepHigh {
+        try require(stepHigh >= stepLow, "stepHigh", "must not be below stepLow \(stepLow)")
+      }
     }
   }
   public static let testConfigurations = [
@@ -39,6 +72,11 @@ public struct Mamba2: SequenceMixer {
     },
     with(Configuration()) {
       $0.headSize = 16; $0.stateSize = 12; $0.groups = 2; $0.convolution = 3
+    },
+    with(Configuration()) {
+      $0.headSize = 16; $0.stateSize = 8; $0.groups = 2; $0.normGroups = 1; $0.bias = true
+      $0.convolutionBias = false; $0.activation = "gelu"; $0.normsFirst = true
+      $0.skipPerChannel = true; $0.stepLow = 0.02; $0.stepHigh = 0.06; $0.normEpsilon = 1e-3
     },
   ]
 
@@ -58,30 +96,34 @@ public struct Mamba2: SequenceMixer {
     inner = c.expansion * width
     heads = inner / c.headSize
     let mixed = inner + 2 * c.groups * c.stateSize
-    input = try Linear("input", inputs: width, outputs: inner + mixed + heads, &p)
+    let bias: Initializer? = c.bias ? .zeros : nil
+    input = try Linear("input", inputs: width, outputs: inner + mixed + heads, bias: bias, &p)
     convolution = try ShortConvolutionLayer(
-      "convolution", channels: mixed, width: c.convolution, bias: true, &p)
+      "convolution", channels: mixed, width: c.convolution, bias: c.convolutionBias,
+      activation: Unary.Kind.named(c.activation), &p)
     stepBias = try p.parameter("dt_bias", [heads], .mambaStep())
     logRate = try p.parameter(
       "A_log", [heads],
       .values { n, g in g.uniforms(n, 1, 16).map { Float(Functions.log(Double($0))) } })
-    skip = try p.parameter("D", [heads], .constant(1))
+    skip = try p.parameter("D", [c.skipPerChannel ? inner : heads], .constant(1))
     norm = try p.parameter("norm.weight", [inner], .constant(1))
-    output = try Linear("output", inputs: inner, outputs: width, &p)
+    output = try Linear("output", inputs: inner, outputs: width, bias: bias, &p)
     engine = LinearAttention(
       heads: heads, keyHeads: c.groups, keySize: c.stateSize, valueSize: c.headSize, scale: 1)
   }
 
   public var stateSpec: StateSpec { engine.stateSpec + convolution.stateSpec }
 
-  public func callAsFunction(_ x: Tensor, state: inout State, context: inout SequenceContext)
+  public func callAsFunction(_ u: Tensor, state: inout State, context: inout SequenceContext)
     -> Tensor
   {
     let keys = c.groups * c.stateSize
-    let parts = input(x).split([inner, inner + 2 * keys, heads])
+    let parts = input(u).split([inner, inner + 2 * keys, heads])
     let mixed = convolution(parts[1], state: &state, reset: context.reset)
       .split([inner, keys, keys])
-    let step = (parts[2] + stepBias.value).softplus()  // [B, T, H]
+    var step = (parts[2] + stepBias.value).softplus()  // [B, T, H]
+    if c.stepLow > 0 { step = step.maximum(.full(c.stepLow, [1], on: u.device)) }
+    if let high = c.stepHigh { step = step.minimum(.full(high, [1], on: u.device)) }
     let logDecay = step * -logRate.value.exp()
     let v = mixed[0].heads(heads)  // [B, T, H, P]
     let scaled = v * step.reshaped(Shape(step.shape.dimensions + [1]))
@@ -90,9 +132,13 @@ public struct Mamba2: SequenceMixer {
         q: mixed[2].heads(c.groups), k: mixed[1].heads(c.groups), v: scaled,
         decay: .scalar(logDecay)),
       state: &state, form: context.form, reset: context.reset)
-    let skipped = y + v * skip.value.reshaped([heads, 1])
+    let size = c.skipPerChannel ? c.headSize : 1
+    let skipped = y + v * skip.value.reshaped([heads, size])
+    let groups = c.normGroupCount()
     return output(
-      skipped.mergedHeads().gatedNorm(
-        parts[0], weight: norm.value, epsilon: 1e-5, gatesFirst: true))
+      skipped.mergedHeads().heads(groups).gatedNorm(
+        parts[0].heads(groups), weight: norm.value, epsilon: c.normEpsilon,
+        gatesFirst: !c.normsFirst
+      ).mergedHeads())
   }
 }

@@ -20,6 +20,10 @@ public struct RGLRU: SequenceMixer {
     /// Blocks of the gates' matrices.
     public var heads = 4
     public var convolution = 4
+    /// Activation of the gate W_y u.
+    public var activation = "geluTanh"
+    /// The two gates' matrices as parameters of their own: loading them copies nothing.
+    public var separate = false
     public init() {}
     public func validate(width: Int) throws(ConfigurationError) {
       try require(channels >= 0, "channels", "must not be negative, is \(channels)")
@@ -27,18 +31,23 @@ public struct RGLRU: SequenceMixer {
         channels > 0 ? channels : width, by: heads, field: "heads", of: "channels")
       try HeadSizes.convolution(convolution)
       try HeadSizes.positive(convolution, "convolution")
+      try HeadSizes.activation(activation)
     }
   }
   public static let testConfigurations = [
     Configuration(),
     with(Configuration()) {
-      $0.channels = 24; $0.heads = 2; $0.convolution = 2
+      $0.channels = 24; $0.heads = 2; $0.convolution = 2; $0.activation = "silu"
+      $0.separate = true
     },
   ]
 
   private let input, gate, output: Linear
   private let convolution: ShortConvolutionLayer
-  private let gateWeight, gateBias, rate: Parameter
+  /// One for both gates, the input gate's columns first in a block, or one each.
+  private let gates: [(weight: Parameter, bias: Parameter)]
+  private let rate: Parameter
+  private let activation: Unary.Kind
   private let engine: DiagonalScan
   private let heads: Int
   private let channels: Int
@@ -48,17 +57,25 @@ public struct RGLRU: SequenceMixer {
   ) throws(ConfigurationError) {
     channels = c.channels > 0 ? c.channels : width
     heads = c.heads
+    activation = Unary.Kind.named(c.activation) ?? .geluTanh
     let block = channels / heads
     input = try Linear("x", inputs: width, outputs: channels, bias: .zeros, &p)
     gate = try Linear("y", inputs: width, outputs: channels, bias: .zeros, &p)
     convolution = try ShortConvolutionLayer(
       "convolution", channels: channels, width: c.convolution, bias: true, activates: false, &p)
-    // Columns of a block: the input gate's, then the recurrence gate's.
-    gateWeight = try p.parameter(
-      "gates.weight", [heads, block, 2 * block],
-      .normal(standardDeviation: 1 / Double(block).squareRoot()))
-    gateBias = try p.parameter(
-      "gates.bias", [heads, 1, 2 * block], .zeros, decay: WeightDecay.none)
+    var gates: [(weight: Parameter, bias: Parameter)] = []
+    for name in c.separate ? ["input_gate", "recurrent_gate"] : ["gates"] {
+      let columns = c.separate ? block : 2 * block
+      gates.append(
+        (
+          try p.parameter(
+            name + ".weight", [heads, block, columns],
+            .normal(standardDeviation: 1 / Double(block).squareRoot())),
+          try p.parameter(
+            name + ".bias", [heads, 1, columns], .zeros, decay: WeightDecay.none)
+        ))
+    }
+    self.gates = gates
     // e^(−softplus Λ) = ρ with ρ² uniform in (0.9², 0.999²).
     rate = try p.parameter(
       "rate", [channels],
@@ -78,18 +95,16 @@ public struct RGLRU: SequenceMixer {
     let x = convolution(input(u), state: &state, reset: context.reset)
     let (batch, tokens, block) = (x.shape[0], x.shape[1], channels / heads)
     let blocks = x.reshaped([batch * tokens, heads, block]).permuted([1, 0, 2])
-    let gates = (blocks.matmul(gateWeight.value) + gateBias.value).sigmoid()
-      .split([block, block])
+    let products = gates.map { (blocks.matmul($0.weight.value) + $0.bias.value).sigmoid() }
+    let both = (products.count == 1 ? products[0].split([block, block]) : products)
       .map { $0.permuted([1, 0, 2]).reshaped([batch, tokens, channels]) }
-    let logDecay = gates[1] * (rate.value.softplus() * -8)
-    // √ has an unbounded slope at 0: below 2.5e-7, slope 1000, the gradient is cut.
-    let floor = Tensor.full(2.5e-7, [1], on: x.device)
-    var factor = (-(logDecay * 2).unary(.expm1)).maximum(floor).unary(.sqrt)
+    let logDecay = both[1] * (rate.value.softplus() * -8)
+    var factor = (-(logDecay * 2).unary(.expm1)).boundedRoot()
     if let starts { factor = factor * (1 - starts) + starts }
     let h = engine(
-      .init(decay: logDecay, decayIsLog: true, input: gates[0] * x * factor), state: &state,
+      .init(decay: logDecay, decayIsLog: true, input: both[0] * x * factor), state: &state,
       form: context.form, reset: context.reset)
-    return output(h * gate(u).unary(.geluTanh))
+    return output(h * gate(u).unary(activation))
   }
 
   /// 1 at the first token of each document, `[B, T, 1]`; nil where no token is one.
@@ -104,5 +119,14 @@ public struct RGLRU: SequenceMixer {
         ?? (Tensor.zeros([batch, tokens, 1], on: x.device) + first)
     }
     return starts
+  }
+}
+
+extension Tensor {
+  /// √x with a slope of at most 1000, which it has below 2.5e-7.
+  fileprivate func boundedRoot() -> Tensor {
+    let root = maximum(.full(2.5e-7, [1], on: device))
+    let bounded = root.unary(.sqrt) + (self - root) * 1000
+    return bounded + (self.unary(.sqrt) - bounded).detached()
   }
 }

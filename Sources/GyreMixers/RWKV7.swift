@@ -28,8 +28,15 @@ public struct RWKV7: SequenceMixer {
     public var rateRank = 0
     public var valueRank = 0
     public var gateRank = 0
+    /// Total value width; 0: the model's width.
+    public var valueWidth = 0
+    /// ε of the norm over each head of y.
+    public var normEpsilon = 64e-5
+    /// ε under the root of κ's length: 1e-24 in the authors' code, 1e-6 in some others'.
+    public var keyEpsilon = 1e-24
     public init() {}
 
+    func values(_ width: Int) -> Int { valueWidth > 0 ? valueWidth : width }
     private func rank(_ given: Int, _ factor: Double, _ width: Int) -> Int {
       if given > 0 { return given }
       return max(32, 32 * Int((factor * Double(width).squareRoot() / 32).rounded()))
@@ -45,14 +52,22 @@ public struct RWKV7: SequenceMixer {
       try HeadSizes.divide(width, by: headSize, field: "headSize", of: "width")
       for (value, field) in [
         (decayRank, "decayRank"), (rateRank, "rateRank"), (valueRank, "valueRank"),
-        (gateRank, "gateRank"),
+        (gateRank, "gateRank"), (valueWidth, "valueWidth"),
       ] { try require(value >= 0, field, "must not be negative, is \(value)") }
+      try HeadSizes.divide(
+        values(width), by: width / headSize, field: "valueWidth", of: "value width")
+      try require(normEpsilon > 0, "normEpsilon", "must be positive, is \(normEpsilon)")
+      try require(keyEpsilon > 0, "keyEpsilon", "must be positive, is \(keyEpsilon)")
     }
   }
   public static let testConfigurations = [
     with(Configuration()) {
       $0.headSize = 16; $0.decayRank = 4; $0.rateRank = 4; $0.valueRank = 4; $0.gateRank = 4
-    }
+    },
+    with(Configuration()) {
+      $0.headSize = 8; $0.decayRank = 3; $0.rateRank = 5; $0.valueRank = 6; $0.gateRank = 7
+      $0.valueWidth = 64; $0.normEpsilon = 1e-4; $0.keyEpsilon = 1e-6
+    },
   ]
 
   private let mixes: [Parameter]
@@ -64,11 +79,14 @@ public struct RWKV7: SequenceMixer {
   private let engine: GeneralizedDeltaRule
   private let heads: Int
   private let width: Int
+  private let keyEpsilon: Double
 
   public init(
     _ c: Configuration, width d: Int, layer: LayerPosition, parameters p: inout ParameterBuilder
   ) throws(ConfigurationError) {
     let n = c.headSize
+    let values = c.values(d)
+    keyEpsilon = c.keyEpsilon
     let ranks = c.ranks(d)
     width = d
     heads = d / n
@@ -90,34 +108,36 @@ public struct RWKV7: SequenceMixer {
     receptance = try Linear(
       "receptance", inputs: d, outputs: d, initializer: .orthogonal(gain: 1), &p)
     key = try Linear("key", inputs: d, outputs: d, initializer: .orthogonal(gain: 0.1), &p)
-    value = try Linear("value", inputs: d, outputs: d, initializer: .orthogonal(gain: 1), &p)
-    output = try Linear("output", inputs: d, outputs: d, initializer: .zeros, &p)
+    value = try Linear("value", inputs: d, outputs: values, initializer: .orthogonal(gain: 1), &p)
+    output = try Linear("output", inputs: values, outputs: d, initializer: .zeros, &p)
     func lowRank(
-      _ name: String, _ rank: Int, _ activation: Unary.Kind?, _ bias: Initializer?,
-      _ p: inout ParameterBuilder
+      _ name: String, _ rank: Int, _ outputs: Int, _ activation: Unary.Kind?,
+      _ bias: Initializer?, _ p: inout ParameterBuilder
     ) throws(ConfigurationError) -> LowRankLinear {
       try LowRankLinear(
-        name, inputs: d, rank: rank, outputs: d, activation: activation, bias: bias, down: .zeros,
+        name, inputs: d, rank: rank, outputs: outputs, activation: activation, bias: bias,
+        down: .zeros,
         up: .orthogonal(gain: 0.1), &p)
     }
     let exponent = 1 + Functions.pow(ratio, 0.3)
     decay = try lowRank(
-      "decay", ranks.decay, .tanh,
+      "decay", ranks.decay, d, .tanh,
       .each { i in -6 + 6 * Functions.pow(Double(i) / last, exponent) + 0.5 + 2.5 * zigzag(i) }, &p)
     rate = try lowRank(
-      "rate", ranks.rate, nil, .each { i in -0.19 + 0.3 * zigzag(i) + 0.4 * linear(i) }, &p)
+      "rate", ranks.rate, d, nil, .each { i in -0.19 + 0.3 * zigzag(i) + 0.4 * linear(i) }, &p)
     residualValue =
       layer.index == 0
       ? nil
-      : try lowRank("residual_value", ranks.value, nil, .each { i in 0.73 - 0.4 * linear(i) }, &p)
-    gate = try lowRank("gate", ranks.gate, .sigmoid, nil, &p)
+      : try lowRank(
+        "residual_value", ranks.value, values, nil, .each { i in 0.73 - 0.4 * linear(i) }, &p)
+    gate = try lowRank("gate", ranks.gate, values, .sigmoid, nil, &p)
     keyScale = try p.parameter("k_k", [d], .each { i in 0.71 - 0.1 * linear(i) })
     keyRate = try p.parameter("k_a", [d], .constant(1.02))
     bonus = try p.parameter("r_k", [d / n, n], .constant(-0.04), decay: WeightDecay.none)
     norm = try NormLayer(
-      "norm", d, kind: .layer, epsilon: 64e-5, bias: true,
+      "norm", values, kind: .layer, epsilon: c.normEpsilon, bias: true,
       weight: .constant(Functions.pow(Double(layer.index + 1) / Double(layer.count), 0.7)), &p)
-    engine = GeneralizedDeltaRule(heads: heads, keySize: n, valueSize: n)
+    engine = GeneralizedDeltaRule(heads: heads, keySize: n, valueSize: values / heads)
   }
 
   public var stateSpec: StateSpec {
@@ -140,7 +160,7 @@ public struct RWKV7: SequenceMixer {
     } else {
       context.shared["rwkv7.value"] = v
     }
-    let direction = (k * keyScale.value).heads(heads).l2Normalized(epsilon: 1e-24)
+    let direction = (k * keyScale.value).heads(heads).l2Normalized(epsilon: keyEpsilon)
     let strength = a.heads(heads)
     let written = (k * ((a - 1) * keyRate.value + 1)).heads(heads)
     let values = v.heads(heads)
@@ -160,31 +180,40 @@ public struct RWKV7: SequenceMixer {
 public struct RWKV7ChannelMix: SequenceMixer {
   public static let kind = "rwkv7_channel_mix"
   public struct Configuration: MixerConfiguration {
-    /// Width of the hidden layer over the model's.
-    public var expansion = 4
+    /// Width of the hidden layer; 0: four times the model's.
+    public var hidden = 0
+    public var activation = Unary.Kind.reluSquared.name
     public init() {}
     public func validate(width: Int) throws(ConfigurationError) {
-      try HeadSizes.positive(expansion, "expansion")
+      try require(hidden >= 0, "hidden", "must not be negative, is \(hidden)")
+      try Unary.Kind.validate(activation)
     }
   }
-  public static let testConfigurations = [Configuration()]
+  public static let testConfigurations = [
+    Configuration(),
+    with(Configuration()) {
+      $0.hidden = 40; $0.activation = "silu"
+    },
+  ]
 
   private let mix: Parameter
   private let key, value: Linear
+  private let activation: Unary.Kind
   private let width: Int
 
   public init(
     _ c: Configuration, width: Int, layer: LayerPosition, parameters p: inout ParameterBuilder
   ) throws(ConfigurationError) {
     self.width = width
+    activation = Unary.Kind.named(c.activation) ?? .reluSquared
+    let hidden = c.hidden > 0 ? c.hidden : 4 * width
     let depth = Functions.pow(1 - Double(layer.index) / Double(layer.count), 4)
     mix = try p.parameter(
       "x_k", [width],
       .each { n in 1 - Functions.pow(Double(n) / Double(width), depth) }, decay: WeightDecay.none)
     key = try Linear(
-      "key", inputs: width, outputs: c.expansion * width, initializer: .orthogonal(gain: 1), &p)
-    value = try Linear(
-      "value", inputs: c.expansion * width, outputs: width, initializer: .zeros, &p)
+      "key", inputs: width, outputs: hidden, initializer: .orthogonal(gain: 1), &p)
+    value = try Linear("value", inputs: hidden, outputs: width, initializer: .zeros, &p)
   }
 
   public var stateSpec: StateSpec { StateSpec([.init("last", [width], .window)]) }
@@ -194,6 +223,6 @@ public struct RWKV7ChannelMix: SequenceMixer {
   {
     let (mixed, last) = x.tokenShiftMix([mix.value], last: state["last"], reset: context.reset)
     state["last"] = last
-    return value(key(mixed[0]).unary(.reluSquared))
+    return value(key(mixed[0]).unary(activation))
   }
 }

@@ -34,6 +34,7 @@ public struct LanguageModel: Sendable {
   private let embedding: Parameter
   private let embeddingNorm: NormLayer?
   private let blocks: [Block]
+  private let finalAttention: ResidualAttention?
   private let finalNorm: NormLayer
   private let headWeight: Parameter
   /// Whether the backward pass computes each block again instead of keeping its activations.
@@ -50,11 +51,7 @@ public struct LanguageModel: Sendable {
     embedding = try p.parameter(
       "embedding.weight", [c.vocabulary, c.width], .normal(standardDeviation: c.initialDeviation),
       decay: WeightDecay.none)
-    embeddingNorm =
-      c.normalizesEmbedding
-      ? try NormLayer(
-        "embedding_norm", c.width, kind: c.norm, epsilon: c.normEpsilon, bias: c.norm == .layer, &p)
-      : nil
+    embeddingNorm = c.normalizesEmbedding ? try c.makeNorm("embedding_norm", &p) : nil
     var blocks: [Block] = []
     for index in 0..<c.layers {
       blocks.append(
@@ -63,8 +60,9 @@ public struct LanguageModel: Sendable {
         })
     }
     self.blocks = blocks
-    finalNorm = try NormLayer(
-      "norm", c.width, kind: c.norm, epsilon: c.normEpsilon, bias: c.norm == .layer, &p)
+    finalAttention =
+      c.residual == .attention ? try c.makeResidualAttention("residual", &p) : nil
+    finalNorm = try c.makeFinalNorm(&p)
     headWeight =
       c.tiesEmbedding
       ? embedding
@@ -99,10 +97,16 @@ public struct LanguageModel: Sendable {
     _ tokens: Tensor, state: inout ModelState, form: SequenceForm = .chunkwise,
     reset: Tensor? = nil
   ) -> Tensor {
+    var context = SequenceContext(form: form, reset: reset)
+    return hidden(tokens, state: &state, context: &context)
+  }
+
+  private func hidden(
+    _ tokens: Tensor, state: inout ModelState, context: inout SequenceContext
+  ) -> Tensor {
     var x = embedding.value.rows(tokens)
     if configuration.embeddingScale != 1 { x = x * configuration.embeddingScale }
     if let embeddingNorm { x = embeddingNorm(x) }
-    var context = SequenceContext(form: form, reset: reset)
     var next = 0
     for block in blocks {
       let range = next..<next + block.sublayers.count
@@ -114,6 +118,7 @@ public struct LanguageModel: Sendable {
       for i in states.indices { states[i].tokenCount += tokens.shape[1] }
       state.layers.replaceSubrange(range, with: states)
     }
+    if let finalAttention { x = finalAttention(ResidualAttention.blocks(context) + [x]) }
     return finalNorm(x)
   }
 
@@ -124,15 +129,22 @@ public struct LanguageModel: Sendable {
     return (logits / cap).tanh() * cap
   }
 
-  /// Mean cross-entropy in nats of predicting `targets` `[B, T]` (negative: ignored), and that of
-  /// each token.
+  /// What training minimises, the mean cross-entropy in nats of predicting `targets` `[B, T]`
+  /// (negative: ignored) plus λ times the routers' balance loss where the configuration has a
+  /// `balanceFactor`; and the cross-entropy of each token.
   public func loss(
     _ tokens: Tensor, targets: Tensor, state: inout ModelState, form: SequenceForm = .chunkwise,
     reset: Tensor? = nil
   ) -> (mean: Tensor, rows: Tensor) {
-    let h = hidden(tokens, state: &state, form: form, reset: reset)
-    if configuration.logitCap != nil { return logits(h).crossEntropy(targets) }
-    return h.crossEntropy(head: headWeight.value, targets)
+    var context = SequenceContext(form: form, reset: reset)
+    let h = hidden(tokens, state: &state, context: &context)
+    let (mean, rows) =
+      configuration.logitCap != nil
+      ? logits(h).crossEntropy(targets) : h.crossEntropy(head: headWeight.value, targets)
+    guard let factor = configuration.balanceFactor, let balance = context.balanceLoss else {
+      return (mean, rows)
+    }
+    return (mean + balance * factor, rows)
   }
 }
 
@@ -142,6 +154,9 @@ struct Block: Sendable {
     var norm: NormLayer
     var map: any SequenceMixer
     var factors: (stream: Double, sublayer: Double)
+    /// With residuals over depth; whether a block of sublayers starts here.
+    var attention: ResidualAttention?
+    var startsBlock = false
   }
   let sublayers: [Sublayer]
   private let residual: ModelConfiguration.Residual
@@ -151,12 +166,16 @@ struct Block: Sendable {
   ) throws(ConfigurationError) {
     var sublayers: [Sublayer] = []
     for (name, entry, options) in c.sublayers(layer.index) {
-      let norm = try NormLayer(
-        name + "_norm", c.width, kind: c.norm, epsilon: c.normEpsilon, bias: c.norm == .layer, &p)
+      let norm = try c.makeNorm(name + "_norm", layer: layer.index, &p)
       let map = try p.scoped(name) { p throws(ConfigurationError) in
         try Layers.make(entry, options, width: c.width, layer: layer, &p)
       }
-      sublayers.append(Sublayer(norm: norm, map: map, factors: c.factors(of: entry)))
+      var sublayer = Sublayer(norm: norm, map: map, factors: c.factors(of: entry))
+      if c.residual == .attention {
+        sublayer.attention = try c.makeResidualAttention(name + "_residual", &p)
+        sublayer.startsBlock = (2 * layer.index + sublayers.count) % c.residualBlock == 0
+      }
+      sublayers.append(sublayer)
     }
     residual = c.residual
     self.sublayers = sublayers
@@ -167,6 +186,14 @@ struct Block: Sendable {
   ) -> Tensor {
     var x = x
     for (i, sublayer) in sublayers.enumerated() {
+      if let attention = sublayer.attention {
+        let sums = ResidualAttention.blocks(context) + [x]
+        let mixed = sums.count == 1 ? x : attention(sums)
+        let y = sublayer.map(sublayer.norm(mixed), state: &states[i], context: &context)
+        if sublayer.startsBlock { ResidualAttention.append(x, &context) }
+        x = sublayer.startsBlock ? y : x + y
+        continue
+      }
       let normed = sublayer.norm(x)
       let y = sublayer.map(normed, state: &states[i], context: &context)
       let stream = residual == .preNorm ? x : normed

@@ -1,6 +1,7 @@
 import FoundationEssentials
 import GyreLayers
 import GyreMixers
+import GyreTensors
 
 /// A model as data: what `config.json` of a run folder holds.
 public struct ModelConfiguration: Codable, Hashable, Sendable {
@@ -25,11 +26,21 @@ public struct ModelConfiguration: Codable, Hashable, Sendable {
   public var feedForwardPattern: [String]?
   /// How a sublayer joins the stream.
   public var residual = Residual.preNorm
+  /// Sublayers whose sum is one term of residual attention: 1 or an even number.
+  public var residualBlock = 1
   /// Factors (α, β) of the stream and of the sublayer by entry of a pattern or kind; 1 where none
   /// are given.
   public var residualFactors: [String: [Double]] = [:]
   public var norm = NormLayer.Kind.rms
   public var normEpsilon = 1e-6
+  /// Whether norms have a bias; nil: LayerNorms have one, RMSNorms have none.
+  public var normBias: Bool?
+  /// The same and ε of the norm before the head; nil: as the others.
+  public var finalNormBias: Bool?
+  public var finalNormEpsilon: Double?
+  /// Layers after each of which the stream counts half: ε of the norms after it is four times larger;
+  /// 0: none. RWKV-4's inference code halves the stream itself, which gives the same.
+  public var halvingInterval = 0
   /// A norm directly after the embedding (RWKV).
   public var normalizesEmbedding = false
   /// The output head is the embedding.
@@ -40,8 +51,10 @@ public struct ModelConfiguration: Codable, Hashable, Sendable {
   public var embeddingScale = 1.0
   /// c·tanh(logits/c); nil for none.
   public var logitCap: Double?
-  /// The public `config.json` that the model was converted from.
-  public var origin: JSONValue?
+  /// λ: the loss has λ times the balance loss of the routers, where there are any; nil for none.
+  public var balanceFactor: Double?
+  /// The text of the public `config.json` that the model was converted from.
+  public var origin: String?
 
   /// How sublayer f with its norm joins the stream x.
   public enum Residual: String, Sendable, Hashable, Codable {
@@ -49,6 +62,8 @@ public struct ModelConfiguration: Codable, Hashable, Sendable {
     case preNorm = "pre_norm"
     /// x ← α n + β f(n) with n = norm(x): the stream itself is normalised (MiniMax).
     case postNorm = "post_norm"
+    /// x ← x + f(norm(o)) with o an attention over the sums of blocks of sublayers before f.
+    case attention
   }
 
   public init() {}
@@ -59,14 +74,20 @@ public struct ModelConfiguration: Codable, Hashable, Sendable {
     case feedForwardOptions = "feed_forward_options"
     case feedForwardPattern = "feed_forward_pattern"
     case residual
+    case residualBlock = "residual_block"
     case residualFactors = "residual_factors"
     case norm
     case normEpsilon = "norm_epsilon"
+    case normBias = "norm_bias"
+    case finalNormBias = "final_norm_bias"
+    case finalNormEpsilon = "final_norm_epsilon"
+    case halvingInterval = "halving_interval"
     case normalizesEmbedding = "normalizes_embedding"
     case tiesEmbedding = "ties_embedding"
     case initialDeviation = "initial_deviation"
     case embeddingScale = "embedding_scale"
     case logitCap = "logit_cap"
+    case balanceFactor = "balance_factor"
     case origin
   }
 
@@ -86,15 +107,21 @@ public struct ModelConfiguration: Codable, Hashable, Sendable {
     try value(.feedForwardOptions, &feedForwardOptions)
     feedForwardPattern = try c.decodeIfPresent([String].self, forKey: .feedForwardPattern)
     try value(.residual, &residual)
+    try value(.residualBlock, &residualBlock)
     try value(.residualFactors, &residualFactors)
     try value(.norm, &norm)
     try value(.normEpsilon, &normEpsilon)
+    normBias = try c.decodeIfPresent(Bool.self, forKey: .normBias)
+    finalNormBias = try c.decodeIfPresent(Bool.self, forKey: .finalNormBias)
+    finalNormEpsilon = try c.decodeIfPresent(Double.self, forKey: .finalNormEpsilon)
+    try value(.halvingInterval, &halvingInterval)
     try value(.normalizesEmbedding, &normalizesEmbedding)
     try value(.tiesEmbedding, &tiesEmbedding)
     try value(.initialDeviation, &initialDeviation)
     try value(.embeddingScale, &embeddingScale)
     logitCap = try c.decodeIfPresent(Double.self, forKey: .logitCap)
-    origin = try c.decodeIfPresent(JSONValue.self, forKey: .origin)
+    balanceFactor = try c.decodeIfPresent(Double.self, forKey: .balanceFactor)
+    origin = try c.decodeIfPresent(String.self, forKey: .origin)
   }
 
   public func encode(to encoder: any Encoder) throws {
@@ -108,14 +135,20 @@ public struct ModelConfiguration: Codable, Hashable, Sendable {
     try c.encode(feedForwardOptions, forKey: .feedForwardOptions)
     try c.encodeIfPresent(feedForwardPattern, forKey: .feedForwardPattern)
     if residual != .preNorm { try c.encode(residual, forKey: .residual) }
+    if residualBlock != 1 { try c.encode(residualBlock, forKey: .residualBlock) }
     if !residualFactors.isEmpty { try c.encode(residualFactors, forKey: .residualFactors) }
     try c.encode(norm, forKey: .norm)
     try c.encode(normEpsilon, forKey: .normEpsilon)
+    try c.encodeIfPresent(normBias, forKey: .normBias)
+    try c.encodeIfPresent(finalNormBias, forKey: .finalNormBias)
+    try c.encodeIfPresent(finalNormEpsilon, forKey: .finalNormEpsilon)
+    if halvingInterval != 0 { try c.encode(halvingInterval, forKey: .halvingInterval) }
     try c.encode(normalizesEmbedding, forKey: .normalizesEmbedding)
     try c.encode(tiesEmbedding, forKey: .tiesEmbedding)
     try c.encode(initialDeviation, forKey: .initialDeviation)
     try c.encode(embeddingScale, forKey: .embeddingScale)
     try c.encode(logitCap, forKey: .logitCap)
+    try c.encodeIfPresent(balanceFactor, forKey: .balanceFactor)
     try c.encodeIfPresent(origin, forKey: .origin)
   }
 
@@ -164,6 +197,17 @@ public struct ModelConfiguration: Codable, Hashable, Sendable {
     try require(
       initialDeviation > 0 && initialDeviation.isFinite, "initial_deviation", "must be positive")
     try require(embeddingScale.isFinite, "embedding_scale", "must be finite")
+    try require((balanceFactor ?? 0).isFinite, "balance_factor", "must be finite")
+    if let finalNormEpsilon {
+      try require(
+        finalNormEpsilon > 0 && finalNormEpsilon < 1, "final_norm_epsilon",
+        "must be in (0, 1), is \(finalNormEpsilon)")
+    }
+    try require(
+      residualBlock == 1 || residualBlock > 0 && residualBlock % 2 == 0, "residual_block",
+      "must be 1 or an even number, is \(residualBlock)")
+    try require(
+      halvingInterval >= 0, "halving_interval", "must not be negative, is \(halvingInterval)")
     if let logitCap { try require(logitCap > 0, "logit_cap", "must be positive") }
     for (i, entry) in pattern.enumerated() {
       try Layers.validate(entry, options(of: entry), width: width, at: "pattern[\(i)]")
@@ -189,6 +233,34 @@ public struct ModelConfiguration: Codable, Hashable, Sendable {
         factors.count == 2 && factors.allSatisfy(\.isFinite), "residual_factors.\(entry)",
         "must be two numbers")
     }
+  }
+
+  /// The norm of a sublayer of `layer`, or of the embedding.
+  func makeNorm(
+    _ name: String, layer: Int = 0, _ p: inout ParameterBuilder
+  ) throws(ConfigurationError) -> NormLayer {
+    try NormLayer(
+      name, width, kind: norm, epsilon: normEpsilon * halvings(before: layer),
+      bias: normBias ?? (norm == .layer), &p)
+  }
+
+  /// The norm before the head.
+  func makeFinalNorm(_ p: inout ParameterBuilder) throws(ConfigurationError) -> NormLayer {
+    try NormLayer(
+      "norm", width, kind: norm,
+      epsilon: (finalNormEpsilon ?? normEpsilon) * halvings(before: layers),
+      bias: finalNormBias ?? normBias ?? (norm == .layer), &p)
+  }
+
+  func makeResidualAttention(
+    _ name: String, _ p: inout ParameterBuilder
+  ) throws(ConfigurationError) -> ResidualAttention {
+    try ResidualAttention(name, width: width, epsilon: normEpsilon, &p)
+  }
+
+  /// 4ⁿ for the n times that the stream was halved before a layer.
+  private func halvings(before layer: Int) -> Double {
+    halvingInterval > 0 ? Functions.pow(4, Double(layer / halvingInterval)) : 1
   }
 
   static let noFeedForward = "none"

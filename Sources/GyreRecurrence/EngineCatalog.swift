@@ -7,9 +7,12 @@ public enum EngineCatalog {
     ComplexScanForward.self,
     MinGRUForward.self,
     SelectiveScanForward.self,
+    WKV4Forward.self,
+    MesaForward.self,
     LinearAttentionForward.self,
     DeltaRuleForward.self,
     CellForward.self,
     AttentionForward.self,
+    AdditiveGateForward.self,
   ]
 }

@@ -26,6 +26,8 @@ public enum OpCatalog {
     TokenShift.self,
     CrossEntropy.self,
     LinearCrossEntropy.self,
+    TopMask.self,
+    SelectedHistory.self,
     AdamWStep.self,
     MomentumStep.self,
   ]

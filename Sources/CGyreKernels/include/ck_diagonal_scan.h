@@ -88,6 +88,25 @@ struct ck_selective_scan_args {
   float *dh0;               // [B, D, N] or NULL
 };
 
+/// RWKV-4's average of values with weights that grow with their keys and decay with their age:
+/// yₜ = (Nₜ₋₁ + e^(u+kₜ) vₜ) / (Dₜ₋₁ + e^(u+kₜ)), Nₜ = e^w Nₜ₋₁ + e^kₜ vₜ, Dₜ = e^w Dₜ₋₁ + e^kₜ.
+/// The state is (num, den, max) with N = e^max num and D = e^max den, so that no exponential overflows;
+/// max is a constant in the gradient. Peng et al., "RWKV", 2023, https://arxiv.org/abs/2305.13048
+struct ck_wkv4_args {
+  long batch, tokens, width;
+  const int32_t *reset;                // [B, T] or NULL
+  const float *w, *u;                  // [D]: log decay ≤ 0, bonus of the token itself
+  const float *k, *v;                  // [B, T, D]
+  const float *num0, *den0, *max0;     // [B, D], all or none (zeros and −10³⁸)
+  float *y;                            // [B, T, D]; forward
+  float *num, *den, *max;              // [B, D]; forward
+  const float *dy;                     // [B, T, D] or NULL; backward from here on
+  const float *dnum, *dden;            // [B, D] or NULL
+  float *dw, *du;                      // [D]
+  float *dk, *dv;                      // [B, T, D]
+  float *dnum0, *dden0;                // [B, D], both or neither; only with num0
+};
+
 struct ck_diagonal_scan_table {
   void (*forward)(const struct ck_diagonal_scan_args *);
   void (*backward)(const struct ck_diagonal_scan_args *);
@@ -97,6 +116,8 @@ struct ck_diagonal_scan_table {
   void (*min_gru_backward)(const struct ck_min_gru_args *);
   void (*selective_forward)(const struct ck_selective_scan_args *);
   void (*selective_backward)(const struct ck_selective_scan_args *);
+  void (*wkv4_forward)(const struct ck_wkv4_args *);
+  void (*wkv4_backward)(const struct ck_wkv4_args *);
 };
 
 /// Fills the best kernels that `level` contains; false where this architecture lacks the level.

@@ -3,7 +3,35 @@ import GyreLayers
 /// Every public checkpoint layout: one line each.
 public enum FamilyCatalog {
   public static let families: [any CheckpointFamily.Type] = [
-    LlamaFamily.self
+    LlamaFamily.self,
+    MambaFamily.self,
+    FalconMambaFamily.self,
+    Mamba2Family.self,
+    JambaFamily.self,
+    LFM2Family.self,
+    RecurrentGemmaFamily.self,
+    Qwen3NextFamily.self,
+    FlaGLAFamily.self,
+    FlaRetNetFamily.self,
+    FlaLinearAttentionFamily.self,
+    FlaHGRNFamily.self,
+    FlaHGRN2Family.self,
+    FlaLightNetFamily.self,
+    FlaDeltaNetFamily.self,
+    FlaGatedDeltaNetFamily.self,
+    FlaGatedDeltaProductFamily.self,
+    FlaKDAFamily.self,
+    FlaMomFamily.self,
+    FlaGSAFamily.self,
+    FlaABCFamily.self,
+    RWKV4Family.self,
+    RWKV6Family.self,
+    OriginalRWKV7Family.self,
+    RWKV7Family.self,
+    XLSTMFamily.self,
+    MiniMaxFamily.self,
+    ForgettingTransformerFamily.self,
+    MesaNetFamily.self,
   ]
 
   /// The family of a folder.

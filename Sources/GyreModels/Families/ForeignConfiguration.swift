@@ -1,5 +1,6 @@
 import FoundationEssentials
 import GyreLayers
+import GyreTensors
 
 /// A `config.json` of another library. Typed reads name the field in their errors; null counts as
 /// absent.
@@ -7,6 +8,8 @@ public struct ForeignConfiguration: Sendable, Hashable {
   public let value: JSONValue
   /// Where the object lies in the file, for errors: "rope_parameters".
   public let path: String
+  /// Shapes of the tensors beside the file, for layouts whose configuration leaves sizes out.
+  public var stored: [String: Shape] = [:]
 
   public init(_ value: JSONValue, path: String = "") {
     self.value = value
@@ -18,7 +21,7 @@ public struct ForeignConfiguration: Sendable, Hashable {
   /// - Throws: when it is not a JSON object.
   public init(json: [UInt8]) throws(ConfigurationError) {
     let value = try JSONValue(text: json)
-    guard value.members != nil else { throw ConfigurationError("", "must be an object") }
+    guard value.members != nil else { throw ConfigurationError("config", "must be an object") }
     self.init(value)
   }
 
@@ -189,11 +192,11 @@ extension JSONValue {
   public init(text: [UInt8]) throws(ConfigurationError) {
     let limit = 1 << 26
     guard text.count <= limit else {
-      throw ConfigurationError("", "has \(text.count) bytes, more than \(limit)")
+      throw ConfigurationError("config", "has \(text.count) bytes, more than \(limit)")
     }
     do {
       self = try JSONDecoder().decode(JSONValue.self, from: Data(Self.quotingNonFinite(text)))
-    } catch { throw ConfigurationError("", "is not JSON: \(error)") }
+    } catch { throw ConfigurationError("config", "is not JSON: \(error)") }
   }
 
   /// The marker that transformers writes for numbers that JSON lacks.

@@ -59,8 +59,12 @@ public struct ModelFolder: Sendable {
     }
     let names = Set(stored.names)
     let map: TensorMap?
+    let extents: [String: Shape]
+    do throws(CheckpointError) { extents = try Self.extents(stored) } catch {
+      throw .checkpoint(error)
+    }
     do throws(ConfigurationError) {
-      (configuration, layout, map) = try Self.resolve(try Self.read(file), names)
+      (configuration, layout, map) = try Self.resolve(try Self.read(file, names), extents)
       shapes = try configuration.parameterShapes()
     } catch let error {
       throw .configuration(file: file, error)
@@ -86,31 +90,53 @@ public struct ModelFolder: Sendable {
   /// is ours.
   public static func configuration(path: String) throws(ModelFolderError) -> ModelConfiguration {
     let file = path + "/" + configurationFile
-    let stored = try? CheckpointFolder(path: path)
+    let stored = (try? CheckpointFolder(path: path)).flatMap { try? extents($0) } ?? [:]
     do throws(ConfigurationError) {
-      return try resolve(try read(file), Set(stored?.names ?? [])).0
+      return try resolve(try read(file, Set(stored.keys)), stored).0
     } catch let error {
       throw .configuration(file: file, error)
     }
   }
 
-  private static func read(_ file: String) throws(ConfigurationError) -> JSONValue {
+  private static func extents(
+    _ stored: CheckpointFolder
+  ) throws(CheckpointError) -> [String: Shape] {
+    var result: [String: Shape] = [:]
+    for name in stored.names { result[name] = try stored.info(name).shape }
+    return result
+  }
+
+  /// The configuration; an empty one where there is no file and the tensors' names are enough.
+  private static func read(
+    _ file: String, _ names: Set<String>
+  ) throws(ConfigurationError) -> JSONValue {
     let bytes: [UInt8]
     do throws(CheckpointError) {
       bytes = try MappedFile(path: file).withUnsafeBytes { Array($0) }
-    } catch { throw ConfigurationError("", error.description) }
+    } catch {
+      let none = JSONValue.object([:])
+      if case .notFound = error,
+        FamilyCatalog.families.contains(where: {
+          $0.recognizes(ForeignConfiguration(none), tensorNames: names)
+        })
+      {
+        return none
+      }
+      throw ConfigurationError("", error.description)
+    }
     return try JSONValue(text: bytes)
   }
 
   private static func resolve(
-    _ value: JSONValue, _ names: Set<String>
+    _ value: JSONValue, _ stored: [String: Shape]
   ) throws(ConfigurationError) -> (ModelConfiguration, Layout, TensorMap?) {
     guard let members = value.members else { throw ConfigurationError("", "must be an object") }
     if members["pattern"] != nil, members["model_type"] == nil {
       return (try ModelConfiguration(value), .gyre, nil)
     }
-    let config = ForeignConfiguration(value)
-    let family = try FamilyCatalog.family(config, tensorNames: names)
+    var config = ForeignConfiguration(value)
+    config.stored = stored
+    let family = try FamilyCatalog.family(config, tensorNames: Set(stored.keys))
     let plan = try family.plan(config)
     try plan.model.validate()
     return (plan.model, .family(family, config), plan.tensors)

@@ -1,0 +1,55 @@
+import GyreLayers
+import GyreMixers
+import GyreTensors
+
+/// flash-linear-attention `rwkv6`.
+///
+/// Peng et al., "Eagle and Finch", 2024. https://arxiv.org/abs/2404.05892
+public enum RWKV6Family: CheckpointFamily {
+  public static let name = "flash-linear-attention rwkv6"
+
+  public static func recognizes(
+    _ config: ForeignConfiguration, tensorNames: Set<String>
+  ) -> Bool { config["model_type"]?.text == "rwkv6" }
+
+  public static func plan(_ c: ForeignConfiguration) throws(ConfigurationError) -> FamilyPlan {
+    var stack = try RWKVStack(c)
+    var mixer = RWKV6.Configuration()
+    mixer.heads = try c.count("num_heads", default: 4)
+    mixer.keyExpansion = try c.double("expand_k", default: 0.5)
+    mixer.valueExpansion = try c.double("expand_v", default: 1)
+    mixer.mixRank = try c.count("proj_low_rank_dim", default: 32)
+    mixer.decayRank = try c.count("gate_low_rank_dim", default: 64)
+    mixer.normEpsilon = stack.model.normEpsilon
+    try stack.setMixers(RWKV6.self, Array(repeating: mixer, count: stack.model.layers))
+    var channels = RWKV6ChannelMix.Configuration()
+    channels.hidden = try stack.hidden(c, ratio: 3.5)
+    channels.activation = try stack.activation(c)
+    try stack.model.setFeedForward(RWKV6ChannelMix.self, channels)
+
+    for i in 0..<stack.model.layers {
+      let (ours, theirs) = ("layers.\(i).mixer", "model.layers.\(i).attn")
+      if !stack.isAttention(i) {
+        stack.tensors.same("\(ours).mix", "\(theirs).x_proj.0.mu")
+        stack.tensors.linear("\(ours).mix_down", "\(theirs).x_proj.0.linear")
+        stack.tensors.same("\(ours).mix_up.weight", "\(theirs).x_proj.2.weight")
+        stack.tensors.same("\(ours).mix_bias", "\(theirs).x_bias")
+        for (a, b) in [("receptance", "r"), ("key", "k"), ("value", "v"), ("gate", "g")] {
+          stack.tensors.linear("\(ours).\(a)", "\(theirs).\(b)_proj.linear")
+        }
+        stack.tensors.linear("\(ours).decay.down", "\(theirs).w_proj.linear.lora.0")
+        stack.tensors.linear("\(ours).decay.up", "\(theirs).w_proj.linear.lora.2", bias: true)
+        stack.tensors.same("\(ours).bonus", "\(theirs).bonus")
+        stack.tensors.linear("\(ours).norm", "\(theirs).g_norm", bias: true)
+        stack.tensors.linear("\(ours).output", "\(theirs).o_proj")
+      }
+      let (block, ffn) = ("layers.\(i).feed_forward", "model.layers.\(i).ffn")
+      for (a, b) in [("r", "receptance"), ("k", "key")] {
+        stack.tensors.same("\(block).mix_\(a)", "\(ffn).\(b).mu")
+        stack.tensors.linear("\(block).\(b)", "\(ffn).\(b).linear")
+      }
+      stack.tensors.linear("\(block).value", "\(ffn).value")
+    }
+    return FamilyPlan(model: stack.model, tensors: stack.tensors)
+  }
+}
