@@ -1,8 +1,10 @@
+import GyreCheckpoints
 import GyreModels
 import GyreTensors
 import GyreTokenizers
 
-/// A model as a folder holds it: `config.json`, `model.safetensors` and the tokenizer.
+/// A model as a folder holds it (`config.json`, `model.safetensors` and the tokenizer) or as a GGUF
+/// file does.
 public enum StoredModel {
   public static let configurationFile = ModelFolder.configurationFile
   public static let weightsFile = "model.safetensors"
@@ -25,8 +27,17 @@ public enum StoredModel {
     }
   }
 
-  /// The tokenizer of a folder.
+  /// The tokenizer of a folder or of a GGUF file.
   public static func tokenizer(folder: String) throws(InferenceError) -> any Tokenizer {
+    if GGUFFile.isGGUF(path: folder) {
+      let file: GGUFFile
+      do throws(CheckpointError) { file = try GGUFFile(path: folder) } catch {
+        throw .folder(.checkpoint(error))
+      }
+      do throws(TokenizerError) { return try GGUFTokenizer.load(file) } catch {
+        throw .tokenizer(error)
+      }
+    }
     do throws(TokenizerError) { return try TokenizerFile.load(path: folder) } catch {
       throw .tokenizer(error)
     }

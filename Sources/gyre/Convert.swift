@@ -1,5 +1,7 @@
 import ArgumentParser
+import GyreInference
 import GyreModels
+import GyreTokenizers
 
 struct Convert: ParsableCommand {
   static let configuration = CommandConfiguration(
@@ -11,11 +13,12 @@ struct Convert: ParsableCommand {
         gyre convert out back --layout hf                 the public layout again, bit for bit
         gyre convert runs/tiny-1 out --layout hf          for the original library to load
         gyre convert ~/models/llama out --layout hf --dtype bf16
+        gyre convert model.Q4_K.gguf out                  a GGUF file, unpacked
 
       Without --dtype every element keeps its bits.
       """)
 
-  @Argument(help: "A run folder or a folder in a public layout.") var input: String
+  @Argument(help: "A run folder, a folder in a public layout, or a GGUF file.") var input: String
   @Argument(help: "The folder to write.") var output: String
   @Option(help: "gyre (ours) or hf (the public layout of the architecture).")
   var layout = TargetLayout.gyre
@@ -27,7 +30,11 @@ struct Convert: ParsableCommand {
     if !force, Files.kind(output + "/" + ModelFolder.configurationFile) != nil {
       throw Failure("'\(output)' holds a model already; --force replaces it")
     }
-    let written = try ModelFolder(path: input).convert(to: output, layout: layout, type: dtype)
+    let folder = try ModelFolder(path: input)
+    let written = try folder.convert(to: output, layout: layout, type: dtype)
+    if folder.isGGUF {
+      try TokenizerFile.save(StoredModel.tokenizer(folder: input), folder: output)
+    }
     Terminal.note("\(output): \(written)")
   }
 }

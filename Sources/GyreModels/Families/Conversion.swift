@@ -42,7 +42,6 @@ extension ModelFolder {
   public func convert(
     to folder: String, layout target: TargetLayout, type: WeightType? = nil
   ) throws(ModelFolderError) -> String {
-    let file = path + "/" + Self.configurationFile
     var written: any TensorSource = tensors
     var text: String
     var name = "gyre"
@@ -52,10 +51,10 @@ extension ModelFolder {
         text = try Self.json(configuration)
       case (.gyre, .family):
         var model = configuration
-        model.origin = try Self.text(file)
+        model.origin = try originalText()
         text = try Self.json(model)
       case (.hf, .family(let family, _)):
-        (text, written, name) = (try Self.text(file), stored, family.name)
+        (text, written, name) = (try originalText(), stored, family.name)
       case (.hf, .gyre):
         let layout = try PublicLayout(of: configuration)
         (text, name) = (layout.configuration, layout.family.name)
@@ -72,7 +71,8 @@ extension ModelFolder {
       var writer = SafetensorsWriter(metadata: metadata)
       for name in written.names { try writer.add(name, from: written, type: type?.stored) }
       try writer.write(to: folder + "/model.safetensors")
-      for other in try CheckpointFiles.names(path) where Self.travels(other) {
+      let others = isGGUF ? [] : try CheckpointFiles.names(path)
+      for other in others where Self.travels(other) {
         let bytes = try MappedFile(path: path + "/" + other).withUnsafeBytes { Array($0) }
         try AtomicFile.write(bytes, to: folder + "/" + other)
       }
@@ -83,6 +83,16 @@ extension ModelFolder {
 
   private static func json(_ model: ModelConfiguration) throws(ConfigurationError) -> String {
     do { return try model.json() } catch { throw ConfigurationError("config", "\(error)") }
+  }
+
+  /// The public `config.json`: the file's text, or what a GGUF file's metadata mean.
+  private func originalText() throws(ConfigurationError) -> String {
+    guard isGGUF, case .family(_, let config) = layout else { return try Self.text(file) }
+    do {
+      let encoder = JSONEncoder()
+      encoder.outputFormatting = [.prettyPrinted, .sortedKeys, .withoutEscapingSlashes]
+      return String(decoding: try encoder.encode(config.value), as: UTF8.self) + "\n"
+    } catch { throw ConfigurationError("config", "\(error)") }
   }
 
   private static func text(_ file: String) throws(ConfigurationError) -> String {
@@ -124,7 +134,11 @@ extension SafetensorsWriter {
   ) throws(CheckpointError) {
     let info = try source.info(name)
     let floats: Set<StoredType> = [.float32, .bfloat16, .float16, .float64]
-    guard let type, let stored = info.storedType, stored != type, floats.contains(stored) else {
+    // Quantised tensors become float32 where nothing else is asked for.
+    let isQuantized = info.blockType?.isQuantized ?? false
+    guard let type = type ?? (isQuantized ? .float32 : nil), info.storedType != type,
+      isQuantized || info.storedType.map(floats.contains) ?? false
+    else {
       try add(name, from: source)
       return
     }

@@ -20,8 +20,8 @@ public enum ModelFolderError: Error, Sendable, CustomStringConvertible {
   }
 }
 
-/// A folder with `config.json` and weights, in our layout or a public one. Opening reads headers
-/// only; weights stay in their mapped files.
+/// A folder with `config.json` and weights, in our layout or a public one, or a GGUF file. Opening
+/// reads headers only; weights stay in their mapped files.
 public struct ModelFolder: Sendable {
   public static let configurationFile = "config.json"
 
@@ -39,12 +39,14 @@ public struct ModelFolder: Sendable {
   }
 
   public let path: String
+  /// The file that holds the configuration.
+  let file: String
   public let layout: Layout
   public let configuration: ModelConfiguration
   /// Shapes of our parameters by name.
   public let shapes: [String: Shape]
-  /// The tensors as they are stored.
-  public let stored: CheckpointFolder
+  /// The tensors as they are stored; those of a GGUF file under the names of its public layout.
+  public let stored: any TensorSource
   /// The same under our names and shapes.
   public let tensors: any TensorSource
 
@@ -53,18 +55,12 @@ public struct ModelFolder: Sendable {
   /// - Throws: what is missing, damaged or does not fit; all tensors at once.
   public init(path: String) throws(ModelFolderError) {
     self.path = path
-    let file = path + "/" + Self.configurationFile
-    do throws(CheckpointError) { stored = try CheckpointFolder(path: path) } catch {
-      throw .checkpoint(error)
-    }
+    let opened = try Opened(path)
+    (stored, file) = (opened.stored, opened.file)
     let names = Set(stored.names)
     let map: TensorMap?
-    let extents: [String: Shape]
-    do throws(CheckpointError) { extents = try Self.extents(stored) } catch {
-      throw .checkpoint(error)
-    }
     do throws(ConfigurationError) {
-      (configuration, layout, map) = try Self.resolve(try Self.read(file, names), extents)
+      (configuration, layout, map) = try Self.resolve(opened.configuration, opened.extents)
       shapes = try configuration.parameterShapes()
     } catch let error {
       throw .configuration(file: file, error)
@@ -86,20 +82,56 @@ public struct ModelFolder: Sendable {
     }
   }
 
-  /// The configuration of a folder in either layout, without a look at the weights where the layout
-  /// is ours.
+  /// The configuration alone; in our layout it needs no weights.
   public static func configuration(path: String) throws(ModelFolderError) -> ModelConfiguration {
-    let file = path + "/" + configurationFile
-    let stored = (try? CheckpointFolder(path: path)).flatMap { try? extents($0) } ?? [:]
+    let opened = try Opened(path, needsWeights: false)
     do throws(ConfigurationError) {
-      return try resolve(try read(file, Set(stored.keys)), stored).0
+      return try resolve(opened.configuration, opened.extents).0
     } catch let error {
-      throw .configuration(file: file, error)
+      throw .configuration(file: opened.file, error)
+    }
+  }
+
+  /// What lies at a path, before anything is made of it.
+  private struct Opened {
+    let stored: any TensorSource
+    /// The file that holds the configuration.
+    let file: String
+    let configuration: JSONValue
+    let extents: [String: Shape]
+
+    init(_ path: String, needsWeights: Bool = true) throws(ModelFolderError) {
+      if GGUFFile.isGGUF(path: path) {
+        let container: GGUFFile
+        do throws(CheckpointError) { container = try GGUFFile(path: path) } catch {
+          throw .checkpoint(error)
+        }
+        let model: GGUFModel
+        do throws(ConfigurationError) { model = try GGUFModel(container) } catch {
+          throw .configuration(file: path, error)
+        }
+        (stored, file, configuration) = (model.tensors, path, model.configuration)
+        do throws(CheckpointError) { extents = try ModelFolder.extents(model.tensors) } catch {
+          throw .checkpoint(error)
+        }
+        return
+      }
+      file = path + "/" + ModelFolder.configurationFile
+      do throws(CheckpointError) {
+        let folder: any TensorSource = try CheckpointFolder(path: path)
+        (stored, extents) = (folder, try ModelFolder.extents(folder))
+      } catch {
+        if needsWeights { throw .checkpoint(error) }
+        (stored, extents) = (MemoryTensors(), [:])
+      }
+      do throws(ConfigurationError) {
+        configuration = try ModelFolder.read(file, Set(stored.names))
+      } catch { throw .configuration(file: file, error) }
     }
   }
 
   private static func extents(
-    _ stored: CheckpointFolder
+    _ stored: any TensorSource
   ) throws(CheckpointError) -> [String: Shape] {
     var result: [String: Shape] = [:]
     for name in stored.names { result[name] = try stored.info(name).shape }
@@ -142,6 +174,9 @@ public struct ModelFolder: Sendable {
     return (plan.model, .family(family, config), plan.tensors)
   }
 
+  /// Whether the model is one GGUF file.
+  public var isGGUF: Bool { file == path }
+
   /// The model with its weights on a device.
   ///
   /// - Parameter copies: whether values get memory of their own; see `CheckpointParameters`.
@@ -152,7 +187,7 @@ public struct ModelFolder: Sendable {
     let model: LanguageModel
     do throws(ConfigurationError) {
       model = try LanguageModel(configuration, source: source, device: device)
-    } catch { throw .configuration(file: path + "/" + Self.configurationFile, error) }
+    } catch { throw .configuration(file: file, error) }
     do throws(CheckpointError) { try source.finish() } catch { throw .checkpoint(error) }
     return model
   }
