@@ -263,9 +263,9 @@ struct JSONReader {
 }
 
 /// Text of JSON values, as serde_json prints them (the writer of the public safetensors library).
-enum JSONText {
+package enum JSONText {
   /// A string with quotes; control characters escaped, everything else as UTF-8.
-  static func quoted(_ text: String) -> String {
+  package static func quoted(_ text: String) -> String {
     var result = "\""
     for scalar in text.unicodeScalars {
       switch scalar {

@@ -52,6 +52,16 @@ public struct AttentionMixer: SequenceMixer {
     func size(_ width: Int) -> Int { headSize > 0 ? headSize : width / headCount(width) }
     func rotated(_ width: Int) -> Int { rotaryChannels > 0 ? rotaryChannels : size(width) }
 
+    public func resolved(width: Int) -> Self {
+      var c = self
+      c.heads = headCount(width)
+      c.keyHeads = keyHeads > 0 ? keyHeads : c.heads
+      c.headSize = size(width)
+      c.rotaryChannels = rotated(width)
+      c.outputBias = outputBias ?? bias
+      return c
+    }
+
     public func validate(width: Int) throws(ConfigurationError) {
       try require(heads >= 0, "heads", "must not be negative, is \(heads)")
       try require(headSize >= 0, "headSize", "must not be negative, is \(headSize)")

@@ -16,6 +16,14 @@ public struct GatedMLP: SequenceMixer {
     /// Gate and up as matrices of their own: loading them copies nothing.
     public var separate = false
     public init() {}
+    func hiddenSize(_ width: Int) -> Int {
+      hidden > 0 ? hidden : (width * 8 / 3 + 31) / 32 * 32
+    }
+    public func resolved(width: Int) -> Self {
+      var c = self
+      c.hidden = hiddenSize(width)
+      return c
+    }
     public func validate(width: Int) throws(ConfigurationError) {
       try require(hidden >= 0, "hidden", "must not be negative, is \(hidden)")
       _ = try self.unit()
@@ -62,7 +70,7 @@ struct GatedUnitLayer: Sendable {
     _ c: GatedMLP.Configuration, width: Int, _ p: inout ParameterBuilder
   ) throws(ConfigurationError) {
     activation = try c.unit()
-    let hidden = c.hidden > 0 ? c.hidden : (width * 8 / 3 + 31) / 32 * 32
+    let hidden = c.hiddenSize(width)
     let bias: Initializer? = c.bias ? .zeros : nil
     gate = c.separate ? try Linear("gate", inputs: width, outputs: hidden, bias: bias, &p) : nil
     up = try Linear(

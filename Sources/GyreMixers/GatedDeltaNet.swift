@@ -36,6 +36,12 @@ public struct GatedDeltaNet: SequenceMixer {
     func headCount(_ width: Int) -> Int { valueHeads > 0 ? valueHeads : keyHeads(width) }
     var valueSize: Int { Int((valueExpansion * Double(headSize)).rounded()) }
 
+    public func resolved(width: Int) -> Self {
+      var c = self
+      (c.heads, c.valueHeads) = (keyHeads(width), headCount(width))
+      return c
+    }
+
     public func validate(width: Int) throws(ConfigurationError) {
       try HeadSizes.positive(headSize, "headSize")
       try require(heads >= 0, "heads", "must not be negative, is \(heads)")

@@ -36,6 +36,12 @@ public struct Mamba1: SequenceMixer {
     func innerSize(_ width: Int) -> Int { inner > 0 ? inner : 2 * width }
     func rankSize(_ width: Int) -> Int { rank > 0 ? rank : (width + 15) / 16 }
 
+    public func resolved(width: Int) -> Self {
+      var c = self
+      (c.inner, c.rank) = (innerSize(width), rankSize(width))
+      return c
+    }
+
     public func validate(width: Int) throws(ConfigurationError) {
       try HeadSizes.positive(stateSize, "stateSize")
       try require(inner >= 0, "inner", "must not be negative, is \(inner)")

@@ -39,6 +39,11 @@ public struct Mamba2: SequenceMixer {
     public init() {}
 
     public static var optionalFields: Set<String> { ["stepHigh"] }
+    public func resolved(width: Int) -> Self {
+      var c = self
+      c.normGroups = normGroupCount()
+      return c
+    }
     func normGroupCount() -> Int { normGroups > 0 ? normGroups : groups }
     public func validate(width: Int) throws(ConfigurationError) {
       for (value, field) in [

@@ -36,11 +36,14 @@ public protocol MixerConfiguration: Codable, Hashable, Sendable {
   static var optionalFields: Set<String> { get }
   /// Names of real-valued fields that may hold whole numbers beyond 2²⁰; `validate` bounds them.
   static var largeFields: Set<String> { get }
+  /// The same options with the numbers that zeros stand for.
+  func resolved(width: Int) -> Self
 }
 
 extension MixerConfiguration {
   public static var optionalFields: Set<String> { [] }
   public static var largeFields: Set<String> { [] }
+  public func resolved(width: Int) -> Self { self }
 }
 
 /// A layer's map over a sequence: a parameterisation around an engine, or a feed-forward block.

@@ -52,8 +52,8 @@ public struct ModelConfiguration: Codable, Hashable, Sendable {
   public var logitCap: Double?
   /// λ: the loss has λ times the balance loss of the routers, where there are any; nil for none.
   public var balanceFactor: Double?
-  /// The public `config.json` that the model was converted from.
-  public var origin: JSONValue?
+  /// The text of the public `config.json` that the model was converted from.
+  public var origin: String?
 
   /// How sublayer f with its norm joins the stream x.
   public enum Residual: String, Sendable, Hashable, Codable {
@@ -120,7 +120,7 @@ public struct ModelConfiguration: Codable, Hashable, Sendable {
     try value(.embeddingScale, &embeddingScale)
     logitCap = try c.decodeIfPresent(Double.self, forKey: .logitCap)
     balanceFactor = try c.decodeIfPresent(Double.self, forKey: .balanceFactor)
-    origin = try c.decodeIfPresent(JSONValue.self, forKey: .origin)
+    origin = try c.decodeIfPresent(String.self, forKey: .origin)
   }
 
   public func encode(to encoder: any Encoder) throws {

@@ -65,6 +65,8 @@ struct Train: ParsableCommand {
   var dtype: Precision?
   @Option(help: "Seed of parameters and data order.") var seed: UInt64?
   @Option(help: "The run folder; by default the next free runs/NAME-N.") var out: String?
+  @Option(help: "gyre, or hf: the weights also in the public layout, in OUT/hf.")
+  var layout = TargetLayout.gyre
   @Option(help: "Steps between checkpoints.") var checkpointEvery: Int?
   @Option(help: "Steps between evaluations.") var evalEvery: Int?
   @Flag(help: "Recompute activations in the backward pass: less memory, a third more time.")
@@ -89,6 +91,7 @@ struct Train: ParsableCommand {
     let device = try device.open()
     let folder = RunFolder(out ?? Files.nextRunFolder(runName))
     let (configuration, training) = try resume ? stored(folder) : fresh(folder, device)
+    if layout == .hf { _ = try PublicLayout(of: configuration) }
     var model = try LanguageModel(
       configuration, source: RandomParameters(seed: training.seed, device: device), device: device)
     model.rematerializes = training.rematerializes
@@ -111,6 +114,9 @@ struct Train: ParsableCommand {
           + (m.skipped.map { "  skipped: \($0)" } ?? ""))
     }
     progress.end()
+    if layout == .hf {
+      try ModelFolder(path: folder.path).convert(to: folder.path + "/hf", layout: .hf)
+    }
     let sample = try sample(trainer.model, folder)
     try report(trainer, folder, sample, device)
     if trainer.step < training.steps {

@@ -63,4 +63,23 @@ public enum LlamaFamily: CheckpointFamily {
     }
     return FamilyPlan(model: model, tensors: t)
   }
+
+  public static func configuration(of model: ModelConfiguration) -> JSONValue? {
+    guard let attention = model.uniform(AttentionMixer.self),
+      let mlp = model.uniformFeedForward(GatedMLP.self)
+    else { return nil }
+    var fields: [String: JSONValue] = [
+      "architectures": .array([.string("LlamaForCausalLM")]), "model_type": .string("llama"),
+      "vocab_size": .integer(model.vocabulary), "hidden_size": .integer(model.width),
+      "num_hidden_layers": .integer(model.layers), "rms_norm_eps": .number(model.normEpsilon),
+      "tie_word_embeddings": .bool(model.tiesEmbedding),
+      "num_attention_heads": .integer(attention.heads),
+      "num_key_value_heads": .integer(attention.keyHeads),
+      "head_dim": .integer(attention.headSize), "attention_bias": .bool(attention.bias),
+      "mlp_bias": .bool(mlp.bias), "intermediate_size": .integer(mlp.hidden),
+      "hidden_act": .string(publicActivation(mlp.activation)),
+    ]
+    fields.merge(RotaryParameters.fields(attention)) { first, _ in first }
+    return .object(fields)
+  }
 }

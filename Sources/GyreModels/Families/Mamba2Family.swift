@@ -73,21 +73,22 @@ public enum Mamba2Family: CheckpointFamily {
   }
 
   public static func configuration(of model: ModelConfiguration) -> JSONValue? {
-    guard model.pattern == [Mamba2.kind],
-      let mixer = try? model.options(of: Mamba2.kind, as: Mamba2.self)
-    else { return nil }
-    let heads = mixer.expansion * model.width / max(mixer.headSize, 1)
+    guard let mixer = model.uniform(Mamba2.self) else { return nil }
     return .object([
       "architectures": .array([.string("Mamba2ForCausalLM")]), "model_type": .string("mamba2"),
       "vocab_size": .integer(model.vocabulary), "hidden_size": .integer(model.width),
       "num_hidden_layers": .integer(model.layers),
       "layer_norm_epsilon": .number(model.normEpsilon),
       "tie_word_embeddings": .bool(model.tiesEmbedding), "expand": .integer(mixer.expansion),
-      "head_dim": .integer(mixer.headSize), "num_heads": .integer(heads),
+      "head_dim": .integer(mixer.headSize),
+      "num_heads": .integer(mixer.expansion * model.width / mixer.headSize),
       "state_size": .integer(mixer.stateSize), "n_groups": .integer(mixer.groups),
       "conv_kernel": .integer(mixer.convolution), "use_conv_bias": .bool(mixer.convolutionBias),
-      "use_bias": .bool(mixer.bias), "hidden_act": .string(mixer.activation),
-      "initializer_range": .number(model.initialDeviation), "torch_dtype": .string("float32"),
+      "use_bias": .bool(mixer.bias), "hidden_act": .string(publicActivation(mixer.activation)),
+      "time_step_limit": .array([
+        .number(mixer.stepLow),
+        mixer.stepHigh.map(JSONValue.number) ?? .object(["__float__": .string("Infinity")]),
+      ]),
     ])
   }
 }

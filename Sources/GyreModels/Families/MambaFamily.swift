@@ -15,6 +15,23 @@ public enum MambaFamily: CheckpointFamily {
   public static func plan(_ c: ForeignConfiguration) throws(ConfigurationError) -> FamilyPlan {
     try MambaLayout.plan(c, innerNorm: .none, innerNormEpsilon: 1e-6)
   }
+
+  public static func configuration(of model: ModelConfiguration) -> JSONValue? {
+    guard let mixer = model.uniform(Mamba1.self), mixer.innerNorm == .none,
+      mixer.inner % model.width == 0
+    else { return nil }
+    return .object([
+      "architectures": .array([.string("MambaForCausalLM")]), "model_type": .string("mamba"),
+      "vocab_size": .integer(model.vocabulary), "hidden_size": .integer(model.width),
+      "num_hidden_layers": .integer(model.layers),
+      "layer_norm_epsilon": .number(model.normEpsilon),
+      "tie_word_embeddings": .bool(model.tiesEmbedding),
+      "expand": .integer(mixer.inner / model.width), "state_size": .integer(mixer.stateSize),
+      "time_step_rank": .integer(mixer.rank), "conv_kernel": .integer(mixer.convolution),
+      "use_conv_bias": .bool(mixer.convolutionBias), "use_bias": .bool(mixer.bias),
+      "hidden_act": .string(publicActivation(mixer.activation)),
+    ])
+  }
 }
 
 /// transformers `falcon_mamba`: Mamba-1 with weightless RMSNorm of dt, B and C.

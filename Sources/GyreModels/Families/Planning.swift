@@ -75,6 +75,33 @@ extension ModelConfiguration {
   }
 }
 
+/// The public name of an activation.
+func publicActivation(_ ours: String) -> String {
+  switch ours {
+  case "geluTanh": "gelu_pytorch_tanh"
+  case "reluSquared": "relu2"
+  default: ours
+  }
+}
+
+extension ModelConfiguration {
+  /// The resolved options of the one mixer that all layers use; nil where it is another or several.
+  public func uniform<M: SequenceMixer>(_: M.Type) -> M.Configuration? {
+    guard Set(pattern) == [M.kind], let options = try? options(of: M.kind, as: M.self) else {
+      return nil
+    }
+    return options.resolved(width: width)
+  }
+
+  /// The resolved options of the one feed-forward block that all layers use.
+  public func uniformFeedForward<M: SequenceMixer>(_: M.Type) -> M.Configuration? {
+    guard feedForwardPattern == nil, feedForward == M.kind,
+      let options = try? Layers.decode(M.self, feedForwardOptions, "feed_forward_options")
+    else { return nil }
+    return options.resolved(width: width)
+  }
+}
+
 extension ForeignConfiguration {
   /// `layer_types`: one of the given names a layer.
   func layerTypes(layers: Int, among known: [String]) throws(ConfigurationError) -> [String] {

@@ -88,4 +88,34 @@ struct RotaryParameters {
     c.rotaryChannels = channels(headSize)
     c.rotaryScaling = scaling
   }
+
+  /// The fields of a public configuration that say how an attention rotates.
+  static func fields(_ c: AttentionMixer.Configuration) -> [String: JSONValue] {
+    var p: [String: JSONValue] = [
+      "rope_type": .string("default"), "rope_theta": .number(c.rotaryBase),
+    ]
+    guard let scaling = c.rotaryScaling else { return ["rope_parameters": .object(p)] }
+    p["rope_type"] = .string(scaling.kind.rawValue)
+    p["factor"] = .number(scaling.factor)
+    let length = JSONValue.integer(Int(scaling.length))
+    switch scaling.kind {
+    case .linear, .dynamic: break
+    case .yarn:
+      p["original_max_position_embeddings"] = length
+      p["beta_fast"] = .number(scaling.fastTurns)
+      p["beta_slow"] = .number(scaling.slowTurns)
+      p["truncate"] = .bool(scaling.roundsRamp)
+      p["attention_factor"] = scaling.magnitude.map(JSONValue.number)
+    case .llama3:
+      p["original_max_position_embeddings"] = length
+      p["low_freq_factor"] = .number(scaling.lowFrequency)
+      p["high_freq_factor"] = .number(scaling.highFrequency)
+    case .longrope:
+      p["original_max_position_embeddings"] = length
+      p["short_factor"] = .array(scaling.shortFactors.map(JSONValue.number))
+      p["long_factor"] = .array(scaling.longFactors.map(JSONValue.number))
+      p["attention_factor"] = scaling.magnitude.map(JSONValue.number)
+    }
+    return ["rope_parameters": .object(p), "max_position_embeddings": length]
+  }
 }

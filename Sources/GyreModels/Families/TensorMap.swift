@@ -93,6 +93,12 @@ public struct TensorMap: Sendable {
     if rules.updateValue(rule, forKey: ours) == nil { names.append(ours) }
   }
 
+  /// Drops the rule of one of ours.
+  mutating func remove(_ ours: String) {
+    rules[ours] = nil
+    names.removeAll { $0 == ours }
+  }
+
   func ignores(_ theirs: String) -> Bool {
     ignoredNames.contains(theirs) || ignoredPrefixes.contains { theirs.hasPrefix($0) }
   }
