@@ -96,9 +96,11 @@ public enum RecurrentGemmaFamily: CheckpointFamily {
           shape: [recurrent.channels, 1, recurrent.convolution])
         t.same("\(mixer).convolution.bias", "\(block).conv_1d.bias")
         t.same("\(mixer).rate", "\(block).rg_lru.recurrent_param")
-        for (a, b) in [("input_gate", "input_gate"), ("recurrent_gate", "recurrent_gate")] {
-          t.same("\(mixer).\(a).weight", "\(block).rg_lru.\(b)_weight")
-          t.same("\(mixer).\(a).bias", "\(block).rg_lru.\(b)_bias")
+        for gate in ["input_gate", "recurrent_gate"] {
+          t.same("\(mixer).\(gate).weight", "\(block).rg_lru.\(gate)_weight")
+          t.same(
+            "\(mixer).\(gate).bias", "\(block).rg_lru.\(gate)_bias",
+            shape: [heads, recurrent.channels / heads])
         }
       }
     }
