@@ -237,10 +237,10 @@ public struct ModelConfiguration: Codable, Hashable, Sendable {
 
   /// The norm of a sublayer of `layer`, or of the embedding.
   func makeNorm(
-    _ name: String, layer: Int = 0, _ p: inout ParameterBuilder
+    _ name: String, layer: Int = 0, readsStream: Bool = false, _ p: inout ParameterBuilder
   ) throws(ConfigurationError) -> NormLayer {
     try NormLayer(
-      name, width, kind: norm, epsilon: normEpsilon * halvings(before: layer),
+      name, width, kind: readsStream ? .none : norm, epsilon: normEpsilon * halvings(before: layer),
       bias: normBias ?? (norm == .layer), &p)
   }
 
@@ -346,6 +346,11 @@ enum Layers {
       throw ConfigurationError(
         place.path.isEmpty ? path : path + "." + place.path, place.reason)
     } catch { throw ConfigurationError(path, "\(error)") }
+  }
+
+  /// Whether an entry's mixer normalises the residual stream itself.
+  static func readsStream(_ entry: String) -> Bool {
+    MixerCatalog.type(of: kind(entry))?.readsStream ?? false
   }
 
   static func make(
