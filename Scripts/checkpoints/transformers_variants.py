@@ -86,6 +86,26 @@ VARIANTS = {
         layer_types=["full_attention", "linear_attention", "full_attention", "linear_attention"],
         rope_parameters=dict(rope_type="yarn", factor=2.0, rope_theta=100.0,
                              partial_rotary_factor=0.5, original_max_position_embeddings=16))),
+    "rwkv_options": (tf.RwkvConfig, dict(
+        SMALL, num_hidden_layers=5, intermediate_size=100, rescale_every=2,
+        layer_norm_epsilon=1e-3, context_length=64)),
+    "rwkv_tied": (tf.RwkvConfig, dict(
+        SMALL, rescale_every=0, tie_word_embeddings=True, context_length=64)),
+    "xlstm_options": (tf.xLSTMConfig, dict(
+        SMALL, hidden_size=64, num_heads=2, use_bias=True, qk_dim_factor=1.0, v_dim_factor=2.0,
+        ffn_proj_factor=1.3, ffn_round_up_to_multiple_of=32, chunk_size=16, eps=1e-5,
+        gate_soft_cap=8.0, output_logit_soft_cap=10.0)),
+    "minimax_options": (tf.MiniMaxConfig, dict(
+        SMALL, num_hidden_layers=4, intermediate_size=40, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=20, num_local_experts=4, num_experts_per_tok=2,
+        block_size=16, full_attn_alpha_factor=1.5, full_attn_beta_factor=0.7,
+        linear_attn_alpha_factor=2.0, linear_attn_beta_factor=0.5, mlp_alpha_factor=1.2,
+        mlp_beta_factor=0.8, sliding_window=9, hidden_act="gelu")),
+    "minimax_tied": (tf.MiniMaxConfig, dict(
+        SMALL, intermediate_size=40, num_attention_heads=2, num_key_value_heads=1,
+        num_local_experts=3, num_experts_per_tok=1, tie_word_embeddings=True,
+        layer_types=["linear_attention", "linear_attention", "full_attention"],
+        rope_parameters=dict(rope_type="linear", factor=2.0, rope_theta=10000.0))),
     "qwen3_next_dense": (tf.Qwen3NextConfig, dict(QWEN, num_experts=0, hidden_act="gelu")),
 }
 
@@ -98,17 +118,19 @@ def build(name, out):
     with torch.no_grad():
         for key, p in model.named_parameters():
             p.add_(torch.randn_like(p) * (0.1 if p.dim() > 1 else 0.2))
+    folder = os.path.join(out, name)
+    shutil.rmtree(folder, ignore_errors=True)
+    sharded = name in ("jamba_options",)
+    model.save_pretrained(folder, **(dict(max_shard_size="100KB") if sharded else {}))
     model.eval()
     ids = torch.randint(0, config.vocab_size, (2, 45))
     extra = dict(use_cache=False) if config.model_type == "recurrent_gemma" else {}
     logits = model(ids, **extra).logits
     loss = torch.nn.functional.cross_entropy(
         logits[:, :-1].reshape(-1, config.vocab_size), ids[:, 1:].reshape(-1))
-    loss.backward()
-    folder = os.path.join(out, name)
-    shutil.rmtree(folder, ignore_errors=True)
-    sharded = name in ("jamba_options",)
-    model.save_pretrained(folder, **(dict(max_shard_size="100KB") if sharded else {}))
+    # rwkv divides some of its weights in place when it first evaluates, and xlstm cannot be differentiated here.
+    if config.model_type not in ("rwkv", "xlstm"):
+        loss.backward()
     expected = {"input_ids": ids.int(), "logits": logits.detach().contiguous(),
                 "loss": loss.detach().reshape(1)}
     for key, p in model.named_parameters():

@@ -116,7 +116,7 @@ public struct PlainMLP: SequenceMixer {
     public init() {}
     public func validate(width: Int) throws(ConfigurationError) {
       try require(hidden >= 0, "hidden", "must not be negative, is \(hidden)")
-      try Unary.Kind.validate(activation)
+      try HeadSizes.activation(activation)
     }
   }
   public static let testConfigurations = [Configuration()]
@@ -147,10 +147,4 @@ extension Unary.Kind {
   /// The name in configurations: "relu_squared" is written reluSquared.
   public var name: String { "\(self)" }
   public static func named(_ name: String) -> Unary.Kind? { allCases.first { $0.name == name } }
-
-  /// - Throws: unless `name` is one of the functions; the field is "activation".
-  static func validate(_ name: String) throws(ConfigurationError) {
-    try require(
-      named(name) != nil, "activation", "must be one of \(allCases.map(\.name)), is \(name)")
-  }
 }

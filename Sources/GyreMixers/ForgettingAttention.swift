@@ -39,7 +39,7 @@ public struct ForgettingAttention: SequenceMixer {
         keyHeads == 0 || headCount(width) % keyHeads == 0, "keyHeads",
         "must divide \(headCount(width)) heads, is \(keyHeads)")
       try require(window >= 0, "window", "must not be negative, is \(window)")
-      try require(normEpsilon > 0, "normEpsilon", "must be positive, is \(normEpsilon)")
+      try HeadSizes.epsilon(normEpsilon)
     }
   }
   public static let testConfigurations = [

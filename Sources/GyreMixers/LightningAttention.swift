@@ -34,8 +34,8 @@ public struct LightningAttention: SequenceMixer {
       try HeadSizes.positive(heads, "heads")
       try require(headSize >= 0, "headSize", "must not be negative, is \(headSize)")
       if headSize == 0 { try HeadSizes.divide(width, by: heads, field: "heads", of: "width") }
-      try Unary.Kind.validate(activation)
-      try require(normEpsilon > 0, "normEpsilon", "must be positive, is \(normEpsilon)")
+      try HeadSizes.activation(activation)
+      try HeadSizes.epsilon(normEpsilon)
     }
   }
   public static let testConfigurations = [

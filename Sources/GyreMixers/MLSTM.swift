@@ -43,9 +43,9 @@ public struct MLSTM: SequenceMixer {
       try HeadSizes.expansion(valueExpansion, "valueExpansion")
       try HeadSizes.divide(sizes(width).keys, by: heads, field: "heads", of: "key width")
       try HeadSizes.divide(sizes(width).values, by: heads, field: "heads", of: "value width")
-      try require(gateCap > 0, "gateCap", "must be positive, is \(gateCap)")
-      try require(epsilon >= 0, "epsilon", "must not be negative, is \(epsilon)")
-      try require(normEpsilon > 0, "normEpsilon", "must be positive, is \(normEpsilon)")
+      try require(gateCap > 0 && gateCap.isFinite, "gateCap", "must be positive, is \(gateCap)")
+      try require(epsilon >= 0 && epsilon < 1, "epsilon", "must be in [0, 1), is \(epsilon)")
+      try HeadSizes.epsilon(normEpsilon)
     }
   }
   public static let testConfigurations = [

@@ -36,10 +36,12 @@ public struct MesaNet: SequenceMixer {
       if headSize == 0 { try HeadSizes.divide(width, by: heads, field: "heads", of: "width") }
       try HeadSizes.convolution(convolution)
       try HeadSizes.positive(convolution, "convolution")
-      try require(ridgeBound >= 0, "ridgeBound", "must not be negative, is \(ridgeBound)")
+      try require(
+        ridgeBound >= 0 && ridgeBound.isFinite, "ridgeBound",
+        "must not be negative, is \(ridgeBound)")
       try require((1...1000).contains(steps), "steps", "must be in 1...1000, is \(steps)")
-      try require(epsilon > 0, "epsilon", "must be positive, is \(epsilon)")
-      try require(normEpsilon > 0, "normEpsilon", "must be positive, is \(normEpsilon)")
+      try HeadSizes.epsilon(epsilon, "epsilon")
+      try HeadSizes.epsilon(normEpsilon)
     }
   }
   public static let testConfigurations = [

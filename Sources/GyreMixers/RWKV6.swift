@@ -36,7 +36,7 @@ public struct RWKV6: SequenceMixer {
       try HeadSizes.divide(sizes(width).values, by: heads, field: "heads", of: "value width")
       try HeadSizes.positive(mixRank, "mixRank")
       try HeadSizes.positive(decayRank, "decayRank")
-      try require(normEpsilon > 0, "normEpsilon", "must be positive, is \(normEpsilon)")
+      try HeadSizes.epsilon(normEpsilon)
     }
   }
   public static let testConfigurations = [
@@ -145,7 +145,7 @@ public struct RWKV6ChannelMix: SequenceMixer {
     public init() {}
     public func validate(width: Int) throws(ConfigurationError) {
       try require(hidden >= 0, "hidden", "must not be negative, is \(hidden)")
-      try Unary.Kind.validate(activation)
+      try HeadSizes.activation(activation)
     }
   }
   public static let testConfigurations = [

@@ -56,8 +56,8 @@ public struct RWKV7: SequenceMixer {
       ] { try require(value >= 0, field, "must not be negative, is \(value)") }
       try HeadSizes.divide(
         values(width), by: width / headSize, field: "valueWidth", of: "value width")
-      try require(normEpsilon > 0, "normEpsilon", "must be positive, is \(normEpsilon)")
-      try require(keyEpsilon > 0, "keyEpsilon", "must be positive, is \(keyEpsilon)")
+      try HeadSizes.epsilon(normEpsilon)
+      try HeadSizes.epsilon(keyEpsilon, "keyEpsilon")
     }
   }
   public static let testConfigurations = [
@@ -186,7 +186,7 @@ public struct RWKV7ChannelMix: SequenceMixer {
     public init() {}
     public func validate(width: Int) throws(ConfigurationError) {
       try require(hidden >= 0, "hidden", "must not be negative, is \(hidden)")
-      try Unary.Kind.validate(activation)
+      try HeadSizes.activation(activation)
     }
   }
   public static let testConfigurations = [

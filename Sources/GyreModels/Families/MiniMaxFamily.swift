@@ -48,7 +48,7 @@ public enum MiniMaxFamily: CheckpointFamily {
     lightning.headSize = size
     lightning.activation = try c.activation("hidden_act", default: "silu")
     var experts = MixtureOfExperts.Configuration()
-    experts.experts = try c.count("num_local_experts", default: 8)
+    experts.experts = try c.int("num_local_experts", default: 8, in: 1...4096)
     experts.expertsPerToken = try c.count("num_experts_per_tok", default: 2)
     experts.hidden = try c.count("intermediate_size", default: 14336)
     experts.activation = lightning.activation
