@@ -93,7 +93,7 @@ import Testing
     let theirs = try map.exported(ours, shapes: shapes)
     for name in names {
       let r = try golden.expected.readFloat32(name)
-      let y = try values(String(name.dropFirst(5)), in: theirs)
+      let y = try stored(String(name.dropFirst(5)), in: theirs)
       let norm = r.reduce(0) { $0 + Double($1) * Double($1) }.squareRoot()
       let difference = zip(y, r).reduce(0) { $0 + pow(Double($1.0) - Double($1.1), 2) }.squareRoot()
       #expect(
@@ -103,14 +103,14 @@ import Testing
 
   /// A tensor under the name that transformers has for it in memory: experts are one tensor there, and
   /// MiniMax's block has another name in files.
-  private func values(_ name: String, in source: AssembledTensors) throws -> [Float] {
+  private func stored(_ name: String, in source: AssembledTensors) throws -> [Float] {
     if source.contains(name) { return try source.readFloat32(name) }
-    let stored = name.replacingOccurrences(of: ".mlp.", with: ".block_sparse_moe.")
-    if source.contains(stored) { return try source.readFloat32(stored) }
+    let renamed = name.replacingOccurrences(of: ".mlp.", with: ".block_sparse_moe.")
+    if source.contains(renamed) { return try source.readFloat32(renamed) }
     let isDown = name.hasSuffix(".down_proj")
     for (base, parts) in [
       (name, isDown ? ["down_proj"] : ["gate_proj", "up_proj"]),
-      (stored, isDown ? ["w2"] : ["w1", "w3"]),
+      (renamed, isDown ? ["w2"] : ["w1", "w3"]),
     ] {
       let experts = base.prefix(
         upTo: base.range(of: ".", options: .backwards)?.lowerBound ?? base.endIndex)
@@ -129,6 +129,7 @@ import Testing
   @Test(arguments: folders)
   func greedyTokens(_ path: String) throws {
     let golden = try Golden(path)
+    guard golden.expected.contains("greedy") else { return }
     let expected = try golden.expected.readInt32("greedy")
     var state = golden.model.makeState(batch: 1)
     var tokens = golden.tokens.sliced(0..<1, axis: 0)
