@@ -96,8 +96,11 @@ import Testing
       let y = try stored(String(name.dropFirst(5)), in: theirs)
       let norm = r.reduce(0) { $0 + Double($1) * Double($1) }.squareRoot()
       let difference = zip(y, r).reduce(0) { $0 + pow(Double($1.0) - Double($1.1), 2) }.squareRoot()
+      // One expert a token leaves its router a gradient of zero: rounding noise in both libraries.
+      let noise = name.hasSuffix("mlp.gate.weight") ? 1e-7 : 0
       #expect(
-        y.count == r.count && difference <= 1e-3 * norm, "\(path) \(name): \(difference / norm)")
+        y.count == r.count && difference <= max(1e-3 * norm, noise),
+        "\(path) \(name): \(difference / norm)")
     }
   }
 
