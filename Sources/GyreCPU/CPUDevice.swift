@@ -125,7 +125,7 @@ struct CPUKernel: Sendable {
     var table: [ObjectIdentifier: CPUKernel] = [:]
     for family in [
       pointwise, layout, products, norms, losses, optimizers, scans, linearAttention, deltaRule,
-      sequence, selectiveScans, wkv4, mesa, cells, attention,
+      sequence, selectiveScans, wkv4, mesa, cells, attention, additiveGates,
     ] {
       for kernel in family { table[kernel.op] = kernel }
     }

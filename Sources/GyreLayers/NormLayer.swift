@@ -8,6 +8,8 @@ public struct NormLayer: Sendable {
     case rmsUnitOffset = "rms_unit_offset"
     /// RMSNorm without a weight.
     case plain
+    /// No norm at all.
+    case none
   }
   public let kind: Kind
   public let weight: Parameter?
@@ -21,7 +23,7 @@ public struct NormLayer: Sendable {
     self.kind = kind
     self.epsilon = epsilon
     (weight, self.bias) = try p.scoped(name) { p throws(ConfigurationError) in
-      kind == .plain
+      kind == .plain || kind == .none
         ? (nil, nil)
         : (
           try p.parameter(
@@ -34,7 +36,7 @@ public struct NormLayer: Sendable {
 
   /// Over the last axis of `x`, whose extent divides the weight's.
   public func callAsFunction(_ x: Tensor) -> Tensor {
-    guard let weight else { return x.rmsNormalized(epsilon: epsilon) }
+    guard let weight else { return kind == .none ? x : x.rmsNormalized(epsilon: epsilon) }
     if kind == .layer {
       return x.layerNormalized(weight: weight.value, bias: bias?.value, epsilon: epsilon)
     }

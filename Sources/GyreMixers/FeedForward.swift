@@ -5,9 +5,11 @@ import GyreTensors
 /// Gated feed-forward block: y = W₂(act(W_g x) ∘ W_u x).
 ///
 /// Shazeer, "GLU variants improve Transformer", 2020. Gate and up are one matrix, `[2·hidden, D]`,
-/// unless `separate`.
+/// unless `separate`. Activation `powlu`: x^(3/(√x + 1)) σ(x) for x > 0, silu elsewhere.
 public struct GatedMLP: SequenceMixer {
   public static let kind = "gated_mlp"
+  /// The activation that is no `GatedUnit.Activation`.
+  public static let powlu = "powlu"
   public struct Configuration: MixerConfiguration {
     /// Width of the hidden layer; 0: 8/3 of the model's width, rounded up to a multiple of 32.
     public var hidden = 0
@@ -28,11 +30,14 @@ public struct GatedMLP: SequenceMixer {
       try require(hidden >= 0, "hidden", "must not be negative, is \(hidden)")
       _ = try self.unit()
     }
-    func unit() throws(ConfigurationError) -> GatedUnit.Activation {
+    /// The activation of the gated unit; nil for powlu, which is none of them.
+    func unit() throws(ConfigurationError) -> GatedUnit.Activation? {
+      if activation == GatedMLP.powlu { return nil }
       let known = GatedUnit.Activation.allCases
       guard let found = known.first(where: { "\($0)" == activation }) else {
         throw ConfigurationError(
-          "activation", "must be one of \(known.map { "\($0)" }), is \(activation)")
+          "activation",
+          "must be one of \(known.map { "\($0)" } + [GatedMLP.powlu]), is \(activation)")
       }
       return found
     }
@@ -41,6 +46,9 @@ public struct GatedMLP: SequenceMixer {
     Configuration(),
     with(Configuration()) {
       $0.hidden = 40; $0.bias = true; $0.separate = true; $0.activation = "geluTanh"
+    },
+    with(Configuration()) {
+      $0.hidden = 24; $0.activation = powlu
     },
   ]
 
@@ -64,7 +72,7 @@ public struct GatedMLP: SequenceMixer {
 struct GatedUnitLayer: Sendable {
   private let gate: Linear?
   private let up, down: Linear
-  private let activation: GatedUnit.Activation
+  private let activation: GatedUnit.Activation?
 
   init(
     _ c: GatedMLP.Configuration, width: Int, _ p: inout ParameterBuilder
@@ -79,8 +87,21 @@ struct GatedUnitLayer: Sendable {
   }
 
   func callAsFunction(_ x: Tensor) -> Tensor {
+    guard let activation else {
+      let parts =
+        gate.map { [$0(x), up(x)] } ?? up(x).split([down.weight.shape[1], down.weight.shape[1]])
+      return down(Self.powlu(parts[0]) * parts[1])
+    }
     guard let gate else { return down(up(x).gatedUnit(activation)) }
     return down(gate(x).unary(GatedUnit(activation).unary) * up(x))
+  }
+
+  /// σ(x) (x^(3/(√x + 1)) + min(x, 0)), the power of max(x, 0).
+  private static func powlu(_ x: Tensor) -> Tensor {
+    // Below the floor the power is less than 1e-35.
+    let positive = x.maximum(.full(1e-12, [1], on: x.device))
+    let power = (positive.log() * 3 / (positive.unary(.sqrt) + 1)).exp()
+    return x.sigmoid() * (power - (-x).relu())
   }
 }
 

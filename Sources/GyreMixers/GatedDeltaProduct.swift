@@ -38,6 +38,11 @@ public struct GatedDeltaProduct: SequenceMixer {
     func headCount(_ width: Int) -> Int { valueHeads > 0 ? valueHeads : keyHeads(width) }
     var valueSize: Int { Int((valueExpansion * Double(headSize)).rounded()) }
 
+    public func resolved(width: Int) -> Self {
+      with(self) {
+        $0.heads = keyHeads(width); $0.valueHeads = headCount(width)
+      }
+    }
     public func validate(width: Int) throws(ConfigurationError) {
       try HeadSizes.positive(headSize, "headSize")
       try require(heads >= 0, "heads", "must not be negative, is \(heads)")

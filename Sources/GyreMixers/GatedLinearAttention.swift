@@ -37,6 +37,9 @@ public struct GatedLinearAttention: SequenceMixer {
     public var normEpsilon = 1e-5
     public init() {}
     public static let optionalFields: Set<String> = ["gateFloor"]
+    public func resolved(width: Int) -> Self {
+      with(self) { $0.keyHeads = keyHeads > 0 ? keyHeads : heads }
+    }
     public func validate(width: Int) throws(ConfigurationError) {
       try HeadSizes.positive(heads, "heads")
       try HeadSizes.expanded(keyExpansion, width, by: heads, field: "keyExpansion")

@@ -30,6 +30,9 @@ public struct LightNet: SequenceMixer {
 
     func headCount(_ width: Int) -> Int { heads > 0 ? heads : width / max(expansion, 1) }
 
+    public func resolved(width: Int) -> Self {
+      with(self) { $0.heads = headCount(width) }
+    }
     public func validate(width: Int) throws(ConfigurationError) {
       try HeadSizes.positive(expansion, "expansion")
       try require(heads >= 0, "heads", "must not be negative, is \(heads)")

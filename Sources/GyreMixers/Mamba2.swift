@@ -31,6 +31,8 @@ public struct Mamba2: SequenceMixer {
     public var normEpsilon = 1e-5
     /// Norm before the gate: RMSNorm(y) ∘ silu(z).
     public var normsFirst = false
+    /// Whether there is the norm; without it y ∘ silu(z).
+    public var normalizes = true
     /// D a channel rather than a head.
     public var skipPerChannel = false
     /// Bounds of Δ.
@@ -78,12 +80,16 @@ public struct Mamba2: SequenceMixer {
       $0.convolutionBias = false; $0.activation = "gelu"; $0.normsFirst = true
       $0.skipPerChannel = true; $0.stepLow = 0.02; $0.stepHigh = 0.06; $0.normEpsilon = 1e-3
     },
+    with(Configuration()) {
+      $0.headSize = 16; $0.stateSize = 8; $0.normalizes = false
+    },
   ]
 
   private let input: Linear
   private let output: Linear
   private let convolution: ShortConvolutionLayer
-  private let stepBias, logRate, skip, norm: Parameter
+  private let stepBias, logRate, skip: Parameter
+  private let norm: Parameter?
   private let engine: LinearAttention
   private let c: Configuration
   private let inner: Int
@@ -106,7 +112,7 @@ public struct Mamba2: SequenceMixer {
       "A_log", [heads],
       .values { n, g in g.uniforms(n, 1, 16).map { Float(Functions.log(Double($0))) } })
     skip = try p.parameter("D", [c.skipPerChannel ? inner : heads], .constant(1))
-    norm = try p.parameter("norm.weight", [inner], .constant(1))
+    norm = c.normalizes ? try p.parameter("norm.weight", [inner], .constant(1)) : nil
     output = try Linear("output", inputs: inner, outputs: width, bias: bias, &p)
     engine = LinearAttention(
       heads: heads, keyHeads: c.groups, keySize: c.stateSize, valueSize: c.headSize, scale: 1)
@@ -134,6 +140,7 @@ public struct Mamba2: SequenceMixer {
       state: &state, form: context.form, reset: context.reset)
     let size = c.skipPerChannel ? c.headSize : 1
     let skipped = y + v * skip.value.reshaped([heads, size])
+    guard let norm else { return output(skipped.mergedHeads() * parts[0].silu()) }
     let groups = c.normGroupCount()
     return output(
       skipped.mergedHeads().heads(groups).gatedNorm(

@@ -35,6 +35,7 @@ public enum MixerCatalog {
 
   public static let feedForwards: [any SequenceMixer.Type] = [
     GatedMLP.self,
+    SharedKeyMLP.self,
     PlainMLP.self,
     MixtureOfExperts.self,
     RWKV4ChannelMix.self,

@@ -42,6 +42,9 @@ public struct MixtureOfMemories: SequenceMixer {
     /// How many sets of k, v, α and β there are.
     var projections: Int { sharesProjections ? 1 : lanes }
 
+    public func resolved(width: Int) -> Self {
+      with(self) { $0.heads = headCount(width) }
+    }
     public func validate(width: Int) throws(ConfigurationError) {
       try HeadSizes.positive(headSize, "headSize")
       try require(heads >= 0, "heads", "must not be negative, is \(heads)")

@@ -25,6 +25,9 @@ public struct Rodimus: SequenceMixer {
     /// Keys shorter than this are not lengthened to 1.
     public var keyEpsilon = 1e-12
     public init() {}
+    public func resolved(width: Int) -> Self {
+      with(self) { $0.gateRank = rank(width) }
+    }
     public func validate(width: Int) throws(ConfigurationError) {
       try HeadSizes.positive(stateSize, "stateSize")
       try require(gateRank >= 0, "gateRank", "must not be negative, is \(gateRank)")
@@ -35,7 +38,7 @@ public struct Rodimus: SequenceMixer {
     }
     func rank(_ width: Int) -> Int { gateRank > 0 ? gateRank : max(width / 64, 16) }
     /// 2D, rounded up to a multiple of 8.
-    static func inner(_ width: Int) -> Int { (2 * width + 7) / 8 * 8 }
+    public static func inner(_ width: Int) -> Int { (2 * width + 7) / 8 * 8 }
   }
   public static let testConfigurations = [
     with(Configuration()) { $0.stateSize = 12 },

@@ -57,6 +57,8 @@ public protocol SequenceMixer: Sendable {
   static var kind: String { get }
   /// Small configurations for width 32 that cover the options.
   static var testConfigurations: [Configuration] { get }
+  /// Whether the layer takes the residual stream as it is and normalises on its own.
+  static var readsStream: Bool { get }
   /// Makes or loads the parameters.
   init(
     _ configuration: Configuration, width: Int, layer: LayerPosition,
@@ -70,4 +72,5 @@ public protocol SequenceMixer: Sendable {
 
 extension SequenceMixer {
   public var kind: String { Self.kind }
+  public static var readsStream: Bool { false }
 }

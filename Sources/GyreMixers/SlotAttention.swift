@@ -33,6 +33,12 @@ public struct GatedSlotAttention: SequenceMixer {
     public var normWeight = true
     public var normEpsilon = 1e-5
     public init() {}
+    public func resolved(width: Int) -> Self {
+      with(self) {
+        $0.keyHeads = keyHeads > 0 ? keyHeads : heads
+        $0.slots = slots > 0 ? slots : Int((keyExpansion * Double(width)).rounded()) / max(heads, 1)
+      }
+    }
     public func validate(width: Int) throws(ConfigurationError) {
       try HeadSizes.positive(heads, "heads")
       try HeadSizes.expanded(keyExpansion, width, by: heads, field: "keyExpansion")
@@ -139,6 +145,11 @@ public struct BoundedMemoryAttention: SequenceMixer {
     public var normEpsilon = 1e-5
     public init() {}
     public static let optionalFields: Set<String> = ["logitFloor", "logitCeiling"]
+    public func resolved(width: Int) -> Self {
+      with(self) {
+        $0.slots = slots > 0 ? slots : Int((keyExpansion * Double(width)).rounded()) / max(heads, 1)
+      }
+    }
     public func validate(width: Int) throws(ConfigurationError) {
       try HeadSizes.positive(heads, "heads")
       try HeadSizes.expanded(keyExpansion, width, by: heads, field: "keyExpansion")

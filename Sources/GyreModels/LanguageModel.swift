@@ -166,7 +166,8 @@ struct Block: Sendable {
   ) throws(ConfigurationError) {
     var sublayers: [Sublayer] = []
     for (name, entry, options) in c.sublayers(layer.index) {
-      let norm = try c.makeNorm(name + "_norm", layer: layer.index, &p)
+      let norm = try c.makeNorm(
+        name + "_norm", layer: layer.index, readsStream: Layers.readsStream(entry), &p)
       let map = try p.scoped(name) { p throws(ConfigurationError) in
         try Layers.make(entry, options, width: c.width, layer: layer, &p)
       }

@@ -4,10 +4,10 @@ import GyreTensors
 extension ModelConfiguration {
   /// The norm of a sublayer of `layer`, or of the embedding.
   func makeNorm(
-    _ name: String, layer: Int = 0, _ p: inout ParameterBuilder
+    _ name: String, layer: Int = 0, readsStream: Bool = false, _ p: inout ParameterBuilder
   ) throws(ConfigurationError) -> NormLayer {
     try NormLayer(
-      name, width, kind: norm, epsilon: normEpsilon * halvings(before: layer),
+      name, width, kind: readsStream ? .none : norm, epsilon: normEpsilon * halvings(before: layer),
       bias: normBias ?? (norm == .layer), &p)
   }
 

@@ -319,6 +319,11 @@ enum Layers {
     } catch { throw ConfigurationError(path, "\(error)") }
   }
 
+  /// Whether an entry's mixer normalises the residual stream itself.
+  static func readsStream(_ entry: String) -> Bool {
+    MixerCatalog.type(of: kind(entry))?.readsStream ?? false
+  }
+
   static func make(
     _ entry: String, _ options: JSONValue, width: Int, layer: LayerPosition,
     _ p: inout ParameterBuilder

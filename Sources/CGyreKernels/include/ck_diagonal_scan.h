@@ -107,6 +107,22 @@ struct ck_wkv4_args {
   float *dnum0, *dden0;                // [B, D], both or neither; only with num0
 };
 
+/// Weights under a running softmax: zₜ = log(e^zₜ₋₁ + e^xₜ), wₜ = e^(xₜ − zₜ), gₜ = zₜ₋₁ − zₜ; w = 1 and
+/// g = 0 where nothing lies before. Backward, with λ the cotangent of z: dxₜ = wₜ (e^gₜ dwₜ − dgₜ + λₜ),
+/// λₜ₋₁ = λₜ − dxₜ. Peng et al., "ABC", 2022, https://arxiv.org/abs/2110.02488
+struct ck_additive_gate_args {
+  long batch, tokens, width;
+  const int32_t *reset;     // [B, T] or NULL; forward
+  const float *x;           // [B, T, D]; forward
+  const float *z0;          // [B, D] or NULL = −∞; forward
+  float *w, *g;             // [B, T, D]; written by forward, read by backward
+  float *z_final;           // [B, D]; forward
+  const float *dw, *dg;     // [B, T, D]; backward from here on
+  const float *dz_final;    // [B, D] or NULL
+  float *dx;                // [B, T, D]
+  float *dz0;               // [B, D] or NULL
+};
+
 struct ck_diagonal_scan_table {
   void (*forward)(const struct ck_diagonal_scan_args *);
   void (*backward)(const struct ck_diagonal_scan_args *);
@@ -118,6 +134,8 @@ struct ck_diagonal_scan_table {
   void (*selective_backward)(const struct ck_selective_scan_args *);
   void (*wkv4_forward)(const struct ck_wkv4_args *);
   void (*wkv4_backward)(const struct ck_wkv4_args *);
+  void (*additive_gate_forward)(const struct ck_additive_gate_args *);
+  void (*additive_gate_backward)(const struct ck_additive_gate_args *);
 };
 
 /// Fills the best kernels that `level` contains; false where this architecture lacks the level.

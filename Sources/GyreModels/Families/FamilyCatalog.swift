@@ -32,6 +32,9 @@ public enum FamilyCatalog {
     MiniMaxFamily.self,
     ForgettingTransformerFamily.self,
     MesaNetFamily.self,
+    FlaRodimusFamily.self,
+    FlaMambaFamily.self,
+    FlaMamba2Family.self,
   ]
 
   /// The family of a folder.

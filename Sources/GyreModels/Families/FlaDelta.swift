@@ -41,6 +41,17 @@ public enum FlaDeltaNetFamily: CheckpointFamily {
       t.same("\(at.mixer).norm.weight", "\(at.attn).o_norm.weight")
     }
   }
+
+  public static func configuration(of model: ModelConfiguration) -> JSONValue? {
+    model.flaFields("delta_net", "DeltaNet", DeltaNet.self) { o in
+      [
+        "num_heads": .integer(o.heads), "expand_k": .number(o.keyExpansion),
+        "expand_v": .number(o.valueExpansion), "allow_neg_eigval": .bool(o.negativeEigenvalues),
+        "use_gate": .bool(o.gatesOutput), "use_beta": .bool(o.learnsStrength),
+        "qk_activation": .string(o.keyActivation), "qk_norm": .string(o.keyNorm),
+      ].merging(ForeignConfiguration.shortConvolution(o.convolution)) { a, _ in a }
+    }
+  }
 }
 
 extension ForeignConfiguration {
@@ -130,6 +141,17 @@ public enum FlaGatedDeltaNetFamily: CheckpointFamily {
       t.same("\(at.mixer).norm.weight", "\(at.attn).o_norm.weight")
     }
   }
+
+  public static func configuration(of model: ModelConfiguration) -> JSONValue? {
+    model.flaFields("gated_deltanet", "GatedDeltaNet", GatedDeltaNet.self) { o in
+      [
+        "head_dim": .integer(o.headSize), "num_heads": .integer(o.heads),
+        "num_v_heads": .integer(o.valueHeads), "expand_v": .number(o.valueExpansion),
+        "allow_neg_eigval": .bool(o.negativeEigenvalues), "use_gate": .bool(o.gatesOutput),
+        "output_gate_activation": .string(FlaLayout.activation(named: o.gateActivation)),
+      ].merging(ForeignConfiguration.shortConvolution(o.convolution)) { a, _ in a }
+    }
+  }
 }
 
 /// flash-linear-attention `gated_deltaproduct`; see `GatedDeltaProduct`.
@@ -169,6 +191,17 @@ public enum FlaGatedDeltaProductFamily: CheckpointFamily {
       }
       t.linear("\(at.mixer).output", "\(at.attn).o_proj")
       t.same("\(at.mixer).norm.weight", "\(at.attn).o_norm.weight")
+    }
+  }
+
+  public static func configuration(of model: ModelConfiguration) -> JSONValue? {
+    model.flaFields("gated_deltaproduct", "GatedDeltaProduct", GatedDeltaProduct.self) { o in
+      [
+        "head_dim": .integer(o.headSize), "num_heads": .integer(o.heads),
+        "expand_v": .number(o.valueExpansion), "num_householder": .integer(o.reflections),
+        "use_forget_gate": .bool(o.decays), "allow_neg_eigval": .bool(o.negativeEigenvalues),
+        "use_output_gate": .bool(o.gatesOutput),
+      ].merging(ForeignConfiguration.shortConvolution(o.convolution)) { a, _ in a }
     }
   }
 }
@@ -214,6 +247,18 @@ public enum FlaKDAFamily: CheckpointFamily {
       t.linear("\(at.mixer).gate.up", "\(at.attn).g_proj.1", bias: true)
       t.linear("\(at.mixer).output", "\(at.attn).o_proj")
       t.same("\(at.mixer).norm.weight", "\(at.attn).o_norm.weight")
+    }
+  }
+
+  public static func configuration(of model: ModelConfiguration) -> JSONValue? {
+    model.flaFields("kda", "KDA", KimiDeltaAttention.self) { o in
+      [
+        "head_dim": .integer(o.headSize), "num_heads": .integer(o.heads),
+        "num_v_heads": .integer(o.valueHeads), "expand_v": .number(o.valueExpansion),
+        "allow_neg_eigval": .bool(o.negativeEigenvalues),
+        "safe_gate": .bool((o.gateFloor ?? -6) >= -5),
+        "lower_bound": o.gateFloor.map { .number($0) } ?? .null,
+      ].merging(ForeignConfiguration.shortConvolution(o.convolution)) { a, _ in a }
     }
   }
 }
@@ -270,6 +315,18 @@ public enum FlaMomFamily: CheckpointFamily {
       if options.gatesOutput { t.linear("\(at.mixer).gate", "\(at.attn).g_proj") }
       t.linear("\(at.mixer).output", "\(at.attn).o_proj")
       t.same("\(at.mixer).norm.weight", "\(at.attn).o_norm.weight")
+    }
+  }
+
+  public static func configuration(of model: ModelConfiguration) -> JSONValue? {
+    model.flaFields("mom", "Mom", MixtureOfMemories.self) { o in
+      [
+        "head_dim": .integer(o.headSize), "num_heads": .integer(o.heads),
+        "expand_v": .number(o.valueExpansion), "num_memories": .integer(o.memories),
+        "topk": .integer(o.selected), "shared_mem": .bool(o.hasSharedMemory),
+        "single_kv_proj": .bool(o.sharesProjections), "use_output_gate": .bool(o.gatesOutput),
+        "aux_loss_scale": .number(model.balanceFactor ?? 0),
+      ].merging(ForeignConfiguration.shortConvolution(o.convolution)) { a, _ in a }
     }
   }
 }

@@ -14,6 +14,17 @@ struct FlaLayout {
   /// Layers of softmax attention by index, with their entry in the pattern.
   private var attention: [Int: FlaAttention] = [:]
 
+  /// The library's activation functions; its gelu is the approximation by tanh.
+  static let activations = [
+    (theirs: "swish", ours: "silu"), ("silu", "silu"), ("relu", "relu"), ("sigmoid", "sigmoid"),
+    ("logsigmoid", "logSigmoid"), ("sqrelu", "reluSquared"), ("gelu", "geluTanh"),
+  ]
+
+  /// The library's name of one of our activation functions; "" where it has none.
+  static func activation(named ours: String) -> String {
+    activations.first { $0.ours == ours }?.theirs ?? ""
+  }
+
   /// Where a layer's tensors are: our prefix, theirs.
   struct Place {
     var ours: String
@@ -39,7 +50,7 @@ struct FlaLayout {
     model.initialDeviation = try c.double("initializer_range", default: 0.02)
     var mlp = GatedMLP.Configuration()
     mlp.hidden = try Self.intermediate(c, width: model.width, ratio: ratio)
-    mlp.activation = try c.activation("hidden_act", default: "swish", among: ["silu"])
+    mlp.activation = try Self.activation(c)
     mlp.separate = true
     try model.setFeedForward(GatedMLP.self, mlp)
     if c.has("attnres_block_size") {
@@ -51,6 +62,12 @@ struct FlaLayout {
     }
     attention = try FlaAttention.read(
       c, layers: model.layers, width: model.width, fields: attentionFields)
+  }
+
+  /// `hidden_act`: swish or powlu.
+  static func activation(_ c: ForeignConfiguration) throws(ConfigurationError) -> String {
+    c["hidden_act"]?.text == GatedMLP.powlu
+      ? GatedMLP.powlu : try c.activation("hidden_act", default: "swish", among: ["silu"])
   }
 
   /// `intermediate_size`, or ⅔ of hidden_size · hidden_ratio rounded up to a multiple of 256.
@@ -102,9 +119,32 @@ struct FlaLayout {
   }
 }
 
+extension ModelConfiguration {
+  /// `config.json` of a model of mixer `M` and gated units in every layer; nil where it is another.
+  ///
+  /// - Parameter own: the fields of the mixer.
+  func flaFields<M: SequenceMixer>(
+    _ modelType: String, _ architecture: String, _: M.Type,
+    _ own: (M.Configuration) -> [String: JSONValue]
+  ) -> JSONValue? {
+    guard let options = uniform(M.self), let mlp = uniformFeedForward(GatedMLP.self) else {
+      return nil
+    }
+    let fields: [String: JSONValue] = [
+      "architectures": .array([.string(architecture + "ForCausalLM")]),
+      "model_type": .string(modelType), "vocab_size": .integer(vocabulary),
+      "hidden_size": .integer(width), "num_hidden_layers": .integer(layers),
+      "norm_eps": .number(normEpsilon), "tie_word_embeddings": .bool(tiesEmbedding),
+      "intermediate_size": .integer(mlp.hidden),
+      "hidden_act": .string(mlp.activation == "silu" ? "swish" : mlp.activation),
+    ]
+    return .object(fields.merging(own(options)) { _, new in new })
+  }
+}
+
 /// Softmax attention at some layers of a hybrid: one entry of the field `attn`.
 struct FlaAttention {
-  static let fields: Set<String> = ["qkv_bias", "rope_theta", "window_size", "qk_norm"]
+  static let fields: Set<String> = ["qkv_bias", "rope_theta", "window_size"]
   var entry: String
   var options: AttentionMixer.Configuration
 
@@ -140,10 +180,6 @@ struct FlaAttention {
       if fields.contains("rope_theta") {
         o.rotaryBase = try spec.double("rope_theta", default: 10_000)
       }
-      if fields.contains("qk_norm") {
-        o.normalizesKeys = try spec.bool("qk_norm", default: false)
-        o.keyNormEpsilon = 1e-5
-      }
       o.separate = true
       let entry = AttentionMixer.kind + (specs.count > 1 ? "@\(i)" : "")
       for layer in try spec.ints("layers") {
@@ -161,10 +197,6 @@ struct FlaAttention {
       t.linear("\(place.mixer).\(part)", "\(place.attn).\(part)_proj", bias: options.bias)
     }
     t.linear("\(place.mixer).output", "\(place.attn).o_proj")
-    if options.normalizesKeys {
-      t.same("\(place.mixer).query_norm.weight", "\(place.attn).q_norm.weight")
-      t.same("\(place.mixer).key_norm.weight", "\(place.attn).k_norm.weight")
-    }
     t.ignored("\(place.attn).rotary.inv_freq")
   }
 }
@@ -184,6 +216,24 @@ extension ForeignConfiguration {
   func shortConvolution(default isOn: Bool) throws(ConfigurationError) -> Int {
     let taps = try int("conv_size", default: 4, in: 1...16)
     return try bool("use_short_conv", default: isOn) ? taps : 0
+  }
+
+  /// Our name of one of the library's own activation functions.
+  func flaActivation(_ key: String, default fallback: String? = nil) throws(ConfigurationError)
+    -> String
+  {
+    let name = try string(key, default: fallback)
+    guard let found = FlaLayout.activations.first(where: { $0.theirs == name }) else {
+      throw ConfigurationError(
+        place(key),
+        "must be one of \(FlaLayout.activations.map(\.theirs)), is \"\(name.prefix(40))\"")
+    }
+    return found.ours
+  }
+
+  /// Fields of a short convolution of some taps.
+  static func shortConvolution(_ taps: Int) -> [String: JSONValue] {
+    ["use_short_conv": .bool(taps > 0), "conv_size": .integer(taps > 0 ? taps : 4)]
   }
 
   /// A ratio to `width` that gives each of `heads` a whole number of channels, and that number.

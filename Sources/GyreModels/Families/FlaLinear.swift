@@ -19,7 +19,7 @@ public enum FlaGLAFamily: CheckpointFamily {
     let values = try c.expansion("expand_v", default: 1, of: width, heads: o.heads)
     (o.keyExpansion, o.valueExpansion) = (keys.ratio, values.ratio)
     if c.has("clamp_min") { o.gateFloor = try c.double("clamp_min") }
-    if c.has("feature_map") { o.featureMap = try c.featureFunction() }
+    if c.has("feature_map") { o.featureMap = try c.flaActivation("feature_map") }
     o.convolution = try c.shortConvolution(default: false)
     o.gatesOutput = try c.bool("use_output_gate", default: true)
     o.normWeight = try c.affine()
@@ -53,15 +53,20 @@ public enum FlaGLAFamily: CheckpointFamily {
     let isFused = try c.bool("fuse_norm", default: true)
     return isFused && gatesOutput ? "g_norm_swish_gate" : "g_norm"
   }
-}
 
-extension ForeignConfiguration {
-  /// Our name of an element-wise feature map.
-  func featureFunction() throws(ConfigurationError) -> String {
-    if try string("feature_map") == "logsigmoid" { return "logSigmoid" }
-    return try activation(
-      "feature_map",
-      among: ["silu", "gelu", "geluTanh", "relu", "reluSquared", "sigmoid", "tanh", "softplus"])
+  public static func configuration(of model: ModelConfiguration) -> JSONValue? {
+    model.flaFields("gla", "GLA", GatedLinearAttention.self) { o in
+      var fields: [String: JSONValue] = [
+        "num_heads": .integer(o.heads), "num_kv_heads": .integer(o.keyHeads),
+        "expand_k": .number(o.keyExpansion), "expand_v": .number(o.valueExpansion),
+        "use_output_gate": .bool(o.gatesOutput), "elementwise_affine": .bool(o.normWeight),
+        "clamp_min": o.gateFloor.map { .number($0) } ?? .null,
+      ]
+      if o.featureMap != "identity" {
+        fields["feature_map"] = .string(FlaLayout.activation(named: o.featureMap))
+      }
+      return fields.merging(ForeignConfiguration.shortConvolution(o.convolution)) { a, _ in a }
+    }
   }
 }
 
@@ -86,7 +91,11 @@ public enum FlaRetNetFamily: CheckpointFamily {
       keys.headSize % 2 == 0, "expand_k",
       "must give an even number of key channels a head, gives \(keys.headSize)")
     (o.keyExpansion, o.valueExpansion) = (keys.ratio, values.ratio)
-    if c.has("feature_map") { o.featureMap = try c.featureFunction() }
+    if c.has("feature_map") {
+      o.featureMap = try c.activation(
+        "feature_map",
+        among: ["silu", "gelu", "geluTanh", "relu", "reluSquared", "sigmoid", "tanh", "softplus"])
+    }
     o.gatesOutput = try c.bool("use_output_gate", default: true)
     o.normWeight = try c.affine()
     o.normEpsilon = layout.model.normEpsilon
@@ -103,6 +112,20 @@ public enum FlaRetNetFamily: CheckpointFamily {
       t.linear("\(at.mixer).output", "\(at.attn).o_proj")
       if options.normWeight { t.same("\(at.mixer).norm.weight", "\(at.attn).\(norm).weight") }
       t.ignored("\(at.attn).rotary.inv_freq")
+    }
+  }
+
+  public static func configuration(of model: ModelConfiguration) -> JSONValue? {
+    model.flaFields("retnet", "RetNet", RetNet.self) { o in
+      var fields: [String: JSONValue] = [
+        "num_heads": .integer(o.heads), "num_kv_heads": .integer(o.keyHeads),
+        "expand_k": .number(o.keyExpansion), "expand_v": .number(o.valueExpansion),
+        "use_output_gate": .bool(o.gatesOutput), "elementwise_affine": .bool(o.normWeight),
+      ]
+      if o.featureMap != "identity" {
+        fields["feature_map"] = .string(publicActivation(o.featureMap))
+      }
+      return fields
     }
   }
 }
@@ -165,6 +188,18 @@ public enum FlaLinearAttentionFamily: CheckpointFamily {
     ["layer.weight", "layer.bias"], ["layer.weight"],
     ["layer1.weight", "layer1.bias", "layer2.weight", "layer2.bias"],
   ]
+
+  public static func configuration(of model: ModelConfiguration) -> JSONValue? {
+    model.flaFields("linear_attn", "LinearAttention", LinearAttentionMixer.self) { o in
+      [
+        "num_heads": .integer(o.heads), "num_kv_heads": .integer(o.keyHeads),
+        "expand_k": .number(o.keyExpansion), "expand_v": .number(o.valueExpansion),
+        "feature_map": .string(o.featureMap), "tie_feature_map_qk": .bool(o.tiesFeatureMap),
+        "norm_q": .bool(o.normalizesQueries), "norm_k": .bool(o.normalizesKeys),
+        "norm_feature_map": .bool(o.normalizes), "elementwise_affine": .bool(o.normWeight),
+      ]
+    }
+  }
 }
 
 /// flash-linear-attention `hgrn`; see `HGRN`.
@@ -196,6 +231,15 @@ public enum FlaHGRNFamily: CheckpointFamily {
     }
     plan.mapLowerBounds(isThere: options.boundsGates, mixer: HGRN.kind)
     return plan
+  }
+
+  public static func configuration(of model: ModelConfiguration) -> JSONValue? {
+    model.flaFields("hgrn", "HGRN", HGRN.self) { o in
+      [
+        "expand_ratio": .integer(o.expansion), "use_lower_bound": .bool(o.boundsGates),
+        "elementwise_affine": .bool(o.normWeight),
+      ].merging(ForeignConfiguration.shortConvolution(o.convolution)) { a, _ in a }
+    }
   }
 }
 
@@ -252,6 +296,15 @@ public enum FlaHGRN2Family: CheckpointFamily {
     plan.mapLowerBounds(isThere: options.boundsGates, mixer: HGRN2.kind)
     return plan
   }
+
+  public static func configuration(of model: ModelConfiguration) -> JSONValue? {
+    model.flaFields("hgrn2", "HGRN2", HGRN2.self) { o in
+      [
+        "expand_ratio": .integer(o.expansion), "use_lower_bound": .bool(o.boundsGates),
+        "elementwise_affine": .bool(o.normWeight),
+      ].merging(ForeignConfiguration.shortConvolution(o.convolution)) { a, _ in a }
+    }
+  }
 }
 
 /// flash-linear-attention `lightnet`; see `LightNet`. The norm's epsilon is the 1e-6 that the layer's
@@ -297,6 +350,15 @@ public enum FlaLightNetFamily: CheckpointFamily {
       t.linear("\(at.mixer).gate.up", "\(at.attn).g_proj.1")
       t.linear("\(at.mixer).output", "\(at.attn).o_proj")
       if options.normWeight { t.same("\(at.mixer).norm.weight", "\(at.attn).g_norm.weight") }
+    }
+  }
+
+  public static func configuration(of model: ModelConfiguration) -> JSONValue? {
+    model.flaFields("lightnet", "LightNet", LightNet.self) { o in
+      [
+        "expand_ratio": .integer(o.expansion), "num_heads": .integer(o.heads),
+        "gate_low_rank_dim": .integer(o.gateRank), "elementwise_affine": .bool(o.normWeight),
+      ].merging(ForeignConfiguration.shortConvolution(o.convolution)) { a, _ in a }
     }
   }
 }

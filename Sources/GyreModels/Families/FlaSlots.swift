@@ -50,6 +50,19 @@ public enum FlaGSAFamily: CheckpointFamily {
       if options.normWeight { t.same("\(at.mixer).norm.weight", "\(at.attn).g_norm.weight") }
     }
   }
+
+  public static func configuration(of model: ModelConfiguration) -> JSONValue? {
+    model.flaFields("gsa", "GSA", GatedSlotAttention.self) { o in
+      [
+        "num_heads": .integer(o.heads), "num_kv_heads": .integer(o.keyHeads),
+        "expand_k": .number(o.keyExpansion), "expand_v": .number(o.valueExpansion),
+        "num_slots": .integer(o.slots),
+        "feature_map": .string(o.featureMap == "silu" ? "swish" : o.featureMap),
+        "gate_logit_normalizer": .number(o.gateDivisor),
+        "elementwise_affine": .bool(o.normWeight),
+      ].merging(ForeignConfiguration.shortConvolution(o.convolution)) { a, _ in a }
+    }
+  }
 }
 
 extension ForeignConfiguration {
@@ -110,6 +123,18 @@ public enum FlaABCFamily: CheckpointFamily {
       t.linear("\(at.mixer).output", "\(at.attn).o_proj")
       if options.normWeight { t.same("\(at.mixer).norm.weight", "\(at.attn).g_norm.weight") }
       t.ignored("\(at.attn).rotary.inv_freq")
+    }
+  }
+
+  public static func configuration(of model: ModelConfiguration) -> JSONValue? {
+    model.flaFields("abc", "ABC", BoundedMemoryAttention.self) { o in
+      [
+        "num_heads": .integer(o.heads), "expand_k": .number(o.keyExpansion),
+        "expand_v": .number(o.valueExpansion), "num_slots": .integer(o.slots),
+        "clamp_min": o.logitFloor.map { .number($0) } ?? .null,
+        "clamp_max": o.logitCeiling.map { .number($0) } ?? .null,
+        "use_rope": .bool(o.rotates), "elementwise_affine": .bool(o.normWeight),
+      ].merging(ForeignConfiguration.shortConvolution(o.convolution)) { a, _ in a }
     }
   }
 }

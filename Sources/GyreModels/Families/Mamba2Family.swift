@@ -66,7 +66,7 @@ public enum Mamba2Family: CheckpointFamily {
     t.same(
       "\(ours).convolution.weight", "\(theirs).conv1d.weight", shape: [channels, 1, c.convolution])
     if c.convolutionBias { t.same("\(ours).convolution.bias", "\(theirs).conv1d.bias") }
-    for name in ["dt_bias", "A_log", "D", "norm.weight"] {
+    for name in ["dt_bias", "A_log", "D"] + (c.normalizes ? ["norm.weight"] : []) {
       t.same("\(ours).\(name)", "\(theirs).\(name)")
     }
     t.linear("\(ours).output", "\(theirs).out_proj", bias: c.bias)

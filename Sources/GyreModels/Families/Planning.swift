@@ -55,6 +55,13 @@ extension ModelConfiguration {
     try Layers.decode(M.self, options(of: entry), "mixers.\(entry)")
   }
 
+  /// Options of a mixer or feed-forward block under its kind, the patterns left alone.
+  mutating func setOptions<M: SequenceMixer>(
+    _: M.Type, _ options: M.Configuration
+  ) throws(ConfigurationError) {
+    mixers[M.kind] = try Self.changed(options)
+  }
+
   /// The one feed-forward block of all layers.
   public mutating func setFeedForward<M: SequenceMixer>(
     _: M.Type, _ options: M.Configuration

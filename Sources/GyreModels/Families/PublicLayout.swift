@@ -53,7 +53,11 @@ public struct PublicLayout: Sendable {
 }
 
 extension ModelConfiguration {
-  static let exportable = ["softmax_attention", "mamba", "mamba2", "gated_delta_net", "rwkv7"]
+  static let exportable = [
+    "softmax_attention", "mamba", "mamba2", "gla", "retnet", "linear_attention", "hgrn", "hgrn2",
+    "lightnet", "delta_net", "gated_delta_net", "gated_delta_product", "kimi_delta_attention",
+    "mixture_of_memories", "gated_slot_attention", "bounded_memory_attention", "rwkv7",
+  ]
 
   /// What a model computes, however it is written: resolved options of every sublayer, and no
   /// choices of storage or initialisation.

@@ -43,46 +43,37 @@ public struct AdditiveGateForward: Op {
     return [i[0], i[0], TensorSpec([s[0], s[2]])]
   }
 
-  /// Calls `body` for each element in order of time, with the logarithm of the sum before it.
-  func walk(
-    _ inputs: [[Double]], _ s: Shape,
-    _ body: (_ i: Int, _ channel: Int, _ z: Double, _ new: Double)
-      -> Void
-  ) -> [Double] {
-    var z = optional.pick(1, inputs) ?? [Double](repeating: -.infinity, count: s[0] * s[2])
-    let reset = optional.pick(2, inputs)
+  /// In differences d = x − zₜ₋₁, so that w + e^g = 1 within rounding: w = σ(d), g = −softplus(d).
+  public func reference(_ a: inout HostArguments) {
+    let s = a.inputSpecs[0].shape
+    var z = optional.pick(1, a.inputs) ?? [Double](repeating: -.infinity, count: s[0] * s[2])
+    let reset = optional.pick(2, a.inputs)
     for b in 0..<s[0] {
       for t in 0..<s[1] {
         let starts = (reset?[b * s[1] + t] ?? 0) != 0
-        for d in 0..<s[2] {
-          let (i, c) = ((b * s[1] + t) * s[2] + d, b * s[2] + d)
-          let (old, x) = (starts ? -.infinity : z[c], inputs[0][i])
-          let top = max(old, x)
-          z[c] = top + Functions.log(Functions.exp(old - top) + Functions.exp(x - top))
-          body(i, c, old, z[c])
+        for c in 0..<s[2] {
+          let (i, j) = ((b * s[1] + t) * s[2] + c, b * s[2] + c)
+          if starts || z[j] == -.infinity {
+            (a.outputs[0][i], a.outputs[1][i], z[j]) = (1, 0, a.inputs[0][i])
+          } else {
+            let d = a.inputs[0][i] - z[j]
+            a.outputs[0][i] = Functions.sigmoid(d)
+            a.outputs[1][i] = -Functions.softplus(d)
+            z[j] += Functions.softplus(d)
+          }
         }
       }
     }
-    return z
-  }
-
-  public func reference(_ a: inout HostArguments) {
-    let s = a.inputSpecs[0].shape
-    var (w, g) = (a.outputs[0], a.outputs[1])
-    a.outputs[2] = walk(a.inputs, s) { i, _, old, z in
-      w[i] = Functions.exp(a.inputs[0][i] - z)
-      g[i] = old == -.infinity ? 0 : old - z
-    }
-    (a.outputs[0], a.outputs[1]) = (w, g)
+    a.outputs[2] = z
   }
 
   public func vjp(_ c: VJPContext) -> [Tensor?] {
-    let op = AdditiveGateBackward(forward: self, hasFinal: c.cotangents[2] != nil)
+    let op = AdditiveGateBackward(hasState: optional.has(1), hasFinal: c.cotangents[2] != nil)
     let gradients = applyPresent(
-      op, c.inputs.map { $0 } + [c.cotangent(0), c.cotangent(1), c.cotangents[2]])
+      op, [c.outputs[0], c.outputs[1], c.cotangent(0), c.cotangent(1), c.cotangents[2]])
     return optional.gather { i in i == 2 ? nil : gradients[i] }
   }
-  public var saved: SavedValues { .inputs }
+  public var saved: SavedValues { .only(outputs: [0, 1]) }
 
   public static let cases = [(false, false), (true, false), (true, true)].map {
     hasState, hasReset in
@@ -94,42 +85,40 @@ public struct AdditiveGateForward: Op {
   }
 }
 
-/// Inputs: the forward's, dw, dg, and d final z where present. Outputs: dx, and dz₀ where the forward
-/// had z₀.
+/// Inputs: w, g, dw, dg, and d final z where present. Outputs: dx, and dz₀ where the forward had z₀.
 ///
-///     λₜ = gₜ₊₁' − gₜ' − wₜ' wₜ + e^gₜ₊₁ λₜ₊₁    dxₜ = wₜ (wₜ' + λₜ)
+///     dxₜ = wₜ (e^gₜ dwₜ − dgₜ + λₜ)    λₜ₋₁ = λₜ − dxₜ
+///
+/// with λₜ the cotangent of zₜ; where nothing lies before (w = 1, g = 0), dx = λ and λ ends.
 public struct AdditiveGateBackward: Op {
   public static let name = "additive_gate_backward"
-  public let forward: AdditiveGateForward
-  public let hasFinal: Bool
+  public let hasState, hasFinal: Bool
 
   public func infer(_ i: [TensorSpec]) -> [TensorSpec] {
     let s = i[0].shape
-    return [i[0]] + (forward.optional.has(1) ? [TensorSpec([s[0], s[2]])] : [])
+    return [i[0]] + (hasState ? [TensorSpec([s[0], s[2]])] : [])
   }
 
   public func reference(_ a: inout HostArguments) {
     let s = a.inputSpecs[0].shape
-    let n = forward.optional.gather { $0 }.count
-    let (dw, dg) = (a.inputs[n], a.inputs[n + 1])
-    var steps = [(old: Double, z: Double)](repeating: (0, 0), count: s.elementCount)
-    _ = forward.walk(Array(a.inputs[..<n]), s) { i, _, old, z in steps[i] = (old, z) }
-    // The cotangent of z after a token, from what comes later.
-    var later = hasFinal ? a.inputs[n + 2] : [Double](repeating: 0, count: s[0] * s[2])
+    var later = hasFinal ? a.inputs[4] : [Double](repeating: 0, count: s[0] * s[2])
     for b in 0..<s[0] {
       for t in stride(from: s[1] - 1, through: 0, by: -1) {
-        for d in 0..<s[2] {
-          let (i, c) = ((b * s[1] + t) * s[2] + d, b * s[2] + d)
-          let (old, z) = steps[i]
-          let w = Functions.exp(a.inputs[0][i] - z)
-          let isOpen = old != -.infinity
-          let total = later[c] - dw[i] * w - (isOpen ? dg[i] : 0)
-          a.outputs[0][i] = w * (dw[i] + total)
-          later[c] = isOpen ? dg[i] + total * Functions.exp(old - z) : 0
+        for c in 0..<s[2] {
+          let (i, j) = ((b * s[1] + t) * s[2] + c, b * s[2] + c)
+          let (w, g) = (a.inputs[0][i], a.inputs[1][i])
+          if w == 1 && g == 0 {
+            a.outputs[0][i] = later[j]
+            later[j] = 0
+          } else {
+            let dx = w * (Functions.exp(g) * a.inputs[2][i] - a.inputs[3][i] + later[j])
+            a.outputs[0][i] = dx
+            later[j] -= dx
+          }
         }
       }
     }
-    if forward.optional.has(1) { a.outputs[1] = later }
+    if hasState { a.outputs[1] = later }
   }
   public func vjp(_ c: VJPContext) -> [Tensor?] { c.inputs.map { _ in nil } }
   public static let cases: [OpCase] = []
