@@ -15,14 +15,14 @@ struct FlaLayout {
   private var attention: [Int: FlaAttention] = [:]
 
   /// The library's activation functions; its gelu is the approximation by tanh.
-  static let activations = [
-    (theirs: "swish", ours: "silu"), ("silu", "silu"), ("relu", "relu"), ("sigmoid", "sigmoid"),
+  static let activations: [(theirs: String, ours: String)] = [
+    ("swish", "silu"), ("silu", "silu"), ("relu", "relu"), ("sigmoid", "sigmoid"),
     ("logsigmoid", "logSigmoid"), ("sqrelu", "reluSquared"), ("gelu", "geluTanh"),
   ]
 
   /// The library's name of one of our activation functions; "" where it has none.
   static func activation(named ours: String) -> String {
-    activations.first { $0.ours == ours }?.theirs ?? ""
+    activations.first(where: { $0.ours == ours })?.theirs ?? ""
   }
 
   /// Where a layer's tensors are: our prefix, theirs.
