@@ -10,6 +10,7 @@ public enum EngineCatalog {
     LinearAttentionForward.self,
     DeltaRuleForward.self,
     CellForward.self,
+    RecurrentCellForward.self,
     AttentionForward.self,
   ]
 }
