@@ -65,7 +65,8 @@ public struct CellMixerConfiguration<C: Cell>: MixerConfiguration {
     try require(hidden >= 0, "hidden", "must not be negative, is \(hidden)")
     try HeadSizes.divide(hiddenSize(width), by: heads, field: "heads", of: "hidden size")
     try require(
-      (1...hiddenSize(width)).contains(rank) || (matrix != .lowRank && matrix != .lowRankPlusDiagonal),
+      (1...hiddenSize(width)).contains(rank)
+        || (matrix != .lowRank && matrix != .lowRankPlusDiagonal),
       "rank", "must be in 1...\(hiddenSize(width)), is \(rank)")
     try require(
       projects || hiddenSize(width) == width, "projects",

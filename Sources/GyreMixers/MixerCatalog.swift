@@ -7,6 +7,7 @@ public enum MixerCatalog {
     MinLSTM.self,
     GRU.self,
     LSTM.self,
+    SLSTM.self,
     CellMixer<Elman>.self,
     CellMixer<IndependentRNN>.self,
     CellMixer<MinimalGatedUnit>.self,

@@ -34,7 +34,7 @@ public struct PiecewiseLinear: Cell {
 
   public func describe(_ c: CellBuilder) -> CellValue {
     let z = c.state("z")
-    let linear = c.parameter("A", .uniform(0.5, 0.9)) * z + c.input("z")
+    let linear = c.parameter("A", .normal(standardDeviation: 0.05, mean: 0.4)) * z + c.input("z")
     let small = Initializer.normal(standardDeviation: 0.01)
     switch form {
     case .standard: c.next(z, linear + c.recurrent("W", relu(z), small))

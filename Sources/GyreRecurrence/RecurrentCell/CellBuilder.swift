@@ -115,9 +115,9 @@ public final class CellBuilder {
       return product(
         name, v, heads: heads, initializer ?? .fanIn(hidden / max(heads, 1)))
     case .diagonal: return parameter(name, CellBuilder.diagonalStart(hidden)) * v
-    case .lowRank(let rank): return lowRank(name, v, rank)
+    case .lowRank(let rank): return lowRank(name, v, rank, initializer)
     case .lowRankPlusDiagonal(let rank):
-      return lowRank(name, v, rank)
+      return lowRank(name, v, rank, initializer)
         + parameter(name + ".diagonal", CellBuilder.diagonalStart(hidden)) * v
     }
   }
@@ -127,10 +127,12 @@ public final class CellBuilder {
     .normal(standardDeviation: 2 / (5 * Double(hidden)).squareRoot())
   }
 
-  private func lowRank(_ name: String, _ v: CellValue, _ rank: Int) -> CellValue {
+  private func lowRank(
+    _ name: String, _ v: CellValue, _ rank: Int, _ initializer: Initializer?
+  ) -> CellValue {
     let inner = space(rank)
     let down = product(name + ".right", v, to: inner, heads: 1, .fanIn(hidden))
-    return product(name + ".left", down, to: v.space, heads: 1, .fanIn(rank))
+    return product(name + ".left", down, to: v.space, heads: 1, initializer ?? .fanIn(rank))
   }
 
   /// M v into a space, block-diagonal with `heads` blocks `[heads, rows / heads, columns / heads]`.

@@ -90,7 +90,8 @@ public struct CellCode: Sendable {
     for current in 0...(order.map { level[$0] }.max() ?? 0) {
       for space in Set(order.map { nodes[$0].space }).sorted() {
         emitGroup(
-          graph, order.filter {
+          graph,
+          order.filter {
             level[$0] == current && nodes[$0].space == space && !nodes[$0].operation.isProduct
               && tiles[$0] == nil
           },

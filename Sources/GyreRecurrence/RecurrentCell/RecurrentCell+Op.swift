@@ -130,7 +130,9 @@ public struct RecurrentCellForward: Op {
       if let p = parts.parameters.indices.first(where: { parameterPlace($0) == i }) {
         return g[1 + p].summed(to: [g[1 + p].shape.last])
       }
-      if let s = (0..<S).first(where: { statePlace($0) == i }) { return op.statePlace(s).map { g[$0] } }
+      if let s = (0..<S).first(where: { statePlace($0) == i }) {
+        return op.statePlace(s).map { g[$0] }
+      }
       if let m = parts.matrices.indices.first(where: { matrixPlace($0) == i }),
         let place = optional[i], c.needs[place]
       {
@@ -211,7 +213,8 @@ extension Cell {
     }
     inputs.append(full ? testResets(batch: B, tokens: T) : nil)
     let op = RecurrentCellForward(
-      plan: plan, isNewton: isNewton, keeps: true, optional: OptionalInputs(inputs.map { $0 != nil })
+      plan: plan, isNewton: isNewton, keeps: true,
+      optional: OptionalInputs(inputs.map { $0 != nil })
     )
     return OpCase(
       label + (full ? " full" : ""), op, inputs.compactMap { $0 }, tolerance: 2e-5,
