@@ -94,13 +94,19 @@ public struct CellMixer<C: Cell>: SequenceMixer {
         $0.matrix = .dense; $0.hidden = 24; $0.heads = 3
       },
       with(plain) {
-        $0.matrix = .lowRankPlusDiagonal; $0.rank = 3; $0.projects = false
+        $0.matrix = .lowRankPlusDiagonal; $0.rank = 3; $0.projects = hasOwnWidth
       },
       with(plain) {
         $0.matrix = .diagonal; $0.execution = .newton
       },
     ]
       + C.variants.map { variant in with(plain) { $0.cell = variant } }
+  }
+
+  /// Whether the cell gives other than its hidden units.
+  private static var hasOwnWidth: Bool {
+    let d = C().description(hidden: 32)
+    return d.parts.states[d.output].space != 0
   }
 
   private let input: Linear
@@ -119,7 +125,11 @@ public struct CellMixer<C: Cell>: SequenceMixer {
     input = try Linear(
       "input", inputs: width, outputs: parts.inputWidth, bias: CellMixer.bias(parts),
       initializer: .fanIn(hidden), &p)
-    output = c.projects ? try Linear("output", inputs: hidden, outputs: width, &p) : nil
+    let given = parts.spaces[parts.states[description.output].space]
+    try require(
+      c.projects || given == width, "projects",
+      "must be true where the cell gives \(given) units for the width \(width)")
+    output = c.projects ? try Linear("output", inputs: given, outputs: width, &p) : nil
     (matrices, parameters) = try p.scoped("recurrent") { p throws(ConfigurationError) in
       var made: ([Parameter?], [Parameter?]) = ([], [])
       for m in parts.matrices {

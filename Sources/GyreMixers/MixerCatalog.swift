@@ -14,6 +14,7 @@ public enum MixerCatalog {
     CellMixer<GatedRecurrentUnit>.self,
     CellMixer<LightGRU>.self,
     CellMixer<LSTMFamily>.self,
+    CellMixer<ProjectedLSTM>.self,
     CellMixer<ParaGRU>.self,
     CellMixer<ParaLSTM>.self,
     CellMixer<ExponentialLSTM>.self,

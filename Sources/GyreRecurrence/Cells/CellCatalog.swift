@@ -8,6 +8,7 @@ public enum CellCatalog {
     GatedRecurrentUnit.self,
     LightGRU.self,
     LSTMFamily.self,
+    ProjectedLSTM.self,
     ParaGRU.self,
     ParaLSTM.self,
     ExponentialLSTM.self,
