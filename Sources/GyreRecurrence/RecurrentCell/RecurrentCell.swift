@@ -93,6 +93,13 @@ public struct NewtonReport: Sendable, Hashable, Codable {
   public var residual: Double
   /// The part of the blocks that were run token by token.
   public var fallback: Double
+
+  public init(
+    iterations: Double = 0, meanIterations: Double = 0, residual: Double = 0, fallback: Double = 0
+  ) {
+    (self.iterations, self.meanIterations) = (iterations, meanIterations)
+    (self.residual, self.fallback) = (residual, fallback)
+  }
 }
 
 /// Collects the reports of all Newton solves while it is bound to the current task.
