@@ -27,11 +27,10 @@ struct Tagger {
       throw ExampleError("characters must be numbers below \(embedding.shape[0])")
     }
     let (h, _) = try lstm(embedding.rows(network.row(characters)))
-    var x = h
-    for layer in ["logit_layer.0", "logit_layer.2"] {
-      x = try x.linear(network.tensor(layer + ".weight"), bias: network.tensor(layer + ".bias"))
-        .relu()
+    func linear(_ x: Tensor, _ name: String) throws -> Tensor {
+      try x.linear(network.tensor(name + ".weight"), bias: network.tensor(name + ".bias"))
     }
+    let x = try linear(linear(h, "logit_layer.0").relu(), "logit_layer.2")
     return (h, x)
   }
 }
