@@ -105,7 +105,10 @@ let package = Package(
     test("GyreTensors"),
     test(
       "GyreConformance",
-      ["GyreTensors", "GyreRecurrence", "GyreMixers", "GyreModels", "GyreCPU"]),
+      [
+        "GyreTensors", "GyreRecurrence", "GyreMixers", "GyreModels", "GyreCPU", "GyreCheckpoints",
+        "GyreLayers",
+      ]),
     // Level 6
     .executableTarget(
       name: "gyre",

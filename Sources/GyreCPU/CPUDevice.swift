@@ -80,6 +80,7 @@ struct KernelTables: @unchecked Sendable {
   var linearAttention = ck_linear_attention_table()
   var deltaRule = ck_delta_rule_table()
   var cellScan = ck_cell_scan_table()
+  var recurrentCell = ck_recurrent_cell_table()
   var attention = ck_attention_table()
   var mesa = ck_mesa_table()
   var convolution = ck_short_convolution_table()
@@ -91,6 +92,7 @@ struct KernelTables: @unchecked Sendable {
       ck_optimizer_table_for(level, &optimizer), ck_diagonal_scan_table_for(level, &scan),
       ck_linear_attention_table_for(level, &linearAttention),
       ck_delta_rule_table_for(level, &deltaRule), ck_cell_scan_table_for(level, &cellScan),
+      ck_recurrent_cell_table_for(level, &recurrentCell),
       ck_attention_table_for(level, &attention),
       ck_short_convolution_table_for(level, &convolution), ck_rotary_table_for(level, &rotary),
       ck_mesa_table_for(level, &mesa)
@@ -125,7 +127,7 @@ struct CPUKernel: Sendable {
     var table: [ObjectIdentifier: CPUKernel] = [:]
     for family in [
       pointwise, layout, products, norms, losses, optimizers, scans, linearAttention, deltaRule,
-      sequence, selectiveScans, wkv4, mesa, cells, attention, additiveGates,
+      sequence, selectiveScans, wkv4, mesa, cells, recurrentCells, attention, additiveGates,
     ] {
       for kernel in family { table[kernel.op] = kernel }
     }

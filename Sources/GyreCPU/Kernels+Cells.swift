@@ -15,6 +15,14 @@ extension CPUKernel {
       a.y = call.outputs[0].f32
       a.h_final = call.outputs[1].f32
       if op.cell.hasMemory { a.c_final = call.outputs[2].f32 }
+      if op.cell == .slstm {
+        a.n0 = op.optional.pick(6, call.inputs)?.constant
+        a.m0 = op.optional.pick(7, call.inputs)?.constant
+        a.n_final = call.outputs[3].f32
+        a.m_final = call.outputs[4].f32
+        a.normalizers = op.normalizersPlace.flatMap { call.outputs[$0].f32 }
+        a.stabilizers = op.stabilizersPlace.flatMap { call.outputs[$0].f32 }
+      }
       a.gates = op.gatesPlace.flatMap { call.outputs[$0].f32 }
       a.cell_states = op.cellsPlace.flatMap { call.outputs[$0].f32 }
       k.cellScan.forward(&a)
@@ -33,6 +41,13 @@ extension CPUKernel {
       a.dy = op.extra.pick(3, rest)?.constant
       a.dh_final = op.extra.pick(4, rest)?.constant
       a.dc_final = op.extra.pick(5, rest)?.constant
+      a.n0 = op.forward.optional.pick(6, call.inputs)?.constant
+      a.m0 = op.forward.optional.pick(7, call.inputs)?.constant
+      a.normalizers = op.extra.pick(6, rest)?.constant
+      a.stabilizers = op.extra.pick(7, rest)?.constant
+      a.dn_final = op.extra.pick(8, rest)?.constant
+      a.dn0 = op.place(6).flatMap { call.outputs[$0].f32 }
+      a.dm0 = op.place(7).flatMap { call.outputs[$0].f32 }
       a.dxw = call.outputs[0].f32
       a.dh0 = op.place(3).flatMap { call.outputs[$0].f32 }
       a.dc0 = op.place(4).flatMap { call.outputs[$0].f32 }
@@ -40,7 +55,7 @@ extension CPUKernel {
       switch op.forward.cell {
       case .gru: a.dn_recurrent = call.outputs[op.previousPlace + 1].f32
       case .gruOriginal: a.previous_gated = call.outputs[op.previousPlace + 1].f32
-      case .elmanTanh, .elmanReLU, .lstm: break
+      case .elmanTanh, .elmanReLU, .lstm, .slstm: break
       }
       k.cellScan.backward(&a)
       return true
@@ -57,6 +72,7 @@ extension CPUKernel {
       case .gru: CK_CELL_GRU
       case .gruOriginal: CK_CELL_GRU_RESET_BEFORE
       case .lstm: CK_CELL_LSTM
+      case .slstm: CK_CELL_SLSTM
       }
     s.precision = op.precision == .bfloat16 ? CK_CELL_BFLOAT16 : CK_CELL_FLOAT32
     (s.batch, s.tokens, s.heads, s.units) = (x.batch, x.tokens, x.heads, x.units)

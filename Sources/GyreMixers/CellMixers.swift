@@ -35,7 +35,8 @@ struct CellLayer: Sendable {
 
   init(
     _ cell: CellScan.Cell, gates: Int, bias: @escaping @Sendable (Int, Int) -> Double,
-    _ c: CellConfiguration, width: Int, _ p: inout ParameterBuilder
+    _ c: CellConfiguration, recurrent initializer: Initializer? = nil, width: Int,
+    _ p: inout ParameterBuilder
   ) throws(ConfigurationError) {
     let hidden = c.hiddenSize(width)
     input = try Linear(
@@ -44,7 +45,8 @@ struct CellLayer: Sendable {
     let block = hidden / c.heads
     recurrent = try p.parameter(
       "recurrent.weight",
-      c.heads == 1 ? [gates * hidden, hidden] : [c.heads, gates * block, block], .fanIn(block))
+      c.heads == 1 ? [gates * hidden, hidden] : [c.heads, gates * block, block],
+      initializer ?? .fanIn(block))
     recurrentBias = try p.parameter("recurrent.bias", [gates * hidden], .zeros)
     output = c.projects ? try Linear("output", inputs: hidden, outputs: width, &p) : nil
     engine = CellScan(cell: cell, hiddenSize: hidden, heads: c.heads)
@@ -105,20 +107,100 @@ public struct LSTM: SequenceMixer {
 /// State: h `[H]`. Engine: `CellScan`.
 public struct GRU: SequenceMixer {
   public static let kind = "gru"
-  public typealias Configuration = CellConfiguration
+  public struct Configuration: MixerConfiguration {
+    /// Hidden units; 0: the model's width.
+    public var hidden = 0
+    /// Blocks of a block-diagonal recurrent matrix; 1: dense.
+    public var heads = 1
+    /// Whether an output projection follows; without one `hidden` must be the width.
+    public var projects = true
+    /// n = tanh(W x + b + R (r ∘ h)): the reset gate before the product, as Cho et al. have it.
+    public var resetsBefore = false
+    public init() {}
+
+    var cells: CellConfiguration {
+      with(CellConfiguration()) {
+        $0.hidden = hidden; $0.heads = heads; $0.projects = projects
+      }
+    }
+    public func validate(width: Int) throws(ConfigurationError) { try cells.validate(width: width) }
+  }
   public static let testConfigurations = [
     Configuration(),
     with(Configuration()) {
       $0.hidden = 24; $0.heads = 3
     },
     with(Configuration()) { $0.projects = false },
+    with(Configuration()) { $0.resetsBefore = true },
   ]
   private let layer: CellLayer
 
   public init(
     _ c: Configuration, width: Int, layer _: LayerPosition, parameters p: inout ParameterBuilder
   ) throws(ConfigurationError) {
-    layer = try CellLayer(.gru, gates: 3, bias: { _, _ in 0 }, c, width: width, &p)
+    layer = try CellLayer(
+      c.resetsBefore ? .gruOriginal : .gru, gates: 3, bias: { _, _ in 0 }, c.cells, width: width, &p
+    )
+  }
+  public var stateSpec: StateSpec { layer.stateSpec }
+  public func callAsFunction(_ x: Tensor, state: inout State, context: inout SequenceContext)
+    -> Tensor
+  {
+    layer(x, &state, context)
+  }
+}
+
+/// sLSTM of xLSTM with block-diagonal recurrent matrices: exponential gates, normalised memory.
+///
+///     i = e^a    f = σ(a)    z = tanh a    o = σ(a)    c ← f c + i z    n ← f n + i    h = o c / n
+///
+/// with a = W x + R h + b. Beck et al., "xLSTM: extended long short-term memory", 2024.
+/// https://arxiv.org/abs/2405.04517 Gate rows i, f, z, o; R starts at zero and the forget biases are
+/// spread over the units as there. `slstm_log` has the exponential forget gate and diagonal
+/// recurrence.
+///
+/// State: h, c, n and m `[H]`. Engine: `CellScan`.
+public struct SLSTM: SequenceMixer {
+  public static let kind = "slstm"
+  public struct Configuration: MixerConfiguration {
+    /// Hidden units; 0: the model's width.
+    public var hidden = 0
+    /// Blocks of the recurrent matrices.
+    public var heads = 4
+    /// Whether an output projection follows; without one `hidden` must be the width.
+    public var projects = true
+    public init() {}
+
+    var cells: CellConfiguration {
+      with(CellConfiguration()) {
+        $0.hidden = hidden; $0.heads = heads; $0.projects = projects
+      }
+    }
+    public func validate(width: Int) throws(ConfigurationError) { try cells.validate(width: width) }
+  }
+  public static let testConfigurations = [
+    Configuration(),
+    with(Configuration()) {
+      $0.hidden = 24; $0.heads = 1
+    },
+    with(Configuration()) { $0.projects = false },
+  ]
+  private let layer: CellLayer
+
+  public init(
+    _ c: Configuration, width: Int, layer position: LayerPosition,
+    parameters p: inout ParameterBuilder
+  ) throws(ConfigurationError) {
+    let depth = Double(position.index) / Double(max(position.count - 1, 1))
+    layer = try CellLayer(
+      .slstm, gates: 4,
+      bias: { i, hidden in
+        guard i / hidden == 1 else { return 0 }
+        // 5 − 12 (j / (D − 1))^(0.3 + 1.3 l / (L − 1)) within a head.
+        let units = hidden / c.heads
+        let place = Double(i % hidden % units) / Double(max(units - 1, 1))
+        return 5 - 12 * Functions.pow(place, 0.3 + 1.3 * depth)
+      }, c.cells, recurrent: .zeros, width: width, &p)
   }
   public var stateSpec: StateSpec { layer.stateSpec }
   public func callAsFunction(_ x: Tensor, state: inout State, context: inout SequenceContext)

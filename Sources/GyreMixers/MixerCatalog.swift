@@ -1,3 +1,5 @@
+import GyreRecurrence
+
 /// Every mixer and feed-forward block by the name that configurations use: one line each.
 public enum MixerCatalog {
   public static let mixers: [any SequenceMixer.Type] = [
@@ -5,6 +7,24 @@ public enum MixerCatalog {
     MinLSTM.self,
     GRU.self,
     LSTM.self,
+    SLSTM.self,
+    CellMixer<Elman>.self,
+    CellMixer<IndependentRNN>.self,
+    CellMixer<MinimalGatedUnit>.self,
+    CellMixer<GatedRecurrentUnit>.self,
+    CellMixer<LightGRU>.self,
+    CellMixer<LSTMFamily>.self,
+    CellMixer<ProjectedLSTM>.self,
+    CellMixer<ParaGRU>.self,
+    CellMixer<ParaLSTM>.self,
+    CellMixer<ExponentialLSTM>.self,
+    CellMixer<LongExpressiveMemory>.self,
+    CellMixer<CoupledOscillators>.self,
+    CellMixer<IndependentOscillators>.self,
+    CellMixer<RecurrentHighway>.self,
+    CellMixer<UnitaryRotations>.self,
+    CellMixer<PiecewiseLinear>.self,
+    CellMixer<LegendreMemory>.self,
     RGLRU.self,
     HGRN.self,
     Mamba1.self,

@@ -12,6 +12,7 @@ public enum EngineCatalog {
     LinearAttentionForward.self,
     DeltaRuleForward.self,
     CellForward.self,
+    RecurrentCellForward.self,
     AttentionForward.self,
     AdditiveGateForward.self,
   ]

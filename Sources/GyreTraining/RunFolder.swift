@@ -1,6 +1,7 @@
 import FoundationEssentials
 import GyreCheckpoints
 import GyreModels
+import GyreRecurrence
 import GyreTensors
 import GyreTokenizers
 
@@ -100,9 +101,11 @@ public struct Metrics: Codable, Sendable, Equatable {
   public var tokensPerSecond: Double
   /// Why the step changed nothing; nil for a step that did.
   public var skipped: String?
+  /// How Newton's method went in the last batch, layer by layer; nil where no layer uses it.
+  public var newton: [NewtonReport]?
 
   enum CodingKeys: String, CodingKey {
-    case step, tokens, skipped
+    case step, tokens, skipped, newton
     case trainBitsPerByte = "train_bits_per_byte"
     case validationBitsPerByte = "val_bits_per_byte"
     case learningRate = "learning_rate"

@@ -117,10 +117,14 @@ public final class Trainer {
     var sums = [Tensor?](repeating: nil, count: variables.count)
     var loss = 0.0
     var next = state
+    let reports = NewtonReports()
     for part in 0..<c.accumulation {
       let batch = train.batch(step * c.accumulation + part)
       if batch.startsAfresh { next = model.makeState(batch: c.batch) }
-      let (mean, gradients) = differentiate(batch, &next, variables)
+      _ = try reports.take()
+      let (mean, gradients) = NewtonReports.$current.withValue(reports) {
+        differentiate(batch, &next, variables)
+      }
       loss += try mean.item() / Double(c.accumulation)
       for (i, gradient) in gradients.enumerated() {
         guard let gradient else { continue }
@@ -144,11 +148,12 @@ public final class Trainer {
       state = next
     }
     step += 1
+    let newton = try reports.take()
     return Metrics(
       step: step, tokens: step * c.batch * c.length * c.accumulation,
       trainBitsPerByte: loss / 0.693_147_180_559_945_3 / shards.train.bytesPerToken,
       validationBitsPerByte: nil, learningRate: c.learningRate * rate, gradientNorm: norm,
-      tokensPerSecond: 0, skipped: problem)
+      tokensPerSecond: 0, skipped: problem, newton: newton.isEmpty ? nil : newton)
   }
 
   private func differentiate(

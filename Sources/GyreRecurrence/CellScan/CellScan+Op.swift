@@ -1,8 +1,8 @@
 import GyreTensors
 
-/// Possible inputs: gates, R, bias, h₀, c₀, reset. Outputs: h, final h, final c where the cell has
-/// one; with `keepsGates` then the activated gates `[B, T, G·H]` of gated cells, and Rₙ h + bₙ (GRU)
-/// or c (LSTM) of every token.
+/// Possible inputs: gates, R, bias, h₀, c₀, reset, n₀, m₀. Outputs: h, final h, the final memories the
+/// cell has; with `keepsGates` then the activated gates `[B, T, G·H]` of gated cells, and Rₙ h + bₙ
+/// (GRU), c (LSTM) or c, n and m (sLSTM) of every token.
 public struct CellForward: Op {
   public static let name = "cell_scan"
   public let cell: CellScan.Cell
@@ -12,9 +12,17 @@ public struct CellForward: Op {
   public let optional: OptionalInputs
 
   /// Where the kept gates and the kept cell states are among the outputs.
-  public var gatesPlace: Int? { keepsGates && cell.gateCount > 1 ? (cell.hasMemory ? 3 : 2) : nil }
+  public var gatesPlace: Int? {
+    keepsGates && cell.gateCount > 1 ? 2 + cell.memories.count : nil
+  }
   public var cellsPlace: Int? {
     cell == .gru || cell.hasMemory ? gatesPlace.map { $0 + 1 } : nil
+  }
+  /// Where the kept normalisers and stabilisers of sLSTM are.
+  public var normalizersPlace: Int? { cell == .slstm ? gatesPlace.map { $0 + 2 } : nil }
+  public var stabilizersPlace: Int? { cell == .slstm ? gatesPlace.map { $0 + 3 } : nil }
+  private var keptPlaces: [Int] {
+    [gatesPlace, cellsPlace, normalizersPlace, stabilizersPlace].compactMap(\.self)
   }
 
   public func extents(_ i: [TensorSpec]) -> CellExtents {
@@ -34,14 +42,13 @@ public struct CellForward: Op {
   public func infer(_ i: [TensorSpec]) -> [TensorSpec] {
     let x = extents(i)
     let state: Shape = [x.batch, x.hidden]
-    for place in [3, 4] {
+    for place in [3, 4, 6, 7] {
       let given = optional.pick(place, i)?.shape
       precondition(given == nil || given == state, "cell_scan: state \(given ?? []) for \(state)")
     }
     let sequence = TensorSpec([x.batch, x.tokens, x.hidden])
-    return [sequence, TensorSpec(state)] + (cell.hasMemory ? [TensorSpec(state)] : [])
-      + (gatesPlace == nil ? [] : [TensorSpec(i[0].shape)])
-      + (cellsPlace == nil ? [] : [sequence])
+    return [sequence, TensorSpec(state)] + cell.memories.map { _ in TensorSpec(state) }
+      + keptPlaces.map { $0 == gatesPlace ? TensorSpec(i[0].shape) : sequence }
   }
 
   public func reference(_ a: inout HostArguments) {
@@ -59,9 +66,15 @@ public struct CellForward: Op {
           let kept = cell == .gru ? Array(step.product[(2 * x.hidden)...]) : step.c
           accumulate(kept, into: &a.outputs[place], at: (b * x.tokens + t) * x.hidden)
         }
+        for (place, kept) in [(normalizersPlace, walk.n), (stabilizersPlace, walk.m)] {
+          guard let place else { continue }
+          accumulate(kept, into: &a.outputs[place], at: (b * x.tokens + t) * x.hidden)
+        }
       }
       accumulate(walk.h, into: &a.outputs[1], at: b * x.hidden)
-      if cell.hasMemory { accumulate(walk.c, into: &a.outputs[2], at: b * x.hidden) }
+      for (k, final) in [walk.c, walk.n, walk.m].prefix(cell.memories.count).enumerated() {
+        accumulate(final, into: &a.outputs[2 + k], at: b * x.hidden)
+      }
     }
   }
 
@@ -69,12 +82,15 @@ public struct CellForward: Op {
     precondition(gatesPlace != nil || cell.gateCount == 1, "cell_scan: gates were not kept")
     let op = CellBackward(
       forward: self, inputCount: c.inputs.count, hasFinal: c.cotangents[1] != nil,
-      hasFinalMemory: cell.hasMemory && c.cotangents[2] != nil)
+      hasFinalMemory: cell.hasMemory && c.cotangents[2] != nil,
+      hasFinalNormalizer: cell == .slstm && c.cotangents[3] != nil)
     let g = applyPresent(
       op,
       c.inputs.map { $0 } + [
         c.outputs[0], gatesPlace.map { c.outputs[$0] }, cellsPlace.map { c.outputs[$0] },
         c.cotangent(0), c.cotangents[1], cell.hasMemory ? c.cotangents[2] : nil,
+        normalizersPlace.map { c.outputs[$0] }, stabilizersPlace.map { c.outputs[$0] },
+        cell == .slstm ? c.cotangents[3] : nil,
       ])
     let x = extents(c.inputs.map(\.spec))
     let recurrent = recurrentCotangents(g, op)
@@ -83,7 +99,7 @@ public struct CellForward: Op {
       case 0: g[0]
       case 1: c.needs[1] ? weightGradient(g, op, recurrent, x, as: c.inputs[1].shape) : nil
       case 2: recurrent.summed(to: [x.gates * x.hidden])
-      case 3, 4: op.place(i).map { g[$0] }
+      case 3, 4, 6, 7: op.place(i).map { g[$0] }
       default: nil
       }
     }
@@ -126,9 +142,8 @@ public struct CellForward: Op {
   }
 
   public var saved: SavedValues {
-    let (gates, cells) = (gatesPlace, cellsPlace)
-    return SavedValues(
-      keepsInput: { _ in true }, keepsOutput: { $0 == 0 || $0 == gates || $0 == cells })
+    let kept = Set(keptPlaces + [0])
+    return SavedValues(keepsInput: { _ in true }, keepsOutput: { kept.contains($0) })
   }
 
   public static let cases: [OpCase] = CellScan.Cell.allCases.flatMap { cell in
@@ -143,6 +158,8 @@ public struct CellForward: Op {
         full ? TestInput([G * H]) : nil, full ? TestInput([B, H]) : nil,
         full && cell.hasMemory ? TestInput([B, H]) : nil,
         full ? testResets(batch: B, tokens: T) : nil,
+        full && cell == .slstm ? TestInput([B, H], .uniform(0.5, 2)) : nil,
+        full && cell == .slstm ? TestInput([B, H]) : nil,
       ]
       return OpCase(
         "\(cell) \(heads) heads\(full ? " full" : "")",
@@ -155,8 +172,8 @@ public struct CellForward: Op {
 }
 
 /// Inputs: the forward's, h, kept gates and cell states where there are, dh, then d final h and
-/// d final c where present. Outputs: d of the pre-activations `[B, T, G·H]`; dh₀ and dc₀ where the
-/// forward had them; the vector that multiplied R at each token `[B, T, H]`; for `gru` the cotangent
+/// d final c where present; for sLSTM the kept n and m and d final n. Outputs: d of the pre-activations `[B, T, G·H]`; dh₀, dc₀, dn₀ and dm₀
+/// where the forward had them; the vector that multiplied R at each token `[B, T, H]`; for `gru` the cotangent
 /// of Rₙ h + bₙ, for `gruOriginal` the vector that multiplied Rₙ.
 public struct CellBackward: Op {
   public static let name = "cell_scan_backward"
@@ -164,30 +181,28 @@ public struct CellBackward: Op {
   public let inputCount: Int
   public let hasFinal: Bool
   public let hasFinalMemory: Bool
+  public let hasFinalNormalizer: Bool
 
-  /// Positions after the forward's inputs: h, gates, cell states, dh, d final h, d final c.
+  /// Positions after the forward's inputs: h, gates, cell states, dh, d final h, d final c, n, m,
+  /// d final n.
   public var extra: OptionalInputs {
     OptionalInputs([
       true, forward.gatesPlace != nil, forward.cellsPlace != nil, true, hasFinal, hasFinalMemory,
+      forward.normalizersPlace != nil, forward.stabilizersPlace != nil, hasFinalNormalizer,
     ])
   }
-  /// Position among the outputs of the gradient of possible input 0, 3 or 4.
+  /// The initial states that the forward had, among its possible inputs.
+  private var states: [Int] { [3, 4, 6, 7].filter { forward.optional.has($0) } }
+  /// Position among the outputs of the gradient of possible input 0, 3, 4, 6 or 7.
   public func place(_ i: Int) -> Int? {
-    switch i {
-    case 0: 0
-    case 3: forward.optional.has(3) ? 1 : nil
-    case 4: forward.optional.has(4) ? (forward.optional.has(3) ? 2 : 1) : nil
-    default: nil
-    }
+    i == 0 ? 0 : states.firstIndex(of: i).map { $0 + 1 }
   }
-  public var previousPlace: Int {
-    1 + (forward.optional.has(3) ? 1 : 0) + (forward.optional.has(4) ? 1 : 0)
-  }
+  public var previousPlace: Int { 1 + states.count }
 
   public func infer(_ i: [TensorSpec]) -> [TensorSpec] {
     let x = forward.extents(i)
     let sequence = TensorSpec([x.batch, x.tokens, x.hidden])
-    return [i[0]] + [3, 4].compactMap { forward.optional.pick($0, i) } + [sequence]
+    return [i[0]] + states.compactMap { forward.optional.pick($0, i) } + [sequence]
       + (forward.cell.isGRU ? [sequence] : [])
   }
 
@@ -204,11 +219,11 @@ public struct CellBackward: Op {
         extra.pick(i, rest).map { Array($0[b * H..<(b + 1) * H]) }
           ?? [Double](repeating: 0, count: H)
       }
-      var (dh, dc) = (final(4), final(5))
+      var (dh, dc, dn) = (final(4), final(5), final(8))
       for t in stride(from: x.tokens - 1, through: 0, by: -1) {
         let at = (b * x.tokens + t) * H
         for u in 0..<H { dh[u] += dy[at + u] }
-        let back = walk.retreat(steps[t], &dh, &dc)
+        let back = walk.retreat(steps[t], &dh, &dc, &dn)
         accumulate(back.gates, into: &a.outputs[0], at: at * x.gates)
         accumulate(steps[t].previous, into: &a.outputs[previousPlace], at: at)
         if forward.cell.isGRU {
@@ -220,11 +235,18 @@ public struct CellBackward: Op {
         }
         if walk.isReset(t) {
           dh = [Double](repeating: 0, count: H)
-          dc = dh
+          (dc, dn) = (dh, dh)
         }
       }
       if let place = place(3) { accumulate(dh, into: &a.outputs[place], at: b * H) }
       if let place = place(4) { accumulate(dc, into: &a.outputs[place], at: b * H) }
+      if let place = place(6) { accumulate(dn, into: &a.outputs[place], at: b * H) }
+      if let place = place(7) {
+        // Raising m₀ alone scales c₀ and n₀ as the cell sees them.
+        let start = CellWalk(forward, x, inputs, row: b)
+        let dm = (0..<H).map { start.c[$0] * dc[$0] + start.n[$0] * dn[$0] }
+        accumulate(dm, into: &a.outputs[place], at: b * H)
+      }
     }
   }
   public func vjp(_ c: VJPContext) -> [Tensor?] { c.inputs.map { _ in nil } }

@@ -8,7 +8,7 @@ import GyreTensors
 /// linear, so every form runs token by token. Elman, 1990; Hochreiter and Schmidhuber, 1997; Cho et
 /// al., 2014.
 ///
-/// State: "h" `[H]`, for LSTM also "c" `[H]`. 2·G·H·(H / heads) flops a token.
+/// State: "h" `[H]`, for LSTM also "c" `[H]`, for sLSTM "c", "n" and "m" `[H]`. 2·G·H·(H / heads) flops a token.
 public struct CellScan: RecurrenceEngine {
   public enum Cell: String, Sendable, Hashable, Codable, CaseIterable {
     /// h = tanh(a).
@@ -21,17 +21,30 @@ public struct CellScan: RecurrenceEngine {
     case gruOriginal
     /// i, f, o = σ(a), g = tanh(a); c = f ∘ c + i ∘ g; h = o ∘ tanh c. Rows i, f, g, o.
     case lstm
+    /// Exponential gates with stabiliser m (Beck et al., "xLSTM", 2024):
+    /// m' = max(ln σ(a_f) + m, a_i), or a_i where n = 0; i = e^(a_i − m'), f = e^(ln σ(a_f) + m − m');
+    /// c = f ∘ c + i ∘ tanh(a_z); n = f ∘ n + i; h = σ(a_o) ∘ c / n. Rows i, f, z, o. m only says how
+    /// c and n are scaled: derivatives take it as given.
+    case slstm
 
     /// Blocks of gate rows G.
     public var gateCount: Int {
       switch self {
       case .elmanTanh, .elmanReLU: 1
       case .gru, .gruOriginal: 3
-      case .lstm: 4
+      case .lstm, .slstm: 4
+      }
+    }
+    /// What the cell remembers beside h.
+    public var memories: [String] {
+      switch self {
+      case .lstm: ["c"]
+      case .slstm: ["c", "n", "m"]
+      case .elmanTanh, .elmanReLU, .gru, .gruOriginal: []
       }
     }
     /// Whether the cell has a memory beside h.
-    public var hasMemory: Bool { self == .lstm }
+    public var hasMemory: Bool { !memories.isEmpty }
     /// Whether Rₙ h + bₙ has a cotangent of its own.
     public var isGRU: Bool { self == .gru || self == .gruOriginal }
   }
@@ -64,22 +77,25 @@ public struct CellScan: RecurrenceEngine {
   }
 
   public var stateSpec: StateSpec {
-    StateSpec([.init("h", [hiddenSize])] + (cell.hasMemory ? [.init("c", [hiddenSize])] : []))
+    StateSpec((["h"] + cell.memories).map { .init($0, [hiddenSize]) })
   }
 
   public func callAsFunction(
     _ i: Inputs, state: inout State, form: SequenceForm, reset: Tensor?
   ) -> Tensor {
+    func memory(_ name: String) -> Tensor? {
+      cell.memories.contains(name) ? state[name] : nil
+    }
     let inputs = [
-      i.gates, i.recurrentWeight, i.recurrentBias, state["h"],
-      cell.hasMemory ? state["c"] : nil, reset,
+      i.gates, i.recurrentWeight, i.recurrentBias, state["h"], memory("c"), reset, memory("n"),
+      memory("m"),
     ]
     let op = CellForward(
       cell: cell, heads: heads, precision: ComputePrecision.current,
       keepsGates: Tape.current != nil, optional: OptionalInputs(inputs.map { $0 != nil }))
     let outputs = applyPresent(op, inputs)
     state["h"] = outputs[1]
-    if cell.hasMemory { state["c"] = outputs[2] }
+    for (k, name) in cell.memories.enumerated() { state[name] = outputs[2 + k] }
     return outputs[0]
   }
 }

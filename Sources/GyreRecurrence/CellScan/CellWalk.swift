@@ -10,17 +10,17 @@ public struct CellExtents: Sendable, Hashable {
 struct CellWalk {
   struct Step {
     /// State before the token, after a reset.
-    var previous, memory: [Double]
+    var previous, memory, normalizer, stabilizer: [Double]
     /// Activated gates and R h + b, `[G·H]`.
     var gates, product: [Double]
-    var h, c: [Double]
+    var h, c, n, m: [Double]
   }
 
   private let op: CellForward
   private let x: CellExtents
   private let inputs: [[Double]]
   private let row: Int
-  private(set) var h, c: [Double]
+  private(set) var h, c, n, m: [Double]
 
   init(_ op: CellForward, _ x: CellExtents, _ inputs: [[Double]], row: Int) {
     (self.op, self.x, self.inputs, self.row) = (op, x, inputs, row)
@@ -28,7 +28,7 @@ struct CellWalk {
       op.optional.pick(i, inputs).map { Array($0[row * x.hidden..<(row + 1) * x.hidden]) }
         ?? [Double](repeating: 0, count: x.hidden)
     }
-    (h, c) = (start(3), start(4))
+    (h, c, n, m) = (start(3), start(4), start(6), start(7))
   }
 
   func isReset(_ t: Int) -> Bool { (op.optional.pick(5, inputs)?[row * x.tokens + t] ?? 0) != 0 }
@@ -52,11 +52,11 @@ struct CellWalk {
     let (H, G) = (x.hidden, x.gates)
     if isReset(t) {
       h = [Double](repeating: 0, count: H)
-      c = h
+      (c, n, m) = (h, h, h)
     }
     let xw = inputs[0][(row * x.tokens + t) * G * H..<(row * x.tokens + t + 1) * G * H]
     func input(_ i: Int) -> Double { xw[xw.startIndex + i] }
-    let (previous, memory) = (h, c)
+    let (previous, memory, normalizer, stabilizer) = (h, c, n, m)
     var product = op.optional.pick(2, inputs) ?? [Double](repeating: 0, count: G * H)
     let first = op.cell == .gruOriginal ? 2 : G
     weights(of: 0..<first) { product[$0] += $2 * previous[$1] }
@@ -78,6 +78,11 @@ struct CellWalk {
         let sum = input(i) + product[i]
         gates[i] = i / H == 2 ? Functions.tanh(sum) : Functions.sigmoid(sum)
       }
+    case .slstm:
+      for i in 0..<4 * H {
+        let sum = input(i) + product[i]
+        gates[i] = i / H < 2 ? sum : i / H == 2 ? Functions.tanh(sum) : Functions.sigmoid(sum)
+      }
     }
     for u in 0..<H {
       switch op.cell {
@@ -87,16 +92,32 @@ struct CellWalk {
       case .lstm:
         c[u] = gates[H + u] * memory[u] + gates[u] * gates[2 * H + u]
         h[u] = gates[3 * H + u] * Functions.tanh(c[u])
+      case .slstm:
+        let carried = Functions.logSigmoid(gates[H + u]) + m[u]
+        m[u] = n[u] == 0 ? gates[u] : max(carried, gates[u])
+        let (input, forget) = CellWalk.rates(gates, u, H, normalizer[u], stabilizer[u], m[u])
+        c[u] = forget * memory[u] + input * gates[2 * H + u]
+        n[u] = forget * normalizer[u] + input
+        h[u] = gates[3 * H + u] * c[u] / n[u]
       }
     }
     return Step(
-      previous: previous, memory: memory, gates: gates, product: product, h: h, c: c)
+      previous: previous, memory: memory, normalizer: normalizer, stabilizer: stabilizer,
+      gates: gates, product: product, h: h, c: c, n: n, m: m)
   }
 
-  /// Takes the cotangents of h and c over a token; returns those of x and of R h + b.
-  func retreat(_ s: Step, _ dh: inout [Double], _ dc: inout [Double]) -> (
-    gates: [Double], recurrent: [Double]
-  ) {
+  /// What sLSTM takes of the new and keeps of the old, both scaled by e^−m.
+  private static func rates(
+    _ gates: [Double], _ u: Int, _ H: Int, _ normalizer: Double, _ before: Double, _ m: Double
+  ) -> (input: Double, forget: Double) {
+    let kept = Functions.exp(Functions.logSigmoid(gates[H + u]) + before - m)
+    return (Functions.exp(gates[u] - m), normalizer == 0 ? 0 : kept)
+  }
+
+  /// Takes the cotangents of h, c and n over a token; returns those of x and of R h + b.
+  func retreat(
+    _ s: Step, _ dh: inout [Double], _ dc: inout [Double], _ dn: inout [Double]
+  ) -> (gates: [Double], recurrent: [Double]) {
     let (H, G) = (x.hidden, x.gates)
     var d = [Double](repeating: 0, count: G * H)
     var before = [Double](repeating: 0, count: H)
@@ -120,6 +141,21 @@ struct CellWalk {
         d[2 * H + u] = total * i * (1 - g * g)
         d[3 * H + u] = dh[u] * squashed * o * (1 - o)
         dc[u] = total * f
+      }
+    case .slstm:
+      for u in 0..<H {
+        let (z, o) = (s.gates[2 * H + u], s.gates[3 * H + u])
+        let (input, forget) = CellWalk.rates(
+          s.gates, u, H, s.normalizer[u], s.stabilizer[u], s.m[u])
+        let hidden = s.c[u] / s.n[u]
+        let scaled = dh[u] * o / s.n[u]
+        let (c, n) = (dc[u] + scaled, dn[u] - scaled * hidden)
+        d[u] = input * (z * c + n)
+        d[H + u] =
+          forget * (s.memory[u] * c + s.normalizer[u] * n) * Functions.sigmoid(-s.gates[H + u])
+        d[2 * H + u] = c * input * (1 - z * z)
+        d[3 * H + u] = dh[u] * hidden * o * (1 - o)
+        (dc[u], dn[u]) = (forget * c, forget * n)
       }
     }
     var recurrent = d

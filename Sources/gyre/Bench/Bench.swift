@@ -18,6 +18,7 @@ struct Bench: ParsableCommand {
         gyre bench --only train --dtype bf16
         gyre bench --only delta_rule --json
         gyre bench --only decode --threads 1
+        gyre bench --cells
 
       Training rows are whole steps (forward, cross-entropy, backward, clipping, AdamW) with
       vocabulary 256, width 256, 4 layers, batch 16, length 256.
@@ -27,6 +28,8 @@ struct Bench: ParsableCommand {
   @Option(help: "Only rows whose group (engine, gemm, train, decode) or name contains this.")
   var only: String?
   @Option(help: "Precision of matrix products: f32 or bf16.") var dtype = Precision.f32
+  @Flag(help: "Only recurrent cells: token by token against Newton's method over shapes.")
+  var cells = false
   @Flag(help: "One JSON object on standard output.") var json = false
 
   private struct Report: Encodable {
@@ -38,7 +41,16 @@ struct Bench: ParsableCommand {
 
   func run() throws {
     let device = try device.open()
+    if cells { return try measureCells(device) }
     try ComputePrecision.$current.withValue(dtype.compute) { try measure(device) }
+  }
+
+  private func measureCells(_ device: any Device) throws {
+    let rows = try CellRows(on: device) {
+      if Terminal.isErrorInteractive { Terminal.writeError("\r\u{1B}[2K\($0)") }
+    }
+    if Terminal.isErrorInteractive { Terminal.writeError("\r\u{1B}[2K") }
+    if json { try JSONOutput.document(rows) } else { rows.print() }
   }
 
   private func measure(_ device: any Device) throws {

@@ -1,5 +1,3 @@
-import GyreTensors
-
 /// How a parameter starts.
 public enum Initializer: Sendable {
   case zeros
