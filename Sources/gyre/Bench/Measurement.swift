@@ -58,7 +58,7 @@ struct Measurement: Encodable {
 
 /// What the machine can do, measured on the spot.
 struct MachinePeaks: Encodable {
-  /// Bytes a second of a large copy, read and written.
+  /// Bytes a second of reading, or of a copy (read and written) where that is faster.
   var bandwidth: Double
   /// Operations a second of a large matrix product in the precision asked for.
   var flops: Double
@@ -66,8 +66,9 @@ struct MachinePeaks: Encodable {
   init(on device: any Device) throws {
     let count = 1 << 25
     let source = Tensor.zeros([count], on: device)
-    let copies = try Measurement.times(on: device, 0.3) { _ = source.affine(1, 1) }
-    bandwidth = Double(8 * count) / copies[0]
+    let copies = try Measurement.times(on: device, 0.3) { _ = source.affine(2) }
+    let reads = try Measurement.times(on: device, 0.3) { _ = apply(SumOfSquares(), [source]) }
+    bandwidth = max(Double(8 * count) / copies[0], Double(4 * count) / reads[0])
     let size = 1024
     let (a, b) = (
       Tensor.full(0.5, [size, size], on: device), Tensor.full(0.25, [size, size], on: device)
