@@ -64,10 +64,14 @@ struct MachinePeaks: Encodable {
   var flops: Double
 
   init(on device: any Device) throws {
-    let count = 1 << 25
-    let source = Tensor.zeros([count], on: device)
+    // Larger than the caches of large machines, or their bandwidth would be measured.
+    let count = 1 << 27
+    let source = Tensor.zeros([count >> 14, 1 << 14], on: device)
+    let row = Tensor.zeros([1, 1 << 14], on: device)
     let copies = try Measurement.times(on: device, 0.3) { _ = source.affine(2) }
-    let reads = try Measurement.times(on: device, 0.3) { _ = apply(SumOfSquares(), [source]) }
+    let reads = try Measurement.times(on: device, 0.3) {
+      _ = row.matmul(source, transposingRight: true, precision: .float32)
+    }
     bandwidth = max(Double(8 * count) / copies[0], Double(4 * count) / reads[0])
     let size = 1024
     let (a, b) = (
