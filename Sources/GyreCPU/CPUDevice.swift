@@ -45,6 +45,10 @@ public final class CPUDevice: HostDevice, @unchecked Sendable {
 
   override public func launch(_ call: KernelCall) {
     if failure.isSet { return }
+    opTimes.measure(call) { run(call) }
+  }
+
+  private func run(_ call: KernelCall) {
     if let kernel = CPUKernel.all[ObjectIdentifier(type(of: call.op))], kernel.run(call, kernels) {
       return
     }

@@ -6,6 +6,7 @@ extension CPUKernel {
   static let attention: [CPUKernel] = [
     CPUKernel(AttentionForward.self) { op, call, k in
       guard call.isFloat32 else { return false }
+      if decode(op, call, k) { return true }
       var a = ck_attention_forward_args()
       a.shape = shape(op, call.inputs)
       a.y = call.outputs[0].f32
@@ -26,6 +27,34 @@ extension CPUKernel {
       return true
     },
   ]
+
+  /// One query a sequence that sees all keys: streams the cache once, all heads of a token together.
+  private static func decode(_ op: AttentionForward, _ call: KernelCall, _ k: KernelTables) -> Bool
+  {
+    let x = op.extents(call.inputs.map(\.spec))
+    guard x.queries == 1, !op.keepsSums, !op.optional.has(3), !op.optional.has(4),
+      op.window.map({ x.keys <= $0 }) ?? true
+    else { return false }
+    var a = ck_attention_decode_args()
+    (a.batch, a.capacity) = (x.batch, x.keys)
+    (a.query_heads, a.key_heads) = (x.heads, x.keyHeads)
+    (a.key_size, a.value_size) = (x.keySize, x.valueSize)
+    a.scale = Float(op.scale)
+    a.q = call.inputs[0].constant
+    // Without new tokens the kernel only reads the caches.
+    (a.k, a.v) = (call.inputs[1].f32, call.inputs[2].f32)
+    a.y = call.outputs[0].f32
+    let lengths = [Int32](repeating: Int32(x.keys), count: x.batch)
+    let slots = [Int32](repeating: Int32(x.keys) - 1, count: x.batch)
+    lengths.withUnsafeBufferPointer { lengths in
+      slots.withUnsafeBufferPointer { slots in
+        a.length = lengths.baseAddress
+        a.slot = slots.baseAddress
+        k.attention.decode(&a)
+      }
+    }
+    return true
+  }
 
   private static func shape(_ op: AttentionForward, _ inputs: [Tensor]) -> ck_attention_shape {
     let x = op.extents(inputs.map(\.spec))

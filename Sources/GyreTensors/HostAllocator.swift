@@ -42,13 +42,18 @@ package final class HostAllocator: Sendable {
   }
 
   package func allocate(byteCount: Int) throws(DeviceError) -> HostBuffer {
-    let size = HostAllocator.sizeClass(byteCount)
-    let reused: UInt? = pool.withLock { pool in
+    let (size, reused): (Int, UInt?) = pool.withLock { pool in
+      let exact = HostAllocator.sizeClass(byteCount)
+      var size = exact
+      // A free block that is a little too large costs less than a new one beside it.
+      while pool.free[size]?.isEmpty ?? true, 2 * size <= 3 * exact {
+        size = HostAllocator.sizeClass(size + 1)
+      }
+      let address = pool.free[size]?.popLast()
+      if address == nil { size = exact } else { pool.cached -= size }
       pool.inUse += size
       pool.peak = max(pool.peak, pool.inUse)
-      guard let address = pool.free[size]?.popLast() else { return nil }
-      pool.cached -= size
-      return address
+      return (size, address)
     }
     var address = reused
     if address == nil { address = unsafe_allocate(size) }

@@ -35,11 +35,14 @@ public struct Tensor: Sendable {
   package let buffer: (any DeviceBuffer)?
   /// Offset into the buffer in bytes.
   package let byteOffset: Int
+  /// What is known about where the value comes from or lies; only makes things faster.
+  package let note: (any TensorNote)?
 
   package init(
     shape: Shape, dtype: DType, device: any Device, buffer: (any DeviceBuffer)?,
-    byteOffset: Int = 0, id: TensorID = .make()
+    byteOffset: Int = 0, id: TensorID = .make(), note: (any TensorNote)? = nil
   ) {
+    self.note = note
     self.id = id
     self.shape = shape
     self.dtype = dtype

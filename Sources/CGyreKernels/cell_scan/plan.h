@@ -7,7 +7,8 @@
 // depend on the division.
 //
 // Operand = the vector that R multiplies, transposed so that one row block's values of a unit are
-// side by side: [row block][segment][heads * depth][rows], depth = Hh rounded up to even.
+// side by side: [row block][segment][heads * depth][rows], depth = Hh rounded up to the inputs that one
+// step of the product takes.
 #pragma once
 #include "../common/team.h"
 #include "ck_cell_scan.h"
@@ -17,7 +18,7 @@ enum { CELL_UNITS = 16, CELL_MAX_GATES = 4, CELL_MAX_ROWS = 16 };
 struct cell_plan {
   const struct ck_cell_scan_shape *shape;
   long B, T, heads, Hh, H, G;
-  long depth;               // rows of a panel: Hh rounded up to even
+  long depth;               // rows of a panel: Hh rounded up
   long blocks_per_head, blocks;
   long row_blocks;
   bool by_rows;
@@ -26,10 +27,11 @@ struct cell_plan {
 };
 
 static inline struct cell_plan cell_plan_make(const struct ck_cell_scan_shape *s, long max_rows,
-                                              long element_bytes) {
+                                              long element_bytes, long depth_step) {
+  const bool tiles = depth_step > 2;
   struct cell_plan p = {.shape = s, .B = s->batch, .T = s->tokens, .heads = s->heads,
                         .Hh = s->units, .H = s->heads * s->units, .G = ck_cell_gate_count(s->cell)};
-  p.depth = (p.Hh + 1) / 2 * 2;
+  p.depth = (p.Hh + depth_step - 1) / depth_step * depth_step;
   p.blocks_per_head = (p.Hh + CELL_UNITS - 1) / CELL_UNITS;
   p.blocks = p.heads * p.blocks_per_head;
   const long panel_bytes = p.blocks * p.G * p.depth * CELL_UNITS * element_bytes;
@@ -37,9 +39,12 @@ static inline struct cell_plan cell_plan_make(const struct ck_cell_scan_shape *s
   enum { CACHED_BYTES = 2 << 20 };
   p.streams = p.B * p.T * p.H * (long)sizeof(float) > CACHED_BYTES;
   int threads = ck_thread_count();
-  // A thread must have more to do in a step than a barrier costs.
-  enum { MIN_STEP_WORK = 200000, MAX_SHARED_PANELS = 384 << 10 };
-  p.by_rows = p.B >= 2 * threads && panel_bytes <= MAX_SHARED_PANELS;
+  // A thread must have more to do in a step than a barrier costs. By rows, all of R must stay in each
+  // processor's cache beside half a megabyte of operands; tile products want all rows they can get.
+  enum { MIN_STEP_WORK = 200000, MIN_SHARED_PANELS = 384 << 10, OPERANDS = 512 << 10 };
+  const long near = ck_near_cache_bytes() - OPERANDS;
+  const long shared = tiles || near < MIN_SHARED_PANELS ? MIN_SHARED_PANELS : near;
+  p.by_rows = p.B >= 2 * threads && panel_bytes < shared;
   if (!p.by_rows) {
     if (threads > p.blocks) threads = (int)p.blocks;
     while (threads > 1 && step_work < (long)threads * MIN_STEP_WORK) threads--;

@@ -17,27 +17,33 @@ DECLARE(generic)
 DECLARE(avx2)
 DECLARE(avx512)
 DECLARE(avx512bf16)
+DECLARE(amx)
 
-static const struct ck_cell_scan_table *by_precision(enum ck_cell_precision precision) {
-  return precision == CK_CELL_BFLOAT16 ? &avx512bf16_table : &avx512_table;
-}
-static void forward_mixed(const struct ck_cell_scan_forward_args *a) {
-  by_precision(a->shape.precision)->forward(a);
-}
-static void backward_mixed(const struct ck_cell_scan_backward_args *a) {
-  by_precision(a->shape.precision)->backward(a);
-}
-static size_t packed_byte_count_mixed(const struct ck_cell_scan_shape *shape) {
-  return by_precision(shape->precision)->packed_byte_count(shape);
-}
-static void pack_forward_mixed(const struct ck_cell_scan_shape *shape, void *packed) {
-  by_precision(shape->precision)->pack_forward(shape, packed);
-}
-static void pack_backward_mixed(const struct ck_cell_scan_shape *shape, void *packed) {
-  by_precision(shape->precision)->pack_backward(shape, packed);
-}
-static const struct ck_cell_scan_table mixed_table = {
-    forward_mixed, backward_mixed, packed_byte_count_mixed, pack_forward_mixed, pack_backward_mixed};
+// float32 kernels of one level, bfloat16 ones of another.
+#define MIXED(name, level)                                                                        \
+  static const struct ck_cell_scan_table *name##_by(enum ck_cell_precision precision) {           \
+    return precision == CK_CELL_BFLOAT16 ? &level##_table : &avx512_table;                        \
+  }                                                                                               \
+  static void name##_forward(const struct ck_cell_scan_forward_args *a) {                         \
+    name##_by(a->shape.precision)->forward(a);                                                    \
+  }                                                                                               \
+  static void name##_backward(const struct ck_cell_scan_backward_args *a) {                       \
+    name##_by(a->shape.precision)->backward(a);                                                   \
+  }                                                                                               \
+  static size_t name##_packed_byte_count(const struct ck_cell_scan_shape *shape) {                \
+    return name##_by(shape->precision)->packed_byte_count(shape);                                 \
+  }                                                                                               \
+  static void name##_pack_forward(const struct ck_cell_scan_shape *shape, void *packed) {         \
+    name##_by(shape->precision)->pack_forward(shape, packed);                                     \
+  }                                                                                               \
+  static void name##_pack_backward(const struct ck_cell_scan_shape *shape, void *packed) {        \
+    name##_by(shape->precision)->pack_backward(shape, packed);                                    \
+  }                                                                                               \
+  static const struct ck_cell_scan_table name##_table = {                                         \
+      name##_forward, name##_backward, name##_packed_byte_count, name##_pack_forward,             \
+      name##_pack_backward};
+MIXED(mixed_dot, avx512bf16)
+MIXED(mixed_tiles, amx)
 #elif defined(__aarch64__)
 DECLARE(neon)
 #endif
@@ -55,8 +61,8 @@ bool ck_cell_scan_table_for(enum ck_level level, struct ck_cell_scan_table *out)
 #if defined(__x86_64__)
     case CK_LEVEL_AVX2: *out = avx2_table; return true;
     case CK_LEVEL_AVX512: *out = avx512_table; return true;
-    case CK_LEVEL_AVX512BF16:
-    case CK_LEVEL_AMX: *out = mixed_table; return true;
+    case CK_LEVEL_AVX512BF16: *out = mixed_dot_table; return true;
+    case CK_LEVEL_AMX: *out = mixed_tiles_table; return true;
 #elif defined(__aarch64__)
     case CK_LEVEL_NEON: *out = neon_table; return true;
 #endif

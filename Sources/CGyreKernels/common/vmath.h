@@ -76,14 +76,28 @@ static inline float ck_expm1f(float x) {
 
 /// tanh(x).
 static inline float ck_tanhf(float x) {
-  float a = __builtin_fabsf(x);
-  a = a > 10.0f ? 10.0f : a;
-  const float e = ck_expm1f(2.0f * a);
+  float a = 2.0f * __builtin_fabsf(x);
+  a = a > 20.0f ? 20.0f : a;
+  int32_t n;
+  const float r = ck_exp_reduce(a, &n);
+  const float q = ck_exp_tail(r) * (r * r) + r;
+  const float s = ck_exp2i(n);
+  const float e = s * q + (s - 1.0f);   // exp(a) - 1
   return __builtin_copysignf(e / (e + 2.0f), x);
 }
 
+/// 1 + e⁻ˣ, infinite where that is too large for a float.
+static inline float ck_one_plus_exp(float x) {
+  float c = x > 87.3f ? 87.3f : x;
+  c = c < -89.0f ? -89.0f : c;
+  int32_t n;
+  const float r = ck_exp_reduce(-c, &n);
+  // n = 128 gives the bits of infinity, as it should.
+  return (ck_exp_tail(r) * (r * r) + r + 1.0f) * ck_exp2i(n) + 1.0f;
+}
+
 /// σ(x) = 1 / (1 + e⁻ˣ).
-static inline float ck_sigmoidf(float x) { return 1.0f / (1.0f + ck_expf(-x)); }
+static inline float ck_sigmoidf(float x) { return 1.0f / ck_one_plus_exp(x); }
 
 // log(u) + correction for finite positive u; correction is small against log(u) or u is near 1.
 static inline float ck_log_sum(float u, float correction) {
@@ -134,7 +148,7 @@ static inline float ck_softplusf(float x) {
 static inline float ck_logsigmoidf(float x) { return -ck_softplusf(-x); }
 
 /// x σ(x).
-static inline float ck_siluf(float x) { return x / (1.0f + ck_expf(-x)); }
+static inline float ck_siluf(float x) { return x / ck_one_plus_exp(x); }
 
 /// The tanh form of GELU, ½x(1 + tanh(√(2/π)(x + 0.044715x³))) = x σ(2√(2/π)(x + 0.044715x³)).
 static inline float ck_geluf_tanh(float x) {

@@ -27,6 +27,9 @@ bool ck_level_available(enum ck_level level);
 enum ck_level ck_level_best(void);
 const char *ck_level_name(enum ck_level level);
 
+/// Bytes of a processor's own second-level cache; a common size where the system does not say.
+long ck_near_cache_bytes(void);
+
 /// Threads that parallel kernels use, the calling one included. At least 1.
 /// The default is the number of processors the process may run on.
 int ck_thread_count(void);

@@ -107,18 +107,20 @@ public struct AttentionForward: Op {
   public static let cases: [OpCase] = {
     func make(
       _ label: String, _ form: SequenceForm, keys: Int = 37, window: Int? = nil, keyHeads: Int = 4,
-      gates: Bool = false, starts: Bool = false, queries: Int = 37
+      gates: Bool = false, starts: Bool = false, queries: Int = 37, keepsSums: Bool = true
     ) -> OpCase {
       let (B, H, K, V) = (2, 4, 12, 20)
       let inputs: [TestInput?] = [
-        TestInput([B, queries, H, K]), TestInput([B, keys, keyHeads, K]),
-        TestInput([B, keys, keyHeads, V]), gates ? TestInput([B, keys, H], .uniform(-2, 0)) : nil,
+        TestInput([B, queries, H, K], differentiable: keepsSums),
+        TestInput([B, keys, keyHeads, K], differentiable: keepsSums),
+        TestInput([B, keys, keyHeads, V], differentiable: keepsSums),
+        gates ? TestInput([B, keys, H], .uniform(-2, 0)) : nil,
         starts ? testResets(batch: B, tokens: keys) : nil,
       ]
       return OpCase(
         "\(label) \(form)",
         AttentionForward(
-          form: form, window: window, scale: 0.3, keepsSums: true,
+          form: form, window: window, scale: 0.3, keepsSums: keepsSums,
           optional: OptionalInputs(inputs.map { $0 != nil })), inputs.compactMap { $0 },
         tolerance: 2e-5, gradientTolerance: 2e-4, differentiableOutputs: 1)
     }
@@ -128,7 +130,16 @@ public struct AttentionForward: Op {
         make("window", form, window: 9, starts: true),
         make("cache", form, keys: 50, gates: true), make("gates", form, gates: true, starts: true),
       ]
-    } + [make("one query", .recurrent, keys: 29, queries: 1)]
+    } + [
+      make("one query", .recurrent, keys: 29, queries: 1),
+      make("decoding", .recurrent, keys: 29, queries: 1, keepsSums: false),
+      make("decoding grouped", .recurrent, keys: 150, keyHeads: 2, queries: 1, keepsSums: false),
+      make(
+        "decoding window", .recurrent, keys: 64, window: 64, keyHeads: 1, queries: 1,
+        keepsSums: false),
+      make(
+        "decoding narrow window", .recurrent, keys: 64, window: 9, queries: 1, keepsSums: false),
+    ]
   }()
 }
 

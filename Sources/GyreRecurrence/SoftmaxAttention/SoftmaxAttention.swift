@@ -77,15 +77,13 @@ public struct SoftmaxAttention: RecurrenceEngine {
 
   /// The cached part of an entry and the new one; leaves in the state what later tokens can see.
   private func extended(_ name: String, by new: Tensor, _ state: inout State) -> Tensor {
-    let all = state[name].map { concatenated([$0, new], axis: 1) } ?? new
+    let all = state[name].map { $0.growing(by: new) } ?? new
     state[name] = kept(all)
     return all
   }
 
   private func kept(_ all: Tensor) -> Tensor {
-    let count = all.shape[1]
-    let first = window.map { max(0, count - ($0 - 1)) } ?? 0
-    return all.sliced(first..<count, axis: 1)
+    window.map { all.suffix($0 - 1) } ?? all
   }
 
   /// Document starts of cached and new tokens, int32 `[B, Tk]`; nil where there never was one.

@@ -12,6 +12,8 @@ open class HostDevice: Device, @unchecked Sendable {
   public let id: DeviceID
   package let allocator: HostAllocator
   package let failure = StickyFailure()
+  /// Where the time goes, op by op, while asked for.
+  public let opTimes = OpTimes()
 
   /// - Parameter poisons: fills new memory with NaN patterns.
   public init(id: DeviceID, poisons: Bool = false) {

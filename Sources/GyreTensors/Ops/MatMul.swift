@@ -149,10 +149,11 @@ extension Tensor {
 
   /// x Wᵀ + b.
   public func linear(_ weight: Tensor, bias: Tensor? = nil) -> Tensor {
-    apply(
-      LinearMap(precision: ComputePrecision.current),
-      bias.map { [self, weight, $0] } ?? [self, weight]
-    )[0]
+    mapRows { x in
+      apply(
+        LinearMap(precision: ComputePrecision.current),
+        bias.map { [x, weight, $0] } ?? [x, weight])[0]
+    }
   }
 
   /// op(self) op(other); see `MatMul`.

@@ -244,11 +244,12 @@ public struct L2Normalize: Op {
 
 extension Tensor {
   public func rmsNormalized(weight: Tensor? = nil, epsilon: Double) -> Tensor {
-    apply(Norm(epsilon: epsilon), weight.map { [self, $0] } ?? [self])[0]
+    mapRows { x in apply(Norm(epsilon: epsilon), weight.map { [x, $0] } ?? [x])[0] }
   }
   public func layerNormalized(weight: Tensor, bias: Tensor? = nil, epsilon: Double) -> Tensor {
-    apply(
-      Norm(epsilon: epsilon, centers: true), bias.map { [self, weight, $0] } ?? [self, weight])[0]
+    mapRows { x in
+      apply(Norm(epsilon: epsilon, centers: true), bias.map { [x, weight, $0] } ?? [x, weight])[0]
+    }
   }
   public func l2Normalized(epsilon: Double = 1e-6) -> Tensor {
     apply(L2Normalize(epsilon: epsilon), [self])[0]

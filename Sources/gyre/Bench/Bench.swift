@@ -19,17 +19,22 @@ struct Bench: ParsableCommand {
         gyre bench --only delta_rule --json
         gyre bench --only decode --threads 1
         gyre bench --cells
+        gyre bench --only "train lstm" --ops
+        gyre bench --only length
 
       Training rows are whole steps (forward, cross-entropy, backward, clipping, AdamW) with
-      vocabulary 256, width 256, 4 layers, batch 16, length 256.
+      vocabulary 256, width 256, 4 layers, batch 16, length 256. Length rows compare
+      8 sequences of 1,024 and of 16,384 tokens. Decoding rows feed one sequence a token at a time.
       """)
 
   @OptionGroup var device: DeviceOptions
-  @Option(help: "Only rows whose group (engine, gemm, train, decode) or name contains this.")
+  @Option(
+    help: "Only rows whose group (engine, length, gemm, train, decode) or name contains this.")
   var only: String?
   @Option(help: "Precision of matrix products: f32 or bf16.") var dtype = Precision.f32
   @Flag(help: "Only recurrent cells: token by token against Newton's method over shapes.")
   var cells = false
+  @Flag(help: "After each training row, where its time goes, op by op.") var ops = false
   @Flag(help: "One JSON object on standard output.") var json = false
 
   private struct Report: Encodable {
@@ -57,7 +62,8 @@ struct Bench: ParsableCommand {
     let machine = try MachinePeaks(on: device)
     var rows: [Measurement] = []
     for (group, jobs) in [
-      ("engine", engines(device, machine)), ("gemm", products(device, machine)),
+      ("engine", engines(device, machine)), ("length", lengths(device, machine)),
+      ("gemm", products(device, machine)),
       ("train", training(device, machine)), ("decode", decoding(device, machine)),
     ] {
       for (name, job) in jobs where wants(group, name) {
@@ -105,32 +111,50 @@ struct Bench: ParsableCommand {
   typealias Job = (String, () throws -> [Measurement])
 
   private func engines(_ device: any Device, _ machine: MachinePeaks) -> [Job] {
-    EngineRow.all(on: device).map { row in
+    EngineRow.all(on: device).map { ($0.name, engine($0, device, machine)) }
+  }
+
+  /// Engines whose cost is linear in the length, with short sequences and with long ones.
+  private func lengths(_ device: any Device, _ machine: MachinePeaks) -> [Job] {
+    let names = EngineRow.all(on: device, batch: 1, length: 1).map(\.name)
+    return names.enumerated().filter { $0.element != "softmax_attention" }.map { index, name in
       (
-        row.name,
+        name,
         {
-          let tokens = EngineRow.batch * EngineRow.length
-          let output = row.run(row.inputs)
-          let (read, written) = (row.inputs.reduce(0) { $0 + $1.byteCount }, output.byteCount)
-          let cotangent = Tensor.full(1, output.shape, on: device)
-          return [
-            try Measurement(
-              row.name, "forward", bytes: Double(read + written), flops: row.flops, tokens: tokens,
-              on: device, machine: machine
-            ) { _ = row.run(row.inputs) },
-            try Measurement(
-              row.name, "forward+backward", bytes: Double(3 * read + 2 * written),
-              flops: 3 * row.flops,
-              tokens: tokens, on: device, machine: machine
-            ) {
-              let tape = Tape()
-              tape.watch(row.inputs)
-              let y = tape.record { row.run(row.inputs) }
-              _ = tape.gradients(of: [(y, cotangent)], for: row.inputs)
-            },
-          ]
+          try [(8, 1024), (8, 16384)].flatMap { batch, length in
+            var row = EngineRow.all(on: device, batch: batch, length: length)[index]
+            row.name += " T\(length)"
+            return try engine(row, device, machine)()
+          }
         }
       )
+    }
+  }
+
+  private func engine(
+    _ row: EngineRow, _ device: any Device, _ machine: MachinePeaks
+  ) -> () throws -> [Measurement] {
+    {
+      let tokens = row.inputs[0].shape[0] * row.inputs[0].shape[1]
+      let output = row.run(row.inputs)
+      let (read, written) = (row.inputs.reduce(0) { $0 + $1.byteCount }, output.byteCount)
+      let cotangent = Tensor.full(1, output.shape, on: device)
+      return [
+        try Measurement(
+          row.name, "forward", bytes: Double(read + written), flops: row.flops, tokens: tokens,
+          on: device, machine: machine
+        ) { _ = row.run(row.inputs) },
+        try Measurement(
+          row.name, "forward+backward", bytes: Double(3 * read + 2 * written),
+          flops: 3 * row.flops,
+          tokens: tokens, on: device, machine: machine
+        ) {
+          let tape = Tape()
+          tape.watch(row.inputs)
+          let y = tape.record { row.run(row.inputs) }
+          _ = tape.gradients(of: [(y, cotangent)], for: row.inputs)
+        },
+      ]
     }
   }
 
@@ -164,7 +188,7 @@ struct Bench: ParsableCommand {
 
   private func model(_ name: String, _ device: any Device) throws -> LanguageModel {
     try LanguageModel(
-      ModelRows.configuration(name), source: RandomParameters(seed: 1, device: device),
+      try ModelRows.configuration(name), source: RandomParameters(seed: 1, device: device),
       device: device)
   }
 
@@ -184,6 +208,7 @@ struct Bench: ParsableCommand {
           }
           let weights = Double(matrices.reduce(0) { $0 + $1.shape.elementCount })
           let count = Double(step.model.parameterCount)
+          defer { if ops { printOps(device) { step.run(tokens, targets: tokens) } } }
           return [
             // Three products a matrix; AdamW reads four and writes three values a parameter.
             try Measurement(
@@ -196,23 +221,59 @@ struct Bench: ParsableCommand {
     }
   }
 
+  /// The ops of one training step by time, on devices that work at once.
+  private func printOps(_ device: any Device, _ step: () -> Void) {
+    guard let times = (device as? HostDevice)?.opTimes else { return }
+    let repeats = 3
+    times.clear()
+    times.isOn = true
+    for _ in 0..<repeats { step() }
+    times.isOn = false
+    let entries = times.entries.sorted { $0.value.seconds > $1.value.seconds }
+    let total = entries.reduce(0) { $0 + $1.value.seconds }
+    var table = Table([("op", .left), ("launches", .right), ("a step", .right), ("", .right)])
+    for (name, entry) in entries.prefix(24) {
+      table.add([
+        name, "\(entry.launches / repeats)", Format.time(entry.seconds / Double(repeats)),
+        "\(Format.fixed(entry.seconds / total * 100, 1)) %",
+      ])
+    }
+    for line in table.lines() { Terminal.note(line) }
+  }
+
   private func decoding(_ device: any Device, _ machine: MachinePeaks) -> [Job] {
-    ModelRows.names.map { name in
+    (ModelRows.names + Presets.names.filter { $0.hasSuffix("-100m") }).map { name in
       (
         name,
         {
           let model = try model(name, device)
           var state = model.makeState(batch: 1)
+          // Attention decodes against a context of some length.
+          let context = 512
+          let prompt = [Int32](repeating: 65, count: context)
+          _ = model.hidden(Tensor(prompt, shape: [1, context], on: device), state: &state)
           let token = Tensor([Int32(65)], shape: [1, 1], on: device)
           let parameters = 4 * model.parameterCount - 4 * 255 * model.configuration.width
+          let moved = model.stateSpecs.reduce(0) { sum, spec in
+            sum + spec.entries.reduce(0) { $0 + $1.decodeBytes(tokenCount: context) }
+          }
           return [
             try Measurement(
-              name, "decode", bytes: Double(parameters + 2 * model.stateByteCount(tokenCount: 1)),
+              name, "decode", bytes: Double(parameters + moved),
               flops: 0.5 * Double(parameters), tokens: 1, on: device, machine: machine
             ) { _ = model.logits(model.hidden(token, state: &state, form: .recurrent)) }
           ]
         }
       )
     }
+  }
+}
+
+extension StateSpec.Entry {
+  /// Bytes that one token of decoding must move: caches are read, other state is read and written.
+  fileprivate func decodeBytes(tokenCount: Int) -> Int {
+    let spec = StateSpec([self])
+    if case .cache = kind { return spec.byteCount(tokenCount: tokenCount) }
+    return 2 * spec.byteCount(tokenCount: tokenCount)
   }
 }

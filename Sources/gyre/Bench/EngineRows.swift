@@ -1,7 +1,7 @@
 import GyreRecurrence
 import GyreTensors
 
-/// Every engine at a training shape: batch 16, 256 tokens, 4 heads of 64.
+/// Every engine with 4 heads of 64; at the training shape batch 16, 256 tokens.
 struct EngineRow {
   var name: String
   var inputs: [Tensor]
@@ -11,14 +11,15 @@ struct EngineRow {
 
   static let (batch, length, heads, size) = (16, 256, 4, 64)
 
-  static func all(on device: any Device) -> [EngineRow] {
-    Maker(device: device).rows
+  static func all(
+    on device: any Device, batch: Int = EngineRow.batch, length: Int = EngineRow.length
+  ) -> [EngineRow] {
+    Maker(device: device, b: batch, t: length).rows
   }
 
   private struct Maker {
     let device: any Device
-    var b: Int { EngineRow.batch }
-    var t: Int { EngineRow.length }
+    let b, t: Int
     var h: Int { EngineRow.heads }
     var k: Int { EngineRow.size }
     var d: Int { h * k }

@@ -58,16 +58,21 @@ struct Measurement: Encodable {
 
 /// What the machine can do, measured on the spot.
 struct MachinePeaks: Encodable {
-  /// Bytes a second of a large copy, read and written.
+  /// Bytes a second of reading, or of a copy (read and written) where that is faster.
   var bandwidth: Double
   /// Operations a second of a large matrix product in the precision asked for.
   var flops: Double
 
   init(on device: any Device) throws {
-    let count = 1 << 25
-    let source = Tensor.zeros([count], on: device)
-    let copies = try Measurement.times(on: device, 0.3) { _ = source.affine(1, 1) }
-    bandwidth = Double(8 * count) / copies[0]
+    // Larger than the caches of large machines, or their bandwidth would be measured.
+    let count = 1 << 27
+    let source = Tensor.zeros([count >> 14, 1 << 14], on: device)
+    let row = Tensor.zeros([1, 1 << 14], on: device)
+    let copies = try Measurement.times(on: device, 0.3) { _ = source.affine(2) }
+    let reads = try Measurement.times(on: device, 0.3) {
+      _ = row.matmul(source, transposingRight: true, precision: .float32)
+    }
+    bandwidth = max(Double(8 * count) / copies[0], Double(4 * count) / reads[0])
     let size = 1024
     let (a, b) = (
       Tensor.full(0.5, [size, size], on: device), Tensor.full(0.25, [size, size], on: device)

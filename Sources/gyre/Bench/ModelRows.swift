@@ -5,7 +5,8 @@ enum ModelRows {
   static let (batch, length) = (16, 256)
   static let names = ["lstm", "gru", "mingru", "llama", "mamba2"]
 
-  static func configuration(_ name: String) -> ModelConfiguration {
+  static func configuration(_ name: String) throws -> ModelConfiguration {
+    if Presets.names.contains(name) { return try Presets.configuration(name) }
     var c = ModelConfiguration()
     (c.vocabulary, c.width, c.layers) = (256, 256, 4)
     switch name {
