@@ -1,0 +1,65 @@
+#include "gyre_cuda_sources.h"
+
+#include <stddef.h>
+
+// #embed cannot be made by a macro: three lines a file.
+static const char pointwise_cu[] = {
+#embed "cuda/pointwise.cu" suffix(, 0)
+};
+static const char unary_cu[] = {
+#embed "cuda/unary.cu" suffix(, 0)
+};
+static const char layout_cu[] = {
+#embed "cuda/layout.cu" suffix(, 0)
+};
+static const char reduce_cu[] = {
+#embed "cuda/reduce.cu" suffix(, 0)
+};
+static const char norm_cu[] = {
+#embed "cuda/norm.cu" suffix(, 0)
+};
+static const char loss_cu[] = {
+#embed "cuda/loss.cu" suffix(, 0)
+};
+static const char optimizer_cu[] = {
+#embed "cuda/optimizer.cu" suffix(, 0)
+};
+static const char sequence_cu[] = {
+#embed "cuda/sequence.cu" suffix(, 0)
+};
+
+static const char prelude_cuh[] = {
+#embed "cuda/prelude.cuh" suffix(, 0)
+};
+static const char functions_cuh[] = {
+#embed "cuda/functions.cuh" suffix(, 0)
+};
+static const char args_h[] = {
+#embed "include/gyre_cuda_args.h" suffix(, 0)
+};
+static const char engine_args_h[] = {
+#embed "include/gyre_cuda_engine_args.h" suffix(, 0)
+};
+
+static const gyre_cuda_source kernels[] = {
+    {"pointwise", pointwise_cu},
+    {"unary", unary_cu},
+    {"layout", layout_cu},
+    {"reduce", reduce_cu},
+    {"norm", norm_cu},
+    {"loss", loss_cu},
+    {"optimizer", optimizer_cu},
+    {"sequence", sequence_cu},
+    {NULL, NULL},
+};
+
+static const gyre_cuda_source headers[] = {
+    {"prelude.cuh", prelude_cuh},
+    {"functions.cuh", functions_cuh},
+    {"gyre_cuda_args.h", args_h},
+    {"gyre_cuda_engine_args.h", engine_args_h},
+    {NULL, NULL},
+};
+
+const gyre_cuda_source *gyre_cuda_kernel_sources(void) { return kernels; }
+const gyre_cuda_source *gyre_cuda_kernel_headers(void) { return headers; }
