@@ -27,12 +27,45 @@ static const char optimizer_cu[] = {
 static const char sequence_cu[] = {
 #embed "cuda/sequence.cu" suffix(, 0)
 };
+static const char diagonal_scan_base_cu[] = {
+#embed "cuda/diagonal_scan_base.cu" suffix(, 0)
+};
+static const char min_gru_cu[] = {
+#embed "cuda/min_gru.cu" suffix(, 0)
+};
+static const char complex_scan_cu[] = {
+#embed "cuda/complex_scan.cu" suffix(, 0)
+};
+static const char selective_scan_cu[] = {
+#embed "cuda/selective_scan.cu" suffix(, 0)
+};
+static const char attention_cu[] = {
+#embed "cuda/attention.cu" suffix(, 0)
+};
+static const char linear_attention_base_cu[] = {
+#embed "cuda/linear_attention_base.cu" suffix(, 0)
+};
+static const char delta_rule_base_cu[] = {
+#embed "cuda/delta_rule_base.cu" suffix(, 0)
+};
+static const char head_sums_cu[] = {
+#embed "cuda/head_sums.cu" suffix(, 0)
+};
+static const char cell_scan_base_cu[] = {
+#embed "cuda/cell_scan_base.cu" suffix(, 0)
+};
 
 static const char prelude_cuh[] = {
 #embed "cuda/prelude.cuh" suffix(, 0)
 };
 static const char functions_cuh[] = {
 #embed "cuda/functions.cuh" suffix(, 0)
+};
+static const char scan_cuh[] = {
+#embed "cuda/scan.cuh" suffix(, 0)
+};
+static const char head_cuh[] = {
+#embed "cuda/head.cuh" suffix(, 0)
 };
 static const char args_h[] = {
 #embed "include/gyre_cuda_args.h" suffix(, 0)
@@ -50,12 +83,23 @@ static const gyre_cuda_source kernels[] = {
     {"loss", loss_cu},
     {"optimizer", optimizer_cu},
     {"sequence", sequence_cu},
+    {"diagonal_scan_base", diagonal_scan_base_cu},
+    {"min_gru", min_gru_cu},
+    {"complex_scan", complex_scan_cu},
+    {"selective_scan", selective_scan_cu},
+    {"attention", attention_cu},
+    {"linear_attention_base", linear_attention_base_cu},
+    {"delta_rule_base", delta_rule_base_cu},
+    {"head_sums", head_sums_cu},
+    {"cell_scan_base", cell_scan_base_cu},
     {NULL, NULL},
 };
 
 static const gyre_cuda_source headers[] = {
     {"prelude.cuh", prelude_cuh},
     {"functions.cuh", functions_cuh},
+    {"scan.cuh", scan_cuh},
+    {"head.cuh", head_cuh},
     {"gyre_cuda_args.h", args_h},
     {"gyre_cuda_engine_args.h", engine_args_h},
     {NULL, NULL},

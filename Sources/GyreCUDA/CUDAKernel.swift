@@ -22,7 +22,8 @@ struct CUDAKernel: Sendable {
   static let all: [ObjectIdentifier: CUDAKernel] = {
     var table: [ObjectIdentifier: CUDAKernel] = [:]
     for family in [
-      pointwise, layout, reductions, products, norms, losses, optimizers, sequence,
+      pointwise, layout, reductions, products, norms, losses, optimizers, sequence, scans, heads,
+      cells, attention,
     ] {
       for kernel in family { table[kernel.op] = kernel }
     }

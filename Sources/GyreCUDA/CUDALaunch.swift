@@ -87,6 +87,13 @@ final class CUDALaunch {
       gyre_fill_args(count: t.elementCount, value: value, y: t.array))
   }
 
+/// Queues zeros into scratch memory.
+  func zero(_ address: UInt64, _ count: Int) {
+    guard address != 0, count > 0, !device.failure.isSet else { return }
+    device.check(
+      device.driver.current.set_bytes(address, 0, 4 * count, device.stream), "zero")
+  }
+
   func copy(_ source: Tensor, to target: Tensor) {
     guard source.byteCount > 0, !device.failure.isSet, source.address != target.address else {
       return

@@ -6,23 +6,7 @@ extension CUDAKernel {
 
   static let products: [CUDAKernel] = [
     CUDAKernel(LinearMap.self) { op, call, launch in
-      let (x, w, y) = (call.inputs[0], call.inputs[1], call.outputs[0])
-      var p = CUDAProducts.Problem()
-      (p.m, p.n, p.k) = (x.shape.rowCount, w.shape[0], w.shape[1])
-      p.transposesB = true
-      let bias = call.inputs.count > 2 ? call.inputs[2] : nil
-      let isFused = bias?.dtype == .float32 && y.dtype == .float32 && p.k > 0
-      if isFused { p.bias = bias.address }
-      multiply(&p, x, w, y, op.precision, launch)
-      if let bias, !isFused, p.m > 0, p.n > 0 {
-        var a = gyre_binary_args()
-        (a.count, a.y) = (y.elementCount, y.array)
-        (a.a.array, a.a.mode) = (y.array, Int32(GYRE_SAME))
-        (a.b.array, a.b.mode, a.b.inner, a.b.middle) = (
-          bias.array, Int32(GYRE_PERIODIC), 1, p.n
-        )
-        launch.run(addRows, over: a.count, each: 8, a)
-      }
+      linear(op, call, launch)
       return true
     },
     CUDAKernel(MatMul.self) { op, call, launch in
@@ -40,6 +24,26 @@ extension CUDAKernel {
       return true
     },
   ]
+
+  private static func linear(_ op: LinearMap, _ call: KernelCall, _ launch: CUDALaunch) {
+    let (x, w, y) = (call.inputs[0], call.inputs[1], call.outputs[0])
+    var p = CUDAProducts.Problem()
+    (p.m, p.n, p.k) = (x.shape.rowCount, w.shape[0], w.shape[1])
+    p.transposesB = true
+    guard call.inputs.count > 2 else { return multiply(&p, x, w, y, op.precision, launch) }
+    let bias = call.inputs[2]
+    if bias.dtype == .float32, y.dtype == .float32, p.k > 0 {
+      p.bias = bias.address
+      return multiply(&p, x, w, y, op.precision, launch)
+    }
+    multiply(&p, x, w, y, op.precision, launch)
+    guard p.m > 0, p.n > 0 else { return }
+    var a = gyre_binary_args()
+    (a.count, a.y) = (y.elementCount, y.array)
+    (a.a.array, a.a.mode) = (y.array, Int32(GYRE_SAME))
+    (a.b.array, a.b.mode, a.b.inner, a.b.middle) = (bias.array, Int32(GYRE_PERIODIC), 1, p.n)
+    launch.run(addRows, over: a.count, each: 8, a)
+  }
 
   /// Fills in addresses and types, and multiplies. Operands of other types than the product's are
   /// converted first.

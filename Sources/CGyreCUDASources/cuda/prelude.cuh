@@ -31,22 +31,19 @@ GYRE_DEVICE int element_size(int dtype) {
          : dtype == GYRE_F64 || dtype == GYRE_I64 ? 8 : 1;
 }
 
-// One element of a floating type as float. The type is the same for the whole grid, so the branch
+// One element of float32, bfloat16 or float16. The type is the same for the whole grid, so the branch
 // costs an instruction or two.
 GYRE_DEVICE float load(const gyre_array &a, long i) {
   if (a.dtype == GYRE_F32) return ((const float *)a.data)[i];
-  if (a.dtype == GYRE_BF16) return bf16_to_float(((const unsigned short *)a.data)[i]);
-  if (a.dtype == GYRE_F16) return f16_to_float(((const unsigned short *)a.data)[i]);
-  return (float)((const double *)a.data)[i];
+  unsigned short bits = ((const unsigned short *)a.data)[i];
+  return a.dtype == GYRE_BF16 ? bf16_to_float(bits) : f16_to_float(bits);
 }
 GYRE_DEVICE float load_or(const gyre_array &a, long i, float otherwise) {
   return present(a) ? load(a, i) : otherwise;
 }
 GYRE_DEVICE void store(const gyre_array &a, long i, float x) {
   if (a.dtype == GYRE_F32) ((float *)a.data)[i] = x;
-  else if (a.dtype == GYRE_BF16) ((unsigned short *)a.data)[i] = float_to_bf16(x);
-  else if (a.dtype == GYRE_F16) ((unsigned short *)a.data)[i] = float_to_f16(x);
-  else ((double *)a.data)[i] = x;
+  else ((unsigned short *)a.data)[i] = a.dtype == GYRE_BF16 ? float_to_bf16(x) : float_to_f16(x);
 }
 
 // Whether eight elements from a multiple of eight on can be moved in 16-byte pieces.

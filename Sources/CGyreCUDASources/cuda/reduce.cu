@@ -1,5 +1,6 @@
 // Sums and maxima. Every sum has one order whatever the schedule: partial sums go through memory,
 // never through atomics.
+#include "gyre_cuda_engine_args.h"
 #include "prelude.cuh"
 
 // One block a part of a row.
@@ -148,4 +149,16 @@ GYRE_KERNEL total(gyre_total_args a) {
     if (threadIdx.x < o) shared[threadIdx.x] += shared[threadIdx.x + o];
   }
   if (threadIdx.x == 0) store(a.out, 0, (float)shared[0]);
+}
+
+// One warp a row.
+GYRE_KERNEL row_dot(gyre_row_dot_args a) {
+  long r = ((long)blockIdx.x * blockDim.x + threadIdx.x) >> 5;
+  int lane = threadIdx.x & 31;
+  if (r >= a.rows) return;
+  float sum = 0.f;
+  for (long c = lane; c < a.columns; c += 32)
+    sum += load(a.x, r * a.columns + c) * load(a.y, r * a.columns + c);
+  sum = warp_sum(sum);
+  if (lane == 0) a.out[r] = sum;
 }
