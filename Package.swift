@@ -61,15 +61,21 @@ let package = Package(
     .target(
       name: "CGyreCorpus", exclude: ["text"],
       cSettings: [.unsafeFlags(["-std=gnu2x", "-Wno-c23-extensions"])]),
+    .target(name: "CGyreCUDALoader", cSettings: [.unsafeFlags(["-std=gnu2x"])]),
+    .target(
+      name: "CGyreCUDASources", exclude: ["cuda"],
+      cSettings: [.unsafeFlags(["-std=gnu2x", "-Wno-c23-extensions"])]),
     target("GyreTensors"),
     target("GyreTokenizers"),
     // Level 1
     target("GyreCPU", ["GyreTensors", "GyreRecurrence", "CGyreKernels"]),
+    target(
+      "GyreCUDA", ["GyreTensors", "GyreRecurrence", "CGyreCUDALoader", "CGyreCUDASources"]),
     target("GyreLayers", ["GyreTensors", "GyreRecurrence"]),
     target("GyreRecurrence", ["GyreTensors"]),
     target("GyreCheckpoints", ["GyreTensors"], packages: [crypto]),
     // Level 2
-    target("GyrePlatform", ["GyreTensors", "GyreCPU"]),
+    target("GyrePlatform", ["GyreTensors", "GyreCPU", "GyreCUDA"]),
     target("GyreMixers", ["GyreTensors", "GyreRecurrence", "GyreLayers"]),
     // Level 3
     target(

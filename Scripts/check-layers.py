@@ -3,15 +3,21 @@
 import json, subprocess, sys
 
 LEVELS = [
-    {"CGyreKernels", "CGyreCorpus", "GyreTensors", "GyreTokenizers"},
+    {"CGyreKernels", "CGyreCorpus", "CGyreCUDALoader", "CGyreCUDASources", "GyreTensors", "GyreTokenizers"},
     {"GyreRecurrence", "GyreCheckpoints"},
-    {"GyreCPU", "GyreLayers"},
+    {"GyreCPU", "GyreCUDA", "GyreLayers"},
     {"GyreMixers", "GyrePlatform"},
     {"GyreModels"},
     {"GyreTraining", "GyreInference", "GyreConformance"},
     {"gyre"},
 ]
-BACKENDS = {"GyreCPU": {"GyrePlatform"}, "CGyreKernels": {"GyreCPU"}}
+BACKENDS = {
+    "GyreCPU": {"GyrePlatform"},
+    "CGyreKernels": {"GyreCPU"},
+    "GyreCUDA": {"GyrePlatform"},
+    "CGyreCUDALoader": {"GyreCUDA"},
+    "CGyreCUDASources": {"GyreCUDA"},
+}
 level = {name: i for i, names in enumerate(LEVELS) for name in names}
 package = json.loads(subprocess.check_output(["swift", "package", "describe", "--type", "json"]))
 bad = []

@@ -1,4 +1,5 @@
 import GyreCPU
+import GyreCUDA
 import GyreTensors
 
 /// The devices of this machine: the only place that knows which backends exist.
@@ -7,18 +8,23 @@ public enum Devices {
   public static var available: [DeviceID] {
     ["cpu"]
       + CPUDevice.Level.allCases.filter(\.isAvailable).map { DeviceID("cpu:\($0.rawValue)") }
-      + ["reference"]
+      + (0..<CUDADevice.count).map { DeviceID("cuda:\($0)") } + ["reference"]
   }
 
-  /// The device of that name: `cpu` (the best level of the processor), `cpu:avx2` and the like, or
-  /// `reference` (the definitions in double precision, slowly).
+  /// The device of that name: `cpu` (the best level of the processor), `cpu:avx2` and the like,
+  /// `cuda:0` and the like (NVIDIA's cards; `cuda` is the first), or `reference` (the definitions in
+  /// double precision, slowly).
   ///
-  /// - Throws: `unavailable`, with what there is.
+  /// - Throws: `unavailable`, with what there is or what is missing.
   public static func open(_ name: String) throws(DeviceError) -> any Device {
     switch name {
     case "reference": return ReferenceDevice()
     case "cpu": return try CPUDevice()
+    case "cuda": return try CUDADevice(index: 0)
     default:
+      if name.hasPrefix("cuda:"), let index = Int(name.dropFirst(5)) {
+        return try CUDADevice(index: index)
+      }
       guard name.hasPrefix("cpu:"),
         let level = CPUDevice.Level(rawValue: String(name.dropFirst(4))), level.isAvailable
       else {
@@ -31,13 +37,33 @@ public enum Devices {
 
   /// What runs behind a device name, for reports: `cpu` gives its level.
   public static func detail(of device: any Device) -> String {
+    if let card = device as? CUDADevice { return "\(card.id), \(card.name), \(card.versions)" }
     guard let cpu = device as? CPUDevice else { return device.id.name }
     return "cpu:\(cpu.level.rawValue), \(threadCount) thread\(threadCount == 1 ? "" : "s")"
   }
 
   /// Whether bfloat16 products are faster than float32 ones on a device.
   public static func hasFastBFloat16(_ device: any Device) -> Bool {
-    (device as? CPUDevice)?.hasFastBFloat16 ?? false
+    device is CUDADevice || (device as? CPUDevice)?.hasFastBFloat16 ?? false
+  }
+
+  /// Launches that ran the definition on the host for want of a kernel, by op and shapes: what was
+  /// slow.
+  public static func referenceLaunches(of device: any Device) -> [String: Int] {
+    (device as? CPUDevice)?.referenceLaunches ?? (device as? CUDADevice)?.referenceLaunches ?? [:]
+  }
+
+  /// Compiles every kernel that a device compiles when it is first used, into its cache.
+  ///
+  /// - Parameter progress: called with the name of each before it is compiled.
+  /// - Throws: what did not compile.
+  /// - Returns: whether the device has such kernels.
+  public static func prepare(
+    _ device: any Device, _ progress: (String) -> Void
+  ) throws(DeviceError) -> Bool {
+    guard let card = device as? CUDADevice else { return false }
+    try card.prepare(progress)
+    return true
   }
 
   /// Threads that the processor's kernels use, the caller's included.

@@ -29,6 +29,8 @@ struct Doctor: ParsableCommand {
   @Flag(help: "Print the results as JSON on standard output.") var json = false
   @Flag(help: "Only list the devices of this machine that have kernels of their own.")
   var list = false
+  @Flag(help: "Only compile all kernels that the device compiles at first use, into its cache.")
+  var prepare = false
 
   func run() throws {
     if list {
@@ -38,8 +40,25 @@ struct Doctor: ParsableCommand {
       return
     }
     let device = try device.open()
+    if prepare { return try compileKernels(device) }
     let passes = try vectors.map { try checkVectors($0, device) } ?? checkCatalog(device)
     if !passes { throw ExitCode(1) }
+  }
+
+  private func compileKernels(_ device: any Device) throws {
+    var count = 0
+    let start = ContinuousClock.now
+    let compiles = try Devices.prepare(device) { name in
+      count += 1
+      if !json { Terminal.note(name) }
+    }
+    guard compiles else {
+      Terminal.line("\(device.id): its kernels are part of this program")
+      return
+    }
+    let seconds = (ContinuousClock.now - start) / .seconds(1)
+    Terminal.line(
+      "\(Devices.detail(of: device)): \(count) kernel modules ready, \(Format.fixed(seconds, 1)) s")
   }
 
   private func checkCatalog(_ device: any Device) throws -> Bool {
@@ -62,6 +81,11 @@ struct Doctor: ParsableCommand {
       _ = try AtomicFile.write(try JSONOutput.text(result, indented: true) + "\n", to: report)
     }
     if json { try JSONOutput.document(result) } else { Terminal.line(result.table()) }
+    let slow = Devices.referenceLaunches(of: device).sorted { $0.key < $1.key }
+    if !json, !slow.isEmpty {
+      Terminal.note(
+        "without a kernel: " + slow.map { "\($0.key) (\($0.value))" }.joined(separator: ", "))
+    }
     return result.passes
   }
 

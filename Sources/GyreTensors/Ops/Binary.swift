@@ -75,12 +75,12 @@ public struct Binary: Op {
 }
 
 /// Splits a cotangent between the operands of a maximum or minimum.
-struct Choose: Op {
-  static let name = "choose"
-  let takesLargest: Bool
+package struct Choose: Op {
+  package static let name = "choose"
+  package let takesLargest: Bool
 
-  func infer(_ inputs: [TensorSpec]) -> [TensorSpec] { [inputs[2], inputs[2]] }
-  func reference(_ a: inout HostArguments) {
+  package func infer(_ inputs: [TensorSpec]) -> [TensorSpec] { [inputs[2], inputs[2]] }
+  package func reference(_ a: inout HostArguments) {
     let out = a.outputSpecs[0].shape
     let left = Broadcast.indices(a.inputSpecs[0].shape, in: out)
     let right = Broadcast.indices(a.inputSpecs[1].shape, in: out)
@@ -91,8 +91,8 @@ struct Choose: Op {
       a.outputs[takesLeft ? 0 : 1][i] = a.inputs[2][i]
     }
   }
-  func vjp(_ c: VJPContext) -> [Tensor?] { [nil, nil, nil] }
-  static let cases: [OpCase] = []
+  package func vjp(_ c: VJPContext) -> [Tensor?] { [nil, nil, nil] }
+  package static let cases: [OpCase] = []
 }
 
 /// The sum over the axes along which `shape` was broadcast.

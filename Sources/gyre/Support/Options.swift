@@ -7,7 +7,7 @@ import GyreTensors
 struct DeviceOptions: ParsableArguments {
   @Option(
     help: ArgumentHelp(
-      "Where to compute: cpu, cpu:avx2, …, reference.",
+      "Where to compute: cpu, cpu:avx2, …, cuda:0, reference.",
       discussion: "A name that does not exist lists those that do."))
   var device = "cpu"
 

@@ -1,0 +1,99 @@
+#!/usr/bin/env python3
+"""Compiles every CUDA kernel file with NVRTC for sm_80 and sm_90a; needs no GPU.
+
+Says so and succeeds where NVRTC is not found (`pip install nvidia-cuda-nvrtc`, or GYRE_CUDA_PATH).
+With --resources also prints registers, spills and shared memory of each kernel.
+"""
+import argparse, ctypes, glob, os, re, sys, time
+
+ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "Sources", "CGyreCUDASources")
+PLACES = [
+    *[d + s for d in os.environ.get("GYRE_CUDA_PATH", "").split(":") if d for s in ("", "/lib64", "/lib")],
+    "/usr/local/cuda/lib64",
+    *[p + "/nvidia/*/lib" for p in sys.path],
+    "/opt/*/lib/python3*/site-packages/nvidia/*/lib",
+    os.path.expanduser("~/.local/lib/python3*/site-packages/nvidia/*/lib"),
+]
+
+
+def find():
+    for place in PLACES:
+        for path in sorted(glob.glob(place + "/libnvrtc.so.1[0-9]"), reverse=True):
+            for builtins in glob.glob(os.path.dirname(path) + "/libnvrtc-builtins.so.1*"):
+                ctypes.CDLL(builtins, mode=ctypes.RTLD_GLOBAL)
+            return ctypes.CDLL(path), path
+    return None, None
+
+
+def variants(text):
+    """The define sets that a file names in a line `// Variants: NAME=0..19`."""
+    found = re.search(rb"// Variants: (\w+)=(\d+)\.\.(\d+)", text)
+    if not found:
+        return [[]]
+    return [[f"-D{found[1].decode()}={i}"] for i in range(int(found[2]), int(found[3]) + 1)]
+
+
+def compile(nvrtc, text, name, arch, headers, defines, verbose):
+    program = ctypes.c_void_p()
+    names = (ctypes.c_char_p * len(headers))(*[h.encode() for h in headers])
+    texts = (ctypes.c_char_p * len(headers))(*headers.values())
+    nvrtc.nvrtcCreateProgram(ctypes.byref(program), text, name.encode(), len(headers), texts, names)
+    options = [f"--gpu-architecture={arch}", "--std=c++17", *defines]
+    if verbose:
+        options.append("--ptxas-options=-v")
+    array = (ctypes.c_char_p * len(options))(*[o.encode() for o in options])
+    code = nvrtc.nvrtcCompileProgram(program, len(options), array)
+    size = ctypes.c_size_t()
+    nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size))
+    log = ctypes.create_string_buffer(size.value)
+    nvrtc.nvrtcGetProgramLog(program, log)
+    nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
+    return code, log.value.decode(errors="replace")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("files", nargs="*", help="names without extension; all by default")
+    parser.add_argument("--arch", action="append")
+    parser.add_argument("--resources", action="store_true")
+    o = parser.parse_args()
+    nvrtc, path = find()
+    if not nvrtc:
+        print("NOTICE: CUDA kernels were not compiled: NVRTC was not found")
+        return 0
+    headers = {os.path.basename(f): open(f, "rb").read()
+               for f in glob.glob(ROOT + "/cuda/*.cuh") + glob.glob(ROOT + "/include/*args*.h")}
+    files = sorted(glob.glob(ROOT + "/cuda/*.cu"))
+    if o.files:
+        files = [f for f in files if os.path.basename(f)[:-3] in o.files]
+    failed = 0
+    for file in files:
+        for arch in o.arch or ["sm_80", "sm_90a"]:
+            start = time.time()
+            text = open(file, "rb").read()
+            code, log, count = 0, "", 0
+            for defines in variants(text):
+                result, part = compile(nvrtc, text, os.path.basename(file), arch, headers, defines, o.resources)
+                code, log, count = code or result, log + part, count + 1
+                if code:
+                    break
+            what = f" {count} variants" if count > 1 else ""
+            print(f"{os.path.basename(file):32} {arch:7} {'ok' if code == 0 else 'FAILED'} {time.time() - start:5.1f} s{what}", flush=True)
+            failed += code != 0
+            lines = log.splitlines()
+            if o.resources and code == 0:
+                name = ""
+                for line in lines:
+                    found = re.search(r"Compiling entry function '(\w+)'", line)
+                    name = found.group(1) if found else name
+                    if "Used" in line:
+                        print(f"    {name}: {line.split('Used')[1].strip()}")
+                    elif "spill" in line and " 0 bytes spill stores" not in line:
+                        print(f"    {name}: SPILLS {line.strip()}")
+            elif log.strip():
+                print(log)
+    print(f"{len(files)} files with {path}: {'all compile' if not failed else f'{failed} FAILED'}")
+    return failed != 0
+
+
+sys.exit(main())

@@ -1,0 +1,180 @@
+// The point-wise parts of Elman, GRU and LSTM cells between the products with the recurrent weight:
+// one launch a token, one thread a unit of a row. Any size; the fast path keeps the weight on chip.
+#include "gyre_cuda_engine_args.h"
+#include "prelude.cuh"
+
+enum { ELMAN_TANH, ELMAN_RELU, GRU, GRU_ORIGINAL, LSTM };
+
+struct Unit {
+  long b, u, H, state;  // row, unit of all heads, place in [heads, batch, units]
+  long first;           // of its gates in a product with one gate
+  GYRE_DEVICE Unit(const gyre_cell_args &a, long n) {
+    H = a.heads * a.units;
+    b = n / H;
+    u = n % H;
+    long head = u / a.units;
+    state = (head * a.batch + b) * a.units + u % a.units;
+    first = (head * a.batch + b) * a.units;
+  }
+  GYRE_DEVICE long sequence(const gyre_cell_args &a, long t) const {
+    return (b * a.tokens + t) * H + u;
+  }
+  GYRE_DEVICE long gate(const gyre_cell_args &a, long t, int g, int gates) const {
+    return ((b * a.tokens + t) * gates + g) * H + u;
+  }
+  GYRE_DEVICE long product(const gyre_cell_args &a, int g, int gates) const {
+    return first * gates + g * a.units + u % a.units;
+  }
+};
+GYRE_DEVICE bool is_reset(const gyre_cell_args &a, long b, long t) {
+  return a.reset && t < a.tokens && a.reset[b * a.tokens + t];
+}
+
+GYRE_KERNEL cell_begin(gyre_cell_args a) {
+  long n = (long)blockIdx.x * blockDim.x + threadIdx.x;
+  if (n >= a.batch * a.heads * a.units) return;
+  Unit unit(a, n);
+  bool reset = is_reset(a, unit.b, 0);
+  float h = reset ? 0.f : load_or(a.h0, n, 0.f);
+  a.h[unit.state] = h;
+  store(a.operand, unit.state, h);
+  if (a.c) a.c[unit.state] = reset ? 0.f : load_or(a.c0, n, 0.f);
+}
+
+GYRE_KERNEL cell_forward(gyre_cell_args a) {
+  long n = (long)blockIdx.x * blockDim.x + threadIdx.x, t = a.token;
+  if (n >= a.batch * a.heads * a.units) return;
+  Unit unit(a, n);
+  long H = unit.H;
+  float before = a.h[unit.state], h, c = 0.f;
+  if (a.cell == ELMAN_TANH || a.cell == ELMAN_RELU) {
+    float sum = load(a.xw, unit.gate(a, t, 0, 1)) + a.product[unit.product(a, 0, 1)] +
+                load_or(a.bias, unit.u, 0.f);
+    h = a.cell == ELMAN_TANH ? tanhf(sum) : fmaxf(sum, 0.f);
+  } else if (a.cell == LSTM) {
+    float g[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      float sum = load(a.xw, unit.gate(a, t, i, 4)) + a.product[unit.product(a, i, 4)] +
+                  load_or(a.bias, i * H + unit.u, 0.f);
+      g[i] = i == 2 ? tanhf(sum) : sigmoid(sum);
+      if (present(a.gates)) store(a.gates, unit.gate(a, t, i, 4), g[i]);
+    }
+    c = g[1] * a.c[unit.state] + g[0] * g[2];
+    h = g[3] * tanhf(c);
+    if (present(a.cells)) store(a.cells, unit.sequence(a, t), c);
+  } else {
+    bool original = a.cell == GRU_ORIGINAL;
+    int gates = original ? 2 : 3;
+    float r = sigmoid(
+        load(a.xw, unit.gate(a, t, 0, 3)) + a.product[unit.product(a, 0, gates)] +
+        load_or(a.bias, unit.u, 0.f));
+    if (original && a.phase == 0) {
+      store(a.gated, unit.state, r * before);
+      return;
+    }
+    float z = sigmoid(
+        load(a.xw, unit.gate(a, t, 1, 3)) + a.product[unit.product(a, 1, gates)] +
+        load_or(a.bias, H + unit.u, 0.f));
+    float inner = (original ? a.product2[unit.product(a, 0, 1)] : a.product[unit.product(a, 2, 3)]) +
+                  load_or(a.bias, 2 * H + unit.u, 0.f);
+    float candidate = tanhf(load(a.xw, unit.gate(a, t, 2, 3)) + (original ? inner : r * inner));
+    h = (1.f - z) * candidate + z * before;
+    if (present(a.gates)) {
+      store(a.gates, unit.gate(a, t, 0, 3), r);
+      store(a.gates, unit.gate(a, t, 1, 3), z);
+      store(a.gates, unit.gate(a, t, 2, 3), candidate);
+    }
+    if (present(a.cells)) store(a.cells, unit.sequence(a, t), inner);
+  }
+  store(a.y, unit.sequence(a, t), h);
+  if (t == a.tokens - 1) {
+    store(a.h_final, n, h);
+    if (present(a.c_final)) store(a.c_final, n, c);
+  }
+  if (is_reset(a, unit.b, t + 1)) h = c = 0.f;
+  a.h[unit.state] = h;
+  store(a.operand, unit.state, h);
+  if (a.c) a.c[unit.state] = c;
+}
+
+GYRE_KERNEL cell_backward_begin(gyre_cell_args a) {
+  long n = (long)blockIdx.x * blockDim.x + threadIdx.x;
+  if (n >= a.batch * a.heads * a.units) return;
+  Unit unit(a, n);
+  a.dh[unit.state] = load_or(a.dh_final, n, 0.f);
+  if (a.dc) a.dc[unit.state] = load_or(a.dc_final, n, 0.f);
+}
+
+// Leaves in dh what does not go through R; the product adds the rest.
+GYRE_KERNEL cell_backward(gyre_cell_args a) {
+  long n = (long)blockIdx.x * blockDim.x + threadIdx.x, t = a.token;
+  if (n >= a.batch * a.heads * a.units) return;
+  Unit unit(a, n);
+  long at = unit.sequence(a, t);
+  bool hidden = is_reset(a, unit.b, t);
+  float before = hidden ? 0.f : t > 0 ? load(a.y, at - unit.H) : load_or(a.h0, n, 0.f);
+  if (a.cell == GRU_ORIGINAL && a.phase == 1) {
+    float r = load(a.gates, unit.gate(a, t, 0, 3)), dgated = a.dgated[unit.state];
+    float dr = dgated * before * r * (1.f - r);
+    store(a.dxw, unit.gate(a, t, 0, 3), dr);
+    store(a.dproduct, unit.product(a, 0, 2), dr);
+    a.dh[unit.state] += dgated * r;
+    return;
+  }
+  bool shut = is_reset(a, unit.b, t + 1);
+  float dh = (shut ? 0.f : a.dh[unit.state]) + load(a.dy, at), rest = 0.f;
+  store(a.previous, at, before);
+  if (a.cell == ELMAN_TANH || a.cell == ELMAN_RELU) {
+    float h = load(a.y, at), d = a.cell == ELMAN_TANH ? dh * (1.f - h * h) : h > 0.f ? dh : 0.f;
+    store(a.dxw, at, d);
+    store(a.dproduct, unit.product(a, 0, 1), d);
+  } else if (a.cell == LSTM) {
+    float g[4], d[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) g[i] = load(a.gates, unit.gate(a, t, i, 4));
+    float squashed = tanhf(load(a.cells, at));
+    float memory = hidden ? 0.f : t > 0 ? load(a.cells, at - unit.H) : load_or(a.c0, n, 0.f);
+    float total = (shut ? 0.f : a.dc[unit.state]) + dh * g[3] * (1.f - squashed * squashed);
+    d[0] = total * g[2] * g[0] * (1.f - g[0]);
+    d[1] = total * memory * g[1] * (1.f - g[1]);
+    d[2] = total * g[0] * (1.f - g[2] * g[2]);
+    d[3] = dh * squashed * g[3] * (1.f - g[3]);
+    a.dc[unit.state] = total * g[1];
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      store(a.dxw, unit.gate(a, t, i, 4), d[i]);
+      store(a.dproduct, unit.product(a, i, 4), d[i]);
+    }
+  } else {
+    float r = load(a.gates, unit.gate(a, t, 0, 3)), z = load(a.gates, unit.gate(a, t, 1, 3));
+    float candidate = load(a.gates, unit.gate(a, t, 2, 3));
+    float dn = dh * (1.f - z) * (1.f - candidate * candidate);
+    float dz = dh * (before - candidate) * z * (1.f - z);
+    rest = dh * z;
+    store(a.dxw, unit.gate(a, t, 1, 3), dz);
+    store(a.dxw, unit.gate(a, t, 2, 3), dn);
+    if (a.cell == GRU) {
+      float dr = dn * load(a.cells, at) * r * (1.f - r);
+      store(a.dxw, unit.gate(a, t, 0, 3), dr);
+      store(a.dproduct, unit.product(a, 0, 3), dr);
+      store(a.dproduct, unit.product(a, 1, 3), dz);
+      store(a.dproduct, unit.product(a, 2, 3), dn * r);
+      store(a.second, at, dn * r);
+    } else {
+      store(a.dproduct, unit.product(a, 1, 2), dz);
+      store(a.dproduct2, unit.product(a, 0, 1), dn);
+      store(a.second, at, r * before);
+    }
+  }
+  a.dh[unit.state] = rest;
+}
+
+GYRE_KERNEL cell_backward_end(gyre_cell_args a) {
+  long n = (long)blockIdx.x * blockDim.x + threadIdx.x;
+  if (n >= a.batch * a.heads * a.units) return;
+  Unit unit(a, n);
+  bool reset = is_reset(a, unit.b, 0);
+  if (present(a.dh0)) store(a.dh0, n, reset ? 0.f : a.dh[unit.state]);
+  if (present(a.dc0)) store(a.dc0, n, reset ? 0.f : a.dc[unit.state]);
+}

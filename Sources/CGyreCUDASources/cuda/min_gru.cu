@@ -1,0 +1,20 @@
+// minGRU: a = sigmoid(-z), u = sigmoid(z) * g(c) with g(c) = c + 1/2 for c >= 0, sigmoid(c) else.
+#include "scan.cuh"
+
+struct MinGRU {
+  static constexpr bool needs_input = true;
+  GYRE_DEVICE MinGRU(const gyre_scan_args &, long) {}
+  GYRE_DEVICE float load_first(const gyre_scan_args &s, long i) const { return load(s.a, i); }
+  GYRE_DEVICE static float g(float c) { return c >= 0.f ? c + 0.5f : sigmoid(c); }
+  GYRE_DEVICE float rate(float z) const { return sigmoid(-z); }
+  GYRE_DEVICE float input(float z, float c) const { return sigmoid(z) * g(c); }
+  GYRE_DEVICE void gradient(
+      const gyre_scan_args &s, long i, float z, float c, float total, float da, float) {
+    store(s.da, i, sigmoid(z) * sigmoid(-z) * (total * g(c) - da));
+    store(s.du, i, total * sigmoid(z) * (c >= 0.f ? 1.f : sigmoid(c) * sigmoid(-c)));
+  }
+  GYRE_DEVICE void finish(const gyre_scan_args &, long) const {}
+};
+
+GYRE_KERNEL min_gru_forward(gyre_scan_args s) { scan_forward<MinGRU>(s); }
+GYRE_KERNEL min_gru_backward(gyre_scan_args s) { scan_backward<MinGRU>(s); }

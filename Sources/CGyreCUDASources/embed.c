@@ -1,0 +1,109 @@
+#include "gyre_cuda_sources.h"
+
+#include <stddef.h>
+
+// #embed cannot be made by a macro: three lines a file.
+static const char pointwise_cu[] = {
+#embed "cuda/pointwise.cu" suffix(, 0)
+};
+static const char unary_cu[] = {
+#embed "cuda/unary.cu" suffix(, 0)
+};
+static const char layout_cu[] = {
+#embed "cuda/layout.cu" suffix(, 0)
+};
+static const char reduce_cu[] = {
+#embed "cuda/reduce.cu" suffix(, 0)
+};
+static const char norm_cu[] = {
+#embed "cuda/norm.cu" suffix(, 0)
+};
+static const char loss_cu[] = {
+#embed "cuda/loss.cu" suffix(, 0)
+};
+static const char optimizer_cu[] = {
+#embed "cuda/optimizer.cu" suffix(, 0)
+};
+static const char sequence_cu[] = {
+#embed "cuda/sequence.cu" suffix(, 0)
+};
+static const char diagonal_scan_base_cu[] = {
+#embed "cuda/diagonal_scan_base.cu" suffix(, 0)
+};
+static const char min_gru_cu[] = {
+#embed "cuda/min_gru.cu" suffix(, 0)
+};
+static const char complex_scan_cu[] = {
+#embed "cuda/complex_scan.cu" suffix(, 0)
+};
+static const char selective_scan_cu[] = {
+#embed "cuda/selective_scan.cu" suffix(, 0)
+};
+static const char attention_cu[] = {
+#embed "cuda/attention.cu" suffix(, 0)
+};
+static const char linear_attention_base_cu[] = {
+#embed "cuda/linear_attention_base.cu" suffix(, 0)
+};
+static const char delta_rule_base_cu[] = {
+#embed "cuda/delta_rule_base.cu" suffix(, 0)
+};
+static const char head_sums_cu[] = {
+#embed "cuda/head_sums.cu" suffix(, 0)
+};
+static const char cell_scan_base_cu[] = {
+#embed "cuda/cell_scan_base.cu" suffix(, 0)
+};
+
+static const char prelude_cuh[] = {
+#embed "cuda/prelude.cuh" suffix(, 0)
+};
+static const char functions_cuh[] = {
+#embed "cuda/functions.cuh" suffix(, 0)
+};
+static const char scan_cuh[] = {
+#embed "cuda/scan.cuh" suffix(, 0)
+};
+static const char head_cuh[] = {
+#embed "cuda/head.cuh" suffix(, 0)
+};
+static const char args_h[] = {
+#embed "include/gyre_cuda_args.h" suffix(, 0)
+};
+static const char engine_args_h[] = {
+#embed "include/gyre_cuda_engine_args.h" suffix(, 0)
+};
+
+static const gyre_cuda_source kernels[] = {
+    {"pointwise", pointwise_cu},
+    {"unary", unary_cu},
+    {"layout", layout_cu},
+    {"reduce", reduce_cu},
+    {"norm", norm_cu},
+    {"loss", loss_cu},
+    {"optimizer", optimizer_cu},
+    {"sequence", sequence_cu},
+    {"diagonal_scan_base", diagonal_scan_base_cu},
+    {"min_gru", min_gru_cu},
+    {"complex_scan", complex_scan_cu},
+    {"selective_scan", selective_scan_cu},
+    {"attention", attention_cu},
+    {"linear_attention_base", linear_attention_base_cu},
+    {"delta_rule_base", delta_rule_base_cu},
+    {"head_sums", head_sums_cu},
+    {"cell_scan_base", cell_scan_base_cu},
+    {NULL, NULL},
+};
+
+static const gyre_cuda_source headers[] = {
+    {"prelude.cuh", prelude_cuh},
+    {"functions.cuh", functions_cuh},
+    {"scan.cuh", scan_cuh},
+    {"head.cuh", head_cuh},
+    {"gyre_cuda_args.h", args_h},
+    {"gyre_cuda_engine_args.h", engine_args_h},
+    {NULL, NULL},
+};
+
+const gyre_cuda_source *gyre_cuda_kernel_sources(void) { return kernels; }
+const gyre_cuda_source *gyre_cuda_kernel_headers(void) { return headers; }

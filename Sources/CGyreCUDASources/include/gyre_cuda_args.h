@@ -1,0 +1,302 @@
+// Arguments of the kernels, one struct a kernel, passed by value. Declared once: the host imports
+// this file as C, NVRTC compiles it with the kernels.
+//
+// Sizes count elements. An array whose data is 0 is absent. `long` has 64 bits on both sides.
+#pragma once
+
+#ifdef __CUDACC_RTC__
+#define GYRE_CUDA_PTR(type) type *
+#else
+#include <stdint.h>
+#define GYRE_CUDA_PTR(type) uint64_t
+#endif
+
+// Element types.
+enum {
+  GYRE_F32 = 0,
+  GYRE_BF16 = 1,
+  GYRE_F16 = 2,
+  GYRE_F64 = 3,
+  GYRE_I32 = 4,
+  GYRE_I64 = 5,
+  GYRE_I8 = 6,
+  GYRE_U8 = 7,
+};
+
+// A tensor of any element type.
+typedef struct gyre_array {
+  GYRE_CUDA_PTR(void) data;
+  int dtype;
+  int unused;
+} gyre_array;
+
+// MARK: pointwise.cu
+
+// y = value.
+typedef struct gyre_fill_args {
+  long count;
+  double value;
+  gyre_array y;
+} gyre_fill_args;
+
+// y = x in y's type.
+typedef struct gyre_cast_args {
+  long count;
+  gyre_array x, y;
+} gyre_cast_args;
+
+// y = x * scale + shift.
+typedef struct gyre_affine_args {
+  long count;
+  float scale, shift;
+  gyre_array x, y;
+} gyre_affine_args;
+
+// y = f(x), or y = f'(x) * dy where dy is present. `kind` is the position in Unary.Kind.
+typedef struct gyre_unary_args {
+  long count;
+  int kind, unused;
+  gyre_array x, dy, y;
+} gyre_unary_args;
+
+// How an operand follows from the index i of the output.
+enum {
+  GYRE_SAME = 0,     // i
+  GYRE_PERIODIC = 1, // (i / inner) % middle
+  GYRE_STRIDED = 2,  // by strides
+};
+typedef struct gyre_operand {
+  gyre_array array;
+  int mode, unused;
+  long inner, middle;
+  long stride[8];
+} gyre_operand;
+
+// y = a op b, or the parts of dy that go to a and to b for a maximum or minimum.
+typedef struct gyre_binary_args {
+  long count;
+  int kind, rank;  // kind: position in Binary.Kind
+  long shape[8];   // of the output, outermost first
+  gyre_operand a, b;
+  gyre_array y;
+  gyre_array dy, db;  // for choose: y gets the left part, db the right one
+} gyre_binary_args;
+
+// y = act(gate) * up, or its gradient dx. x: [rows, 2 columns].
+typedef struct gyre_glu_args {
+  long rows, columns;
+  int kind, unused;  // of Unary.Kind
+  gyre_array x, y;
+  gyre_array dy, dx;
+} gyre_glu_args;
+
+// MARK: layout.cu
+
+// `outer` runs of `run` elements from x to y, of equal types bytewise in units of `unit` bytes;
+// offsets, steps and `run` then count units.
+typedef struct gyre_runs_args {
+  long outer, run, x_offset, x_step, y_offset, y_step;
+  int unit;
+  int adds;  // y += x, converting, elementwise
+  gyre_array x, y;
+} gyre_runs_args;
+
+// y[i] = x[permuted i], units of 1, 2, 4, 8 or 16 bytes.
+typedef struct gyre_permute_args {
+  long count;
+  int rank, unit;
+  long shape[8], stride[8];  // of y; steps of x
+  GYRE_CUDA_PTR(const void) x;
+  GYRE_CUDA_PTR(void) y;
+} gyre_permute_args;
+
+// y[b, j, i] = x[b, i, j].
+typedef struct gyre_transpose_args {
+  long batch, rows, columns;  // of x
+  int unit, unused;           // 2 or 4 bytes
+  GYRE_CUDA_PTR(const void) x;
+  GYRE_CUDA_PTR(void) y;
+} gyre_transpose_args;
+
+// MARK: reduce.cu
+
+// out[r * splits + s] = sum over part s of row r.
+typedef struct gyre_row_sum_args {
+  long rows, columns;
+  int splits, squares;  // squares: of x * x
+  gyre_array x, out;
+} gyre_row_sum_args;
+
+// out[s * columns + c] = sum over part s of the rows.
+typedef struct gyre_column_sum_args {
+  long rows, columns;
+  long splits;
+  gyre_array x, out;
+} gyre_column_sum_args;
+
+// out = sum over the axes that `out` does not have; the general case.
+typedef struct gyre_sum_to_args {
+  long count, reduced;  // elements of out, elements of x for each
+  int rank, unused;
+  long kept_shape[8], kept_stride[8];
+  long reduced_shape[8], reduced_stride[8];
+  gyre_array x, out;
+} gyre_sum_to_args;
+
+// y = softmax(x), or dx = y * (dy - <y, dy>).
+typedef struct gyre_softmax_args {
+  long rows, columns;
+  gyre_array x, y, dy, dx;
+} gyre_softmax_args;
+
+// index[r] = position of the largest element of row r, the first of equals.
+typedef struct gyre_argmax_args {
+  long rows, columns;
+  gyre_array x;
+  GYRE_CUDA_PTR(int) index;
+} gyre_argmax_args;
+
+#define GYRE_SQUARES_ENTRIES 96
+#define GYRE_SQUARES_PARTS 64
+// partial[first + entry * parts + part] = sum of squares of a part of an array.
+typedef struct gyre_squares_args {
+  long first;
+  GYRE_CUDA_PTR(float) partial;
+  long count[GYRE_SQUARES_ENTRIES];
+  gyre_array x[GYRE_SQUARES_ENTRIES];
+} gyre_squares_args;
+
+// out[0] = sum of x, in double.
+typedef struct gyre_total_args {
+  long count;
+  GYRE_CUDA_PTR(const float) x;
+  gyre_array out;
+} gyre_total_args;
+
+// MARK: norm.cu
+
+enum { GYRE_NORM_RMS = 0, GYRE_NORM_LAYER = 1, GYRE_NORM_L2 = 2 };
+enum { GYRE_GATE_NONE = 0, GYRE_GATE_AFTER = 1, GYRE_GATE_BEFORE = 2 };
+
+// Norms of rows. Weight and bias have `period` elements, a multiple of `columns`.
+typedef struct gyre_norm_args {
+  long rows, columns, period;
+  int kind, gate, gate_is_silu;
+  float epsilon;
+  gyre_array x, z, weight, bias, y;
+  gyre_array dy, dx, dz;
+  GYRE_CUDA_PTR(float) statistics;  // [rows, 2]: mean, 1 / deviation
+  // Sums over part s of the rows, [splits, period].
+  long splits;
+  GYRE_CUDA_PTR(float) dweight;
+  GYRE_CUDA_PTR(float) dbias;
+} gyre_norm_args;
+
+// MARK: loss.cu
+
+// out[i] = table[tokens[i]], or dtable from dout with `segment` tokens looked at together.
+typedef struct gyre_embedding_args {
+  long count, vocabulary, width;
+  GYRE_CUDA_PTR(const int) tokens;
+  gyre_array table, out;
+  gyre_array dout, dtable;
+  int rows_per_block, unused;
+} gyre_embedding_args;
+
+// out[0] = number of targets >= 0 (at least 1).
+typedef struct gyre_count_args {
+  long count;
+  GYRE_CUDA_PTR(const int) targets;
+  GYRE_CUDA_PTR(float) out;
+} gyre_count_args;
+
+// Loss of each row and, where present, the gradient (softmax - one hot) * scale / counted.
+typedef struct gyre_cross_entropy_args {
+  long rows, columns;
+  gyre_array logits, gradient;  // may be the same memory
+  GYRE_CUDA_PTR(const int) targets;
+  GYRE_CUDA_PTR(const float) counted;
+  gyre_array scale;  // [1]; absent: 1
+  gyre_array loss;   // [rows]; may be absent
+} gyre_cross_entropy_args;
+
+// out[0] = sum of loss / counted.
+typedef struct gyre_mean_args {
+  long count;
+  gyre_array x;
+  GYRE_CUDA_PTR(const float) counted;
+  gyre_array out;
+} gyre_mean_args;
+
+// MARK: optimizer.cu
+
+#define GYRE_ADAMW_ENTRIES 128
+#define GYRE_ADAMW_CHUNK 8192
+typedef struct gyre_adamw_entry {
+  long count, first_chunk;
+  gyre_array gradient;
+  GYRE_CUDA_PTR(float) parameter;
+  GYRE_CUDA_PTR(float) m;
+  GYRE_CUDA_PTR(float) v;
+  GYRE_CUDA_PTR(const float) factor;
+  float learning_rate, weight_decay, beta1, beta2, rest1, rest2;  // rest: 1 - beta
+  float epsilon, correction1, correction2, unused;
+} gyre_adamw_entry;
+
+// AdamW over many parameters: block c works on the chunk of the last entry that starts at or before c.
+typedef struct gyre_adamw_args {
+  long entries;
+  gyre_adamw_entry entry[GYRE_ADAMW_ENTRIES];
+} gyre_adamw_args;
+
+typedef struct gyre_momentum_args {
+  long count;
+  gyre_array gradient;
+  GYRE_CUDA_PTR(const float) factor;
+  GYRE_CUDA_PTR(const float) p_in;
+  GYRE_CUDA_PTR(const float) m_in;
+  GYRE_CUDA_PTR(float) p;
+  GYRE_CUDA_PTR(float) m;
+  float learning_rate, momentum, weight_decay;
+  int nesterov;
+} gyre_momentum_args;
+
+// MARK: sequence.cu
+
+// Depthwise causal convolution over x [batch, tokens, width]; `chunk` tokens a thread.
+typedef struct gyre_convolution_args {
+  long batch, tokens, width;
+  int taps, silu, chunk, unused;
+  gyre_array x, weight, bias, window;
+  GYRE_CUDA_PTR(const int) reset;
+  gyre_array y, window_final;
+  gyre_array dy, dwindow_final, dx, dwindow;
+  // Partial sums over the tokens of a thread, [batch * chunks, taps + 1, width]; bias last.
+  GYRE_CUDA_PTR(float) partial;
+} gyre_convolution_args;
+
+// The sums of a convolution's partials: dweight [width, taps], dbias [width].
+typedef struct gyre_convolution_sum_args {
+  long parts, width;
+  int taps, unused;
+  GYRE_CUDA_PTR(const float) partial;
+  gyre_array dweight, dbias;
+} gyre_convolution_sum_args;
+
+typedef struct gyre_rotary_args {
+  long batch, tokens, heads, size, rotated, offset;
+  double base;
+  int interleaved, inverts;
+  gyre_array x, y;
+} gyre_rotary_args;
+
+// RWKV's token shift: y [mixes, batch, tokens, width].
+typedef struct gyre_token_shift_args {
+  long batch, tokens, width, mixes;
+  gyre_array x, mix, last;
+  GYRE_CUDA_PTR(const int) reset;
+  gyre_array y, last_final;
+  gyre_array dy, dlast_final, dx, dlast;
+  long splits;
+  GYRE_CUDA_PTR(float) dmix;  // [splits, mixes, width]
+} gyre_token_shift_args;

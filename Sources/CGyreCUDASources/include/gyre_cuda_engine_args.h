@@ -1,0 +1,154 @@
+// Arguments of the engines' kernels; see gyre_cuda_args.h. Shapes in comments are row-major.
+#pragma once
+#include "gyre_cuda_args.h"
+
+// MARK: diagonal_scan_base.cu, min_gru.cu
+
+// h[t] = a[t] * h[t-1] + u[t] over [batch, tokens, width]; for minGRU a and u are the
+// pre-activations z and c.
+typedef struct gyre_scan_args {
+  long batch, tokens, width;
+  int is_constant, is_log;  // a: [width]; ln a
+  gyre_array a, u, h0;      // h0: [batch, width]
+  GYRE_CUDA_PTR(const int) reset;  // [batch, tokens]
+  gyre_array h, h_final;
+  gyre_array dh, dh_final;
+  gyre_array da, du, dh0;  // da of a constant: [batch, width], to be summed
+} gyre_scan_args;
+
+// MARK: complex_scan.cu
+
+// The same with complex numbers, real and imaginary parts apart.
+typedef struct gyre_complex_scan_args {
+  long batch, tokens, width;
+  int is_constant, unused;
+  GYRE_CUDA_PTR(const int) reset;
+  gyre_array a[2], u[2], h0[2], h[2], h_final[2];
+  gyre_array dh[2], dh_final[2], da[2], du[2], dh0[2];
+} gyre_complex_scan_args;
+
+// MARK: selective_scan.cu
+
+#define GYRE_SELECTIVE_INTERVAL 16
+#define GYRE_SELECTIVE_STATES 256
+typedef struct gyre_selective_scan_args {
+  long batch, tokens, width, states;  // at most GYRE_SELECTIVE_STATES
+  gyre_array x, step, A, B, C, skip, h0;
+  GYRE_CUDA_PTR(const int) reset;
+  gyre_array y, h_final;
+  gyre_array kept;  // [batch, ceil(tokens / 16), states, width]
+  gyre_array dy, dh_final, dx, dstep, dh0;
+  // To be summed: [batch, width, states], [batch, width], and [blocks, batch, tokens, states] twice.
+  GYRE_CUDA_PTR(float) dA;
+  GYRE_CUDA_PTR(float) dskip;
+  GYRE_CUDA_PTR(float) dB;
+  GYRE_CUDA_PTR(float) dC;
+} gyre_selective_scan_args;
+
+// MARK: attention.cu
+
+typedef struct gyre_attention_args {
+  long batch, queries, keys, heads, key_heads, key_size, value_size;
+  long window;  // 0: all
+  float scale;
+  int unused;
+  gyre_array q, k, v, g;             // g: [batch, keys, heads]
+  GYRE_CUDA_PTR(const int) starts;   // [batch, keys]
+  GYRE_CUDA_PTR(double) forget;      // running sums of g, [batch, heads, keys]
+  GYRE_CUDA_PTR(int) first;          // first key that a place sees, [batch, heads, keys]
+  gyre_array y, sums;                // sums: [batch, queries, heads]
+  gyre_array dy, dq, dk, dv, dg;
+  GYRE_CUDA_PTR(float) delta;        // <dy, y>, [batch, queries, heads]
+  GYRE_CUDA_PTR(float) columns;      // sums of ds over queries, [batch, heads, keys]
+} gyre_attention_args;
+
+// MARK: linear_attention_base.cu, delta_rule_base.cu
+
+enum { GYRE_DECAY_NONE = 0, GYRE_DECAY_CONSTANT = 1, GYRE_DECAY_SCALAR = 2, GYRE_DECAY_VECTOR = 3 };
+enum {
+  GYRE_DIVISOR_NONE = 0,
+  GYRE_DIVISOR_SUM = 1,
+  GYRE_DIVISOR_FLOOR = 2,
+  GYRE_DIVISOR_EXPONENTIAL = 3,
+};
+
+// Tokens between the states that the backward pass keeps, and columns of the state of one block.
+#define GYRE_HEAD_INTERVAL 16
+#define GYRE_HEAD_COLUMNS 16
+
+// One recurrence with a K × V state a head, walked token by token. A block holds 16 columns of the
+// state of one head: 16 lanes a column, row i * 16 + lane in element i of a lane.
+typedef struct gyre_head_args {
+  long batch, tokens, heads, key_heads, key_size, value_size;
+  float scale, floor, epsilon;
+  int decay, divisor, unused;
+  gyre_array q, k, v, g;
+  gyre_array input_gate, bonus;  // linear attention
+  gyre_array beta, a, b;         // delta rule: beta, or a and b
+  gyre_array state, norm_state, max_state;
+  GYRE_CUDA_PTR(const int) reset;
+  gyre_array y, final_state, final_norm, final_max;
+  gyre_array dy, dfinal_state, dfinal_norm, dstate, dnorm_state;
+  // Walks `first` to `last`; a backward pass goes through the sequence in such segments from its end.
+  long first, last;
+  GYRE_CUDA_PTR(float) kept;       // states at multiples of the interval: [B, H, slots, K, V]
+  GYRE_CUDA_PTR(float) kept_norm;  // [B, H, slots, K]
+  GYRE_CUDA_PTR(float) kept_max;   // [B, H, slots]
+  long slots;
+  GYRE_CUDA_PTR(float) carry;       // dS between segments, [B, H, K, V]
+  GYRE_CUDA_PTR(float) carry_norm;  // [B, H, K]
+  GYRE_CUDA_PTR(float) row_dots;    // <dy, y> of each token and head, [B, T, H]
+  // Sums over a block's columns, to be summed over blocks: [tiles, B, segment, H, vectors, K]
+  GYRE_CUDA_PTR(float) partial;
+  GYRE_CUDA_PTR(float) partial_scalar;  // [tiles, B, segment, H]
+  GYRE_CUDA_PTR(float) partial_bonus;   // [tiles, B, H, K], added to over segments
+  gyre_array dv;
+} gyre_head_args;
+
+// Sums of partials into gradients, for the tokens of a segment.
+typedef struct gyre_head_sum_args {
+  long batch, tokens, heads, key_heads, key_size, tiles, first, last;
+  int vectors, decay;
+  GYRE_CUDA_PTR(const float) partial;
+  GYRE_CUDA_PTR(const float) partial_scalar;
+  gyre_array k;
+  // Vectors in the order of the partials: dq, dk, dg, then da and db.
+  gyre_array dq, dk, dg, da, db;
+  gyre_array dscalar;              // d beta or d input gate, [B, T, H]
+  GYRE_CUDA_PTR(float) dg_head;    // constant decay: [B, T, H], to be summed
+  int scalar_is_gate, unused;      // d input gate = <k, dk>
+} gyre_head_sum_args;
+
+// out[r] = <x[r], y[r]>.
+typedef struct gyre_row_dot_args {
+  long rows, columns;
+  gyre_array x, y;
+  GYRE_CUDA_PTR(float) out;
+} gyre_row_dot_args;
+
+// MARK: cell_scan_base.cu
+
+// The point-wise part of a cell at one token; the products with R run between. Gates lie in blocks of
+// heads * units; what products read and write is [heads, batch, ...].
+typedef struct gyre_cell_args {
+  long batch, tokens, heads, units, token;
+  int cell;   // position in CellScan.Cell
+  int phase;  // of gruOriginal, whose reset gate comes before the second product
+  GYRE_CUDA_PTR(const int) reset;
+  gyre_array xw, bias, h0, c0;
+  // The state before the next token, float and as the product takes it.
+  GYRE_CUDA_PTR(float) h;
+  GYRE_CUDA_PTR(float) c;
+  gyre_array operand;
+  gyre_array gated;               // r * h for gruOriginal
+  GYRE_CUDA_PTR(float) product;   // R h: [heads, batch, gates * units]; gruOriginal: two gates
+  GYRE_CUDA_PTR(float) product2;  // gruOriginal: the candidate's
+  gyre_array y, h_final, c_final, gates, cells;
+  // Backward. dh and dc are those of the state after the token; the product adds to dh.
+  GYRE_CUDA_PTR(float) dh;
+  GYRE_CUDA_PTR(float) dc;
+  gyre_array dproduct;           // cotangent of R h + b, as `product`
+  gyre_array dproduct2;          // as `product2`
+  GYRE_CUDA_PTR(float) dgated;   // cotangent of r * h
+  gyre_array dy, dh_final, dc_final, dxw, dh0, dc0, previous, second;
+} gyre_cell_args;

@@ -1,0 +1,53 @@
+import CGyreCUDASources
+import GyreTensors
+import Synchronization
+
+/// Steps of AdamW that wait to run in one launch. Holds their tensors until then.
+struct AdamWBatch {
+  private static let function = CUDAFunction("optimizer", "adamw")
+  private static let capacity = Int(GYRE_ADAMW_ENTRIES)
+  private var entries: [gyre_adamw_entry] = []
+  private var calls: [KernelCall] = []
+  private var chunks = 0
+
+  /// Whether the batch has to run now.
+  mutating func add(_ op: AdamWStep, _ call: KernelCall, _ device: CUDADevice) -> Bool {
+    let launch = CUDALaunch(device, AdamWStep.name)
+    // In place; where outputs are tensors of their own, from copies of the inputs.
+    for (input, output) in zip(call.inputs.dropFirst(2), call.outputs) {
+      launch.copy(input, to: output)
+    }
+    var e = gyre_adamw_entry()
+    e.count = call.inputs[0].elementCount
+    e.first_chunk = chunks
+    e.gradient = call.inputs[0].array
+    e.factor = call.inputs[1].address
+    (e.parameter, e.m, e.v) = (
+      call.outputs[0].address, call.outputs[1].address, call.outputs[2].address
+    )
+    e.learning_rate = Float(op.learningRate)
+    e.weight_decay = Float(op.weightDecay)
+    (e.beta1, e.beta2) = (Float(op.beta1), Float(op.beta2))
+    (e.rest1, e.rest2) = (Float(1 - op.beta1), Float(1 - op.beta2))
+    e.epsilon = Float(op.epsilon)
+    (e.correction1, e.correction2) = (Float(op.correction1), Float(op.correction2))
+    entries.append(e)
+    calls.append(call)
+    chunks += (e.count + Int(GYRE_ADAMW_CHUNK) - 1) / Int(GYRE_ADAMW_CHUNK)
+    return entries.count == Self.capacity
+  }
+
+  mutating func run(_ launch: CUDALaunch) {
+    guard !entries.isEmpty else { return }
+    var a = gyre_adamw_args()
+    a.entries = entries.count
+    withUnsafeMutableBytes(of: &a.entry) { memory in
+      entries.withUnsafeBytes { memory.copyMemory(from: $0) }
+    }
+    launch.run(Self.function, grid: (chunks, 1, 1), a)
+    for call in calls { for t in call.outputs { t.cudaBuffer?.shadow.withLock { $0 = nil } } }
+    entries.removeAll(keepingCapacity: true)
+    calls.removeAll(keepingCapacity: true)
+    chunks = 0
+  }
+}

@@ -1,0 +1,171 @@
+import CGyreCUDALoader
+import GyreTensors
+import Synchronization
+
+/// Device memory for tensors. Blocks are kept by size class and reused: the driver's allocation
+/// waits for the device, and one queue makes reuse safe as soon as nobody refers to a block.
+///
+/// Blocks up to a MiB are cut from slabs, which stay until the device closes.
+final class CUDAAllocator: Sendable {
+  private struct Pool {
+    var free: [Int: [UInt64]] = [:]
+    var slab: UInt64 = 0
+    var slabLeft = 0
+    var slabs: [UInt64] = []
+    var held: [Int: Int] = [:]
+    var inUse = 0
+    var peak = 0
+    var cached = 0
+    /// Blocks released while a graph is captured: the graph's alone from then on.
+    var captured: [(address: UInt64, size: Int)]?
+  }
+  private static let slabSize = 8 << 20
+  private static let largestInSlab = 1 << 20
+
+  private let pool = Mutex(Pool())
+  private let driver: DriverCalls
+  private let name: String
+  /// Bytes of the whole card: what asks for more is not tried.
+  private let total: Int
+
+  init(driver: DriverCalls, name: String, total: Int) {
+    self.driver = driver
+    self.name = name
+    self.total = total
+  }
+
+  func allocate(byteCount: Int) throws(DeviceError) -> CUDABuffer {
+    let size = HostAllocator.sizeClass(max(byteCount, 256))
+    let address = pool.withLock { pool -> UInt64? in
+      guard let address = take(size, &pool) else { return nil }
+      pool.inUse += size
+      pool.peak = max(pool.peak, pool.inUse)
+      pool.held[size, default: 0] += 1
+      return address
+    }
+    guard let address else {
+      throw .outOfMemory(
+        requested: byteCount, inUse: pool.withLock { $0.inUse }, device: name)
+    }
+    return CUDABuffer(address: address, byteCount: byteCount, size: size, owner: self)
+  }
+
+  /// A block from the cache, a slab or the driver.
+  private func take(_ size: Int, _ pool: inout Pool) -> UInt64? {
+    if let address = pool.free[size]?.popLast() {
+      pool.cached -= size
+      return address
+    }
+    guard size <= total else { return nil }
+    if size > Self.largestInSlab {
+      if let address = driver.allocate(size) { return address }
+      releaseCache(&pool)
+      return driver.allocate(size)
+    }
+    if pool.slabLeft < size {
+      guard let slab = driver.allocate(Self.slabSize) else {
+        releaseCache(&pool)
+        return driver.allocate(size).map {
+          pool.slabs.append($0)
+          return $0
+        }
+      }
+      pool.slabs.append(slab)
+      pool.slab = slab
+      pool.slabLeft = Self.slabSize
+    }
+    // Sizes above 256 bytes need not be multiples of it; the next block must be aligned.
+    let step = (size + 255) / 256 * 256
+    let address = pool.slab
+    pool.slab += UInt64(step)
+    pool.slabLeft = max(0, pool.slabLeft - step)
+    return address
+  }
+
+  fileprivate func release(_ address: UInt64, size: Int) {
+    pool.withLock { pool in
+      pool.inUse -= size
+      pool.held[size, default: 0] -= 1
+      if pool.captured != nil {
+        pool.captured?.append((address, size))
+        return
+      }
+      pool.cached += size
+      pool.free[size, default: []].append(address)
+    }
+  }
+
+  /// Returns the cached blocks that are not parts of slabs to the driver.
+  func releaseCache() { pool.withLock { releaseCache(&$0) } }
+
+  private func releaseCache(_ pool: inout Pool) {
+    for (size, blocks) in pool.free where size > Self.largestInSlab {
+      for address in blocks { driver.free(address) }
+      pool.cached -= size * blocks.count
+      pool.free[size] = nil
+    }
+  }
+
+  /// From now on released blocks are kept apart, since a captured graph will use them again.
+  func beginCapture() { pool.withLock { $0.captured = [] } }
+
+  /// Ends `beginCapture`; the blocks that the graph owns.
+  func endCapture() -> [(address: UInt64, size: Int)] {
+    pool.withLock { pool in
+      defer { pool.captured = nil }
+      return pool.captured ?? []
+    }
+  }
+
+  /// Takes back the blocks of a graph that is gone.
+  func reclaim(_ blocks: [(address: UInt64, size: Int)]) {
+    pool.withLock { pool in
+      for block in blocks {
+        pool.cached += block.size
+        pool.free[block.size, default: []].append(block.address)
+      }
+    }
+  }
+
+  var report: MemoryReport {
+    pool.withLock { MemoryReport(inUse: $0.inUse, peak: $0.peak, cached: $0.cached) }
+  }
+
+  /// Blocks in use by size, those that hold most first.
+  var holdings: [(byteCount: Int, count: Int)] {
+    pool.withLock { $0.held.filter { $0.value > 0 } }
+      .map { (byteCount: $0.key, count: $0.value) }
+      .sorted { $0.byteCount * $0.count > $1.byteCount * $1.count }
+  }
+
+  func resetPeak() { pool.withLock { $0.peak = $0.inUse } }
+
+  deinit {
+    pool.withLock { pool in
+      releaseCache(&pool)
+      for slab in pool.slabs { driver.free(slab) }
+    }
+  }
+}
+
+/// Memory of a device. Safe to share: kernels order their reads and writes by the device's queue, and
+/// a block goes back to its allocator only when nothing refers to it.
+final class CUDABuffer: DeviceBuffer, @unchecked Sendable {
+  let address: UInt64
+  let byteCount: Int
+  private let size: Int
+  private let owner: CUDAAllocator
+  /// The values in bfloat16, once a product has asked for them; gone as soon as they change.
+  let shadow = Mutex<CUDABuffer?>(nil)
+
+  fileprivate init(address: UInt64, byteCount: Int, size: Int, owner: CUDAAllocator) {
+    self.address = address
+    self.byteCount = byteCount
+    self.size = size
+    self.owner = owner
+  }
+
+  var hostPointer: UnsafeMutableRawPointer? { nil }
+
+  deinit { owner.release(address, size: size) }
+}

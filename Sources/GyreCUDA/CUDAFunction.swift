@@ -1,0 +1,43 @@
+import CGyreCUDASources
+
+/// One entry of a kernel file, compiled with some defines.
+final class CUDAFunction: Sendable {
+  let file: String
+  let name: String
+  let defines: [String]
+
+  init(_ file: String, _ name: String, _ defines: [String] = []) {
+    self.file = file
+    self.name = name
+    self.defines = defines
+  }
+}
+
+/// The embedded kernel files.
+enum CUDASources {
+  static let kernels = table(gyre_cuda_kernel_sources())
+  static let headers = table(gyre_cuda_kernel_headers())
+
+  private static func table(_ first: UnsafePointer<gyre_cuda_source>) -> [(
+    name: String, text: String
+  )] {
+    var result: [(name: String, text: String)] = []
+    var next = first
+    while let name = next.pointee.name, let text = next.pointee.text {
+      result.append((String(cString: name), String(cString: text)))
+      next += 1
+    }
+    return result
+  }
+
+  /// The define sets that a file is compiled with: those of its line `// Variants: NAME=0..19`.
+  static func variants(of text: String) -> [[String]] {
+    guard
+      let line = text.split(separator: "\n").first(where: { $0.hasPrefix("// Variants: ") })
+    else { return [[]] }
+    let parts = line.dropFirst("// Variants: ".count).split(separator: "=")
+    let bounds = parts.last?.split(separator: ".").compactMap { Int($0) } ?? []
+    guard parts.count == 2, bounds.count == 2, bounds[0] <= bounds[1] else { return [[]] }
+    return (bounds[0]...bounds[1]).map { ["-D\(parts[0])=\($0)"] }
+  }
+}

@@ -1,0 +1,86 @@
+import CGyreCUDASources
+import GyreTensors
+
+extension CUDAKernel {
+  private static let addRows = CUDAFunction("pointwise", "binary")
+
+  static let products: [CUDAKernel] = [
+    CUDAKernel(LinearMap.self) { op, call, launch in
+      linear(op, call, launch)
+      return true
+    },
+    CUDAKernel(MatMul.self) { op, call, launch in
+      let (x, y) = (call.inputs[0], call.inputs[1])
+      let e = op.extents(x.shape, y.shape)
+      var p = CUDAProducts.Problem()
+      (p.m, p.n, p.k, p.batch) = (e.m, e.n, e.k, e.batch)
+      (p.transposesA, p.transposesB) = (op.transposesLeft, op.transposesRight)
+      if y.rank == 2, !op.transposesLeft {  // one tall product
+        p.m *= e.batch
+        p.batch = 1
+      }
+      (p.aStride, p.bStride, p.cStride) = (e.m * e.k, y.rank == 2 ? 0 : e.n * e.k, e.m * e.n)
+      multiply(&p, x, y, call.outputs[0], op.precision, launch)
+      return true
+    },
+  ]
+
+  private static func linear(_ op: LinearMap, _ call: KernelCall, _ launch: CUDALaunch) {
+    let (x, w, y) = (call.inputs[0], call.inputs[1], call.outputs[0])
+    var p = CUDAProducts.Problem()
+    (p.m, p.n, p.k) = (x.shape.rowCount, w.shape[0], w.shape[1])
+    p.transposesB = true
+    guard call.inputs.count > 2 else { return multiply(&p, x, w, y, op.precision, launch) }
+    let bias = call.inputs[2]
+    if bias.dtype == .float32, y.dtype == .float32, p.k > 0 {
+      p.bias = bias.address
+      return multiply(&p, x, w, y, op.precision, launch)
+    }
+    multiply(&p, x, w, y, op.precision, launch)
+    guard p.m > 0, p.n > 0 else { return }
+    var a = gyre_binary_args()
+    (a.count, a.y) = (y.elementCount, y.array)
+    (a.a.array, a.a.mode) = (y.array, Int32(GYRE_SAME))
+    (a.b.array, a.b.mode, a.b.inner, a.b.middle) = (bias.array, Int32(GYRE_PERIODIC), 1, p.n)
+    launch.run(addRows, over: a.count, each: 8, a)
+  }
+
+  /// Fills in addresses and types, and multiplies. Operands of other types than the product's are
+  /// converted first.
+  static func multiply(
+    _ p: inout CUDAProducts.Problem, _ a: Tensor, _ b: Tensor, _ c: Tensor,
+    _ precision: ComputePrecision, _ launch: CUDALaunch
+  ) {
+    guard p.m > 0, p.n > 0, p.batch > 0 else { return }
+    guard p.k > 0 else {
+      launch.fill(c, 0)
+      return
+    }
+    let isHalf = precision == .bfloat16 || (a.dtype == .bfloat16 && b.dtype == .bfloat16)
+    if isHalf {
+      (p.aType, p.bType) = (.bfloat16, .bfloat16)
+      (p.a, p.b) = (launch.bfloat16(a), launch.bfloat16(b))
+    } else {
+      (p.a, p.b) = (launch.float32(a), launch.float32(b))
+    }
+    // The library does not write bfloat16 from float32 operands.
+    if c.dtype == .float32 || (isHalf && c.dtype == .bfloat16) {
+      (p.c, p.cType) = (c.address, c.dtype)
+      launch.device.multiply(p)
+      return
+    }
+    p.c = launch.floats(c.elementCount)
+    launch.device.multiply(p)
+    launch.cast(.floats(p.c), to: c.array, count: c.elementCount)
+  }
+}
+
+extension CUDALaunch {
+  /// A floating tensor in float32: itself or a copy.
+  func float32(_ t: Tensor) -> UInt64 {
+    if t.dtype == .float32 { return t.address }
+    let copy = floats(t.elementCount)
+    cast(t.array, to: .floats(copy), count: t.elementCount)
+    return copy
+  }
+}
