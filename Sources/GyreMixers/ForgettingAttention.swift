@@ -31,6 +31,12 @@ public struct ForgettingAttention: SequenceMixer {
     public init() {}
 
     func headCount(_ width: Int) -> Int { heads > 0 ? heads : max(1, width / 64) }
+    public func resolved(width: Int) -> Self {
+      with(self) {
+        $0.heads = headCount(width)
+        $0.keyHeads = keyHeads > 0 ? keyHeads : headCount(width)
+      }
+    }
     public func validate(width: Int) throws(ConfigurationError) {
       try require(heads >= 0, "heads", "must not be negative, is \(heads)")
       try HeadSizes.divide(width, by: headCount(width), field: "heads", of: "width")

@@ -30,6 +30,7 @@ public struct LightningAttention: SequenceMixer {
     public init() {}
 
     func size(_ width: Int) -> Int { headSize > 0 ? headSize : width / max(heads, 1) }
+    public func resolved(width: Int) -> Self { with(self) { $0.headSize = size(width) } }
     public func validate(width: Int) throws(ConfigurationError) {
       try HeadSizes.positive(heads, "heads")
       try require(headSize >= 0, "headSize", "must not be negative, is \(headSize)")

@@ -35,6 +35,9 @@ public struct MixtureOfExperts: SequenceMixer {
       (c.hidden, c.activation, c.separate) = (hidden, activation, separate)
       return c
     }
+    public func resolved(width: Int) -> Self {
+      with(self) { $0.hidden = block(hidden).resolved(width: width).hidden }
+    }
     public func validate(width: Int) throws(ConfigurationError) {
       try require((1...4096).contains(experts), "experts", "must be in 1...4096, is \(experts)")
       try require(

@@ -29,6 +29,8 @@ public struct RWKV4: SequenceMixer {
     /// Channels A of the average; 0: the model's width.
     public var channels = 0
     public init() {}
+    func size(_ width: Int) -> Int { channels > 0 ? channels : width }
+    public func resolved(width: Int) -> Self { with(self) { $0.channels = size(width) } }
     public func validate(width: Int) throws(ConfigurationError) {
       try require(channels >= 0, "channels", "must not be negative, is \(channels)")
     }
@@ -47,7 +49,7 @@ public struct RWKV4: SequenceMixer {
     _ c: Configuration, width: Int, layer: LayerPosition, parameters p: inout ParameterBuilder
   ) throws(ConfigurationError) {
     self.width = width
-    let channels = c.channels > 0 ? c.channels : width
+    let channels = c.size(width)
     let ratio = Double(layer.index) / Double(max(layer.count - 1, 1))
     let depth = 1 - Double(layer.index) / Double(layer.count)
     var shares: [Parameter] = []
@@ -103,6 +105,8 @@ public struct RWKV4ChannelMix: SequenceMixer {
     /// Width of the hidden layer; 0: four times the model's width.
     public var hidden = 0
     public init() {}
+    func hiddenSize(_ width: Int) -> Int { hidden > 0 ? hidden : 4 * width }
+    public func resolved(width: Int) -> Self { with(self) { $0.hidden = hiddenSize(width) } }
     public func validate(width: Int) throws(ConfigurationError) {
       try require(hidden >= 0, "hidden", "must not be negative, is \(hidden)")
     }
@@ -119,7 +123,7 @@ public struct RWKV4ChannelMix: SequenceMixer {
     _ c: Configuration, width: Int, layer: LayerPosition, parameters p: inout ParameterBuilder
   ) throws(ConfigurationError) {
     self.width = width
-    let hidden = c.hidden > 0 ? c.hidden : 4 * width
+    let hidden = c.hiddenSize(width)
     let depth = 1 - Double(layer.index) / Double(layer.count)
     var shares: [Parameter] = []
     for name in ["mix_r", "mix_k"] {

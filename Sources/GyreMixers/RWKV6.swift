@@ -143,6 +143,10 @@ public struct RWKV6ChannelMix: SequenceMixer {
     public var hidden = 0
     public var activation = Unary.Kind.reluSquared.name
     public init() {}
+    func hiddenSize(_ width: Int) -> Int {
+      hidden > 0 ? hidden : (width * 7 / 2 + 31) / 32 * 32
+    }
+    public func resolved(width: Int) -> Self { with(self) { $0.hidden = hiddenSize(width) } }
     public func validate(width: Int) throws(ConfigurationError) {
       try require(hidden >= 0, "hidden", "must not be negative, is \(hidden)")
       try HeadSizes.activation(activation)
@@ -165,7 +169,7 @@ public struct RWKV6ChannelMix: SequenceMixer {
   ) throws(ConfigurationError) {
     self.width = width
     activation = Unary.Kind.named(c.activation) ?? .reluSquared
-    let hidden = c.hidden > 0 ? c.hidden : (width * 7 / 2 + 31) / 32 * 32
+    let hidden = c.hiddenSize(width)
     let depth = 1 - Double(layer.index) / Double(layer.count)
     let share = Initializer.each { n in 1 - Functions.pow(Double(n) / Double(width), depth) }
     receptanceMix = try p.parameter("mix_r", [width], share, decay: WeightDecay.none)

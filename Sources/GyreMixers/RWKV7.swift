@@ -47,6 +47,14 @@ public struct RWKV7: SequenceMixer {
         rank(gateRank, 5, width)
       )
     }
+    public func resolved(width: Int) -> Self {
+      let ranks = ranks(width)
+      return with(self) {
+        ($0.decayRank, $0.rateRank) = (ranks.decay, ranks.rate)
+        ($0.valueRank, $0.gateRank) = (ranks.value, ranks.gate)
+        $0.valueWidth = values(width)
+      }
+    }
     public func validate(width: Int) throws(ConfigurationError) {
       try HeadSizes.positive(headSize, "headSize")
       try HeadSizes.divide(width, by: headSize, field: "headSize", of: "width")
@@ -184,6 +192,8 @@ public struct RWKV7ChannelMix: SequenceMixer {
     public var hidden = 0
     public var activation = Unary.Kind.reluSquared.name
     public init() {}
+    func hiddenSize(_ width: Int) -> Int { hidden > 0 ? hidden : 4 * width }
+    public func resolved(width: Int) -> Self { with(self) { $0.hidden = hiddenSize(width) } }
     public func validate(width: Int) throws(ConfigurationError) {
       try require(hidden >= 0, "hidden", "must not be negative, is \(hidden)")
       try HeadSizes.activation(activation)
@@ -206,7 +216,7 @@ public struct RWKV7ChannelMix: SequenceMixer {
   ) throws(ConfigurationError) {
     self.width = width
     activation = Unary.Kind.named(c.activation) ?? .reluSquared
-    let hidden = c.hidden > 0 ? c.hidden : 4 * width
+    let hidden = c.hiddenSize(width)
     let depth = Functions.pow(1 - Double(layer.index) / Double(layer.count), 4)
     mix = try p.parameter(
       "x_k", [width],

@@ -7,6 +7,8 @@ import GyreLayers
 public protocol CheckpointFamily: Sendable {
   /// Library and model type: "transformers llama", "flash-linear-attention gla".
   static var name: String { get }
+  /// Whether the layout has a `config.json`; true unless a family says otherwise.
+  static var hasConfiguration: Bool { get }
   /// Whether a folder is of the family. Two libraries can use one `model_type`; `tensorNames` then
   /// decides.
   static func recognizes(_ config: ForeignConfiguration, tensorNames: Set<String>) -> Bool
@@ -20,6 +22,7 @@ public protocol CheckpointFamily: Sendable {
 }
 
 extension CheckpointFamily {
+  public static var hasConfiguration: Bool { true }
   public static func configuration(of model: ModelConfiguration) -> JSONValue? { nil }
 }
 

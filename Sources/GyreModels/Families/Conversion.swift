@@ -49,13 +49,15 @@ extension ModelFolder {
       switch (target, layout) {
       case (.gyre, .gyre):
         text = try Self.json(configuration)
+      case (.gyre, .family(let family, _)) where !family.hasConfiguration:
+        text = try Self.json(configuration)
       case (.gyre, .family):
         var model = configuration
         model.origin = try originalText()
         text = try Self.json(model)
-      case (.hf, .family(let family, _)):
+      case (.hf, .family(let family, _)) where family.hasConfiguration:
         (text, written, name) = (try originalText(), stored, family.name)
-      case (.hf, .gyre):
+      case (.hf, _):
         let layout = try PublicLayout(of: configuration)
         (text, name) = (layout.configuration, layout.family.name)
         do throws(CheckpointError) {

@@ -130,7 +130,7 @@ extension ModelConfiguration {
     guard let options = uniform(M.self), let mlp = uniformFeedForward(GatedMLP.self) else {
       return nil
     }
-    let fields: [String: JSONValue] = [
+    var fields: [String: JSONValue] = [
       "architectures": .array([.string(architecture + "ForCausalLM")]),
       "model_type": .string(modelType), "vocab_size": .integer(vocabulary),
       "hidden_size": .integer(width), "num_hidden_layers": .integer(layers),
@@ -138,6 +138,7 @@ extension ModelConfiguration {
       "intermediate_size": .integer(mlp.hidden),
       "hidden_act": .string(mlp.activation == "silu" ? "swish" : mlp.activation),
     ]
+    if residual == .attention { fields["attnres_block_size"] = .integer(residualBlock) }
     return .object(fields.merging(own(options)) { _, new in new })
   }
 }

@@ -36,4 +36,16 @@ public enum ForgettingTransformerFamily: CheckpointFamily {
       }
     }
   }
+
+  public static func configuration(of model: ModelConfiguration) -> JSONValue? {
+    model.flaFields(
+      "forgetting_transformer", "ForgettingTransformer", ForgettingAttention.self
+    ) { o in
+      [
+        "num_heads": .integer(o.heads), "num_kv_heads": .integer(o.keyHeads),
+        "qkv_bias": .bool(o.bias), "qk_norm": .bool(o.normalizesKeys),
+        "use_output_gate": .bool(o.gatesOutput),
+      ]
+    }
+  }
 }

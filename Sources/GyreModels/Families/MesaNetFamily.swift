@@ -45,4 +45,15 @@ public enum MesaNetFamily: CheckpointFamily {
       t.linear("\(at.mixer).output", "\(at.attn).o_proj")
     }
   }
+
+  public static func configuration(of model: ModelConfiguration) -> JSONValue? {
+    model.flaFields("mesa_net", "MesaNet", MesaNet.self) { o in
+      [
+        "num_heads": .integer(o.heads), "head_dim": .integer(o.headSize),
+        "conv_size": .integer(o.convolution), "use_output_gate": .bool(o.gatesOutput),
+        "lambda_lower_bound": .number(o.ridgeBound), "max_cg_step_training": .integer(o.steps),
+        "max_cg_step_decoding": .integer(o.steps),
+      ]
+    }
+  }
 }

@@ -58,10 +58,7 @@ public enum MiniMaxFamily: CheckpointFamily {
     if types.contains(true) { try model.setMixer(LightningAttention.self, lightning) }
     if types.contains(false) { try model.setMixer(AttentionMixer.self, attention) }
     model.pattern = Set(kinds).count == 1 ? [kinds[0]] : kinds
-    for (kind, prefix) in [
-      (AttentionMixer.kind, "full_attn"), (LightningAttention.kind, "linear_attn"),
-      (MixtureOfExperts.kind, "mlp"),
-    ] where kinds.contains(kind) || prefix == "mlp" {
+    for (kind, prefix) in Self.factors where kinds.contains(kind) || prefix == "mlp" {
       let factors = [
         try c.double("\(prefix)_alpha_factor", default: 1),
         try c.double("\(prefix)_beta_factor", default: 1),
@@ -99,6 +96,49 @@ public enum MiniMaxFamily: CheckpointFamily {
     }
     return FamilyPlan(model: model, tensors: t)
   }
+
+  public static func configuration(of model: ModelConfiguration) -> JSONValue? {
+    let kinds = (0..<model.layers).map { model.pattern[$0 % model.pattern.count] }
+    guard Set(kinds).isSubset(of: [AttentionMixer.kind, LightningAttention.kind]),
+      model.residual == .postNorm, let experts = model.uniformFeedForward(MixtureOfExperts.self),
+      let attention = try? model.options(of: AttentionMixer.kind, as: AttentionMixer.self)
+        .resolved(width: model.width),
+      let lightning = try? model.options(of: LightningAttention.kind, as: LightningAttention.self)
+        .resolved(width: model.width)
+    else { return nil }
+    let hasAttention = kinds.contains(AttentionMixer.kind)
+    var fields: [String: JSONValue] = [
+      "architectures": .array([.string("MiniMaxForCausalLM")]), "model_type": .string("minimax"),
+      "vocab_size": .integer(model.vocabulary), "hidden_size": .integer(model.width),
+      "num_hidden_layers": .integer(model.layers), "rms_norm_eps": .number(model.normEpsilon),
+      "tie_word_embeddings": .bool(model.tiesEmbedding),
+      "num_attention_heads": .integer(hasAttention ? attention.heads : lightning.heads),
+      "num_key_value_heads": .integer(hasAttention ? attention.keyHeads : lightning.heads),
+      "head_dim": .integer(hasAttention ? attention.headSize : lightning.headSize),
+      "num_local_experts": .integer(experts.experts),
+      "num_experts_per_tok": .integer(experts.expertsPerToken),
+      "intermediate_size": .integer(experts.hidden),
+      "hidden_act": .string(publicActivation(experts.activation)),
+      "layer_types": .array(
+        kinds.map {
+          .string($0 == AttentionMixer.kind ? "full_attention" : "linear_attention")
+        }),
+    ]
+    if attention.window > 0 { fields["sliding_window"] = .integer(attention.window) }
+    for (kind, prefix) in Self.factors {
+      let (stream, sublayer) = model.factors(of: kind)
+      fields["\(prefix)_alpha_factor"] = .number(stream)
+      fields["\(prefix)_beta_factor"] = .number(sublayer)
+    }
+    fields.merge(RotaryParameters.fields(attention)) { first, _ in first }
+    return .object(fields)
+  }
+
+  /// Kinds of sublayers and how the fields of their factors begin.
+  private static let factors = [
+    (AttentionMixer.kind, "full_attn"), (LightningAttention.kind, "linear_attn"),
+    (MixtureOfExperts.kind, "mlp"),
+  ]
 
   /// Whether a layer has lightning attention, for each.
   private static func layerTypes(

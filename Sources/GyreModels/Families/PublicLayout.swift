@@ -56,7 +56,8 @@ extension ModelConfiguration {
   static let exportable = [
     "softmax_attention", "mamba", "mamba2", "gla", "retnet", "linear_attention", "hgrn", "hgrn2",
     "lightnet", "delta_net", "gated_delta_net", "gated_delta_product", "kimi_delta_attention",
-    "mixture_of_memories", "gated_slot_attention", "bounded_memory_attention", "rwkv7",
+    "mixture_of_memories", "gated_slot_attention", "bounded_memory_attention", "rwkv4",
+    "rwkv6", "rwkv7", "mlstm", "forgetting_attention", "mesa_net", "lightning_attention",
   ]
 
   /// What a model computes, however it is written: resolved options of every sublayer, and no
@@ -111,7 +112,8 @@ extension TensorMap {
   private static let fusions: [(whole: String, parts: [String])] = [
     ("mixer.qkv", ["mixer.q", "mixer.k", "mixer.v"]),
     ("mixer.qkvg", ["mixer.q", "mixer.k", "mixer.v", "mixer.gate"]),
-    ("feed_forward.up", ["feed_forward.gate", "feed_forward.up"]),
+    ("mixer.qkvo", ["mixer.q", "mixer.k", "mixer.v", "mixer.o"]),
+    ("up", ["gate", "up"]),
   ]
 
   /// The map for a model that holds in one matrix what this map's model holds apart.

@@ -24,7 +24,7 @@ public enum RWKV4Family: CheckpointFamily {
     model.layers = try c.layerCount("num_hidden_layers", default: 32)
     model.norm = .layer
     model.normEpsilon = try c.double("layer_norm_epsilon", default: 1e-5)
-    model.finalNormEpsilon = 1e-5
+    if model.normEpsilon != 1e-5 { model.finalNormEpsilon = 1e-5 }
     model.normalizesEmbedding = true
     model.halvingInterval = max(
       try c.int("rescale_every", default: 6, in: -4096...4096), 0)
@@ -64,5 +64,21 @@ public enum RWKV4Family: CheckpointFamily {
       }
     }
     return FamilyPlan(model: model, tensors: t)
+  }
+
+  public static func configuration(of model: ModelConfiguration) -> JSONValue? {
+    guard let mixer = model.uniform(RWKV4.self),
+      let channels = model.uniformFeedForward(RWKV4ChannelMix.self)
+    else { return nil }
+    return .object([
+      "architectures": .array([.string("RwkvForCausalLM")]), "model_type": .string("rwkv"),
+      "vocab_size": .integer(model.vocabulary), "hidden_size": .integer(model.width),
+      "num_hidden_layers": .integer(model.layers),
+      "attention_hidden_size": .integer(mixer.channels),
+      "intermediate_size": .integer(channels.hidden),
+      "layer_norm_epsilon": .number(model.normEpsilon),
+      "rescale_every": .integer(model.halvingInterval),
+      "tie_word_embeddings": .bool(model.tiesEmbedding),
+    ])
   }
 }

@@ -52,4 +52,18 @@ public enum RWKV6Family: CheckpointFamily {
     }
     return FamilyPlan(model: stack.model, tensors: stack.tensors)
   }
+
+  public static func configuration(of model: ModelConfiguration) -> JSONValue? {
+    guard let mixer = model.uniform(RWKV6.self),
+      let channels = model.uniformFeedForward(RWKV6ChannelMix.self)
+    else { return nil }
+    let stack = model.rwkvFields(
+      "rwkv6", "RWKV6", hidden: channels.hidden, activation: channels.activation)
+    return .object(
+      stack.merging([
+        "num_heads": .integer(mixer.heads), "expand_k": .number(mixer.keyExpansion),
+        "expand_v": .number(mixer.valueExpansion), "proj_low_rank_dim": .integer(mixer.mixRank),
+        "gate_low_rank_dim": .integer(mixer.decayRank),
+      ]) { first, _ in first })
+  }
 }

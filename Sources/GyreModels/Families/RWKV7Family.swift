@@ -76,6 +76,22 @@ public enum RWKV7Family: CheckpointFamily {
     return FamilyPlan(model: stack.model, tensors: stack.tensors)
   }
 
+  public static func configuration(of model: ModelConfiguration) -> JSONValue? {
+    guard let mixer = model.uniform(RWKV7.self),
+      let channels = model.uniformFeedForward(RWKV7ChannelMix.self)
+    else { return nil }
+    let stack = model.rwkvFields(
+      "rwkv7", "RWKV7", hidden: channels.hidden, activation: channels.activation)
+    return .object(
+      stack.merging([
+        "head_dim": .integer(mixer.headSize), "value_dim": .integer(mixer.valueWidth),
+        "decay_low_rank_dim": .integer(mixer.decayRank),
+        "a_low_rank_dim": .integer(mixer.rateRank), "v_low_rank_dim": .integer(mixer.valueRank),
+        "gate_low_rank_dim": .integer(mixer.gateRank),
+        "fuse_norm": .bool(mixer.keyEpsilon == 1e-6), "use_l2warp": .bool(false),
+      ]) { first, _ in first })
+  }
+
   private static func headSize(
     _ c: ForeignConfiguration, width: Int
   ) throws(ConfigurationError) -> Int {
@@ -117,6 +133,7 @@ public enum RWKV7Family: CheckpointFamily {
 /// https://github.com/BlinkDL/RWKV-LM
 public enum OriginalRWKV7Family: CheckpointFamily {
   public static let name = "original rwkv7"
+  public static let hasConfiguration = false
 
   public static func recognizes(
     _ config: ForeignConfiguration, tensorNames: Set<String>

@@ -2,6 +2,24 @@ import GyreLayers
 import GyreMixers
 import GyreTensors
 
+extension ModelConfiguration {
+  /// The fields of flash-linear-attention's RWKV models that describe the stack.
+  func rwkvFields(
+    _ modelType: String, _ architecture: String, hidden: Int, activation: String
+  ) -> [String: JSONValue] {
+    [
+      "architectures": .array([.string(architecture + "ForCausalLM")]),
+      "model_type": .string(modelType), "vocab_size": .integer(vocabulary),
+      "hidden_size": .integer(width), "num_hidden_layers": .integer(layers),
+      "norm_eps": .number(normEpsilon), "norm_bias": .bool(normBias ?? true),
+      "norm_first": .bool(normalizesEmbedding), "tie_word_embeddings": .bool(tiesEmbedding),
+      "intermediate_size": .integer(hidden),
+      "hidden_act": .string(
+        ["reluSquared": "sqrelu", "geluTanh": "gelu"][activation] ?? activation),
+    ]
+  }
+}
+
 /// What flash-linear-attention's RWKV models have in common: LayerNorms, one of them after the
 /// embedding, channel mixing as the feed-forward block, attention in some layers.
 struct RWKVStack {

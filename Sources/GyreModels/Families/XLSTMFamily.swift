@@ -80,6 +80,26 @@ public enum XLSTMFamily: CheckpointFamily {
     return FamilyPlan(model: model, tensors: t)
   }
 
+  public static func configuration(of model: ModelConfiguration) -> JSONValue? {
+    guard let mixer = model.uniform(MLSTM.self),
+      let mlp = model.uniformFeedForward(GatedMLP.self), let cap = model.logitCap
+    else { return nil }
+    return .object([
+      "architectures": .array([.string("xLSTMForCausalLM")]), "model_type": .string("xlstm"),
+      "vocab_size": .integer(model.vocabulary), "hidden_size": .integer(model.width),
+      "embedding_dim": .integer(model.width), "num_blocks": .integer(model.layers),
+      "num_hidden_layers": .integer(model.layers), "num_heads": .integer(mixer.heads),
+      "qk_dim_factor": .number(mixer.keyExpansion), "v_dim_factor": .number(mixer.valueExpansion),
+      "use_bias": .bool(mixer.bias), "norm_eps": .number(model.normEpsilon),
+      "eps": .number(mixer.epsilon), "gate_soft_cap": .number(mixer.gateCap),
+      "output_logit_soft_cap": .number(cap),
+      "weight_mode": .string("single"),
+      // Half a channel more, so that rounding down gives the hidden width.
+      "ffn_proj_factor": .number((Double(mlp.hidden) + 0.5) / Double(model.width)),
+      "ffn_round_up_to_multiple_of": .integer(1), "tie_word_embeddings": .bool(false),
+    ])
+  }
+
   /// width · factor, rounded up to a multiple as the library's floating-point division does.
   private static func hidden(
     _ c: ForeignConfiguration, width: Int
