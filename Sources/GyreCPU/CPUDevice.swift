@@ -83,6 +83,7 @@ struct KernelTables: @unchecked Sendable {
   var attention = ck_attention_table()
   var convolution = ck_short_convolution_table()
   var rotary = ck_rotary_table()
+  var egg = ck_egg_table()
 
   init?(_ level: ck_level) {
     guard ck_gemm_table_for(level, &gemm), ck_pointwise_table_for(level, &pointwise),
@@ -91,7 +92,8 @@ struct KernelTables: @unchecked Sendable {
       ck_linear_attention_table_for(level, &linearAttention),
       ck_delta_rule_table_for(level, &deltaRule), ck_cell_scan_table_for(level, &cellScan),
       ck_attention_table_for(level, &attention),
-      ck_short_convolution_table_for(level, &convolution), ck_rotary_table_for(level, &rotary)
+      ck_short_convolution_table_for(level, &convolution), ck_rotary_table_for(level, &rotary),
+      ck_egg_table_for(level, &egg)
     else { return nil }
   }
 
@@ -123,7 +125,7 @@ struct CPUKernel: Sendable {
     var table: [ObjectIdentifier: CPUKernel] = [:]
     for family in [
       pointwise, layout, products, norms, losses, optimizers, scans, linearAttention, deltaRule,
-      sequence, selectiveScans, cells, attention,
+      sequence, selectiveScans, cells, attention, egg,
     ] {
       for kernel in family { table[kernel.op] = kernel }
     }

@@ -11,5 +11,7 @@ public enum EngineCatalog {
     DeltaRuleForward.self,
     CellForward.self,
     AttentionForward.self,
+    EggForward.self,
+    EggUpdate.self,
   ]
 }
