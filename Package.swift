@@ -40,7 +40,7 @@ let package = Package(
       targets: [
         "GyreTensors", "GyrePlatform", "GyreLayers", "GyreRecurrence", "GyreMixers",
         "GyreTokenizers", "GyreCheckpoints", "GyreModels", "GyreTraining", "GyreInference",
-        "GyreConformance",
+        "GyreEvolution", "GyreConformance",
       ]),
   ],
   dependencies: [
@@ -92,6 +92,13 @@ let package = Package(
         "GyreTensors", "GyreLayers", "GyreRecurrence", "GyreMixers", "GyreModels",
         "GyreCheckpoints",
       ]),
+    // Level 5
+    target(
+      "GyreEvolution",
+      [
+        "GyreTensors", "GyreLayers", "GyreRecurrence", "GyreModels", "GyreTokenizers",
+        "GyreCheckpoints", "GyreTraining", "GyreInference",
+      ]),
     // Tests
     test("GyreInference", ["GyreModels", "GyreLayers", "GyrePlatform", "GyreTokenizers"]),
     .testTarget(
@@ -106,12 +113,18 @@ let package = Package(
       dependencies: [
         "GyreTensors", "GyrePlatform", "GyreLayers", "GyreRecurrence", "GyreMixers",
         "GyreTokenizers", "GyreCheckpoints", "GyreModels", "GyreTraining", "GyreInference",
-        "GyreConformance", arguments,
+        "GyreEvolution", "GyreConformance", arguments,
       ], swiftSettings: swiftSettings),
     // Tests
     test(
       "GyreTraining",
       ["GyreTensors", "GyreCPU", "GyreLayers", "GyreModels", "GyreCheckpoints", "GyreTokenizers"]),
+    test(
+      "GyreEvolution",
+      [
+        "GyreTensors", "GyreCPU", "GyreRecurrence", "GyreLayers", "GyreModels", "GyreTraining",
+        "GyreCheckpoints", "GyreInference",
+      ]),
     test("GyreCheckpoints", ["GyreTensors"]),
     test("GyreTokenizers", resources: [.copy("Fixtures")]),
   ]

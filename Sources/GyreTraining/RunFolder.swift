@@ -4,6 +4,14 @@ import GyreModels
 import GyreTensors
 import GyreTokenizers
 
+#if canImport(Glibc)
+  import Glibc
+#elseif canImport(Musl)
+  import Musl
+#else
+  import Darwin
+#endif
+
 /// The files of a run.
 ///
 ///     config.json  training.json  tokenizer  model.safetensors  metrics.jsonl  report.html
@@ -25,13 +33,18 @@ public struct RunFolder: Sendable {
     corpus: Corpus, tokenizer: any Tokenizer, model: ModelConfiguration,
     training: TrainingConfiguration
   ) throws {
+    try createData(corpus: corpus, tokenizer: tokenizer)
+    try AtomicFile.write(try model.json(), to: configuration)
+    try AtomicFile.write(try training.json(), to: self.training)
+  }
+
+  /// Makes the folder with the tokenizer and the texts as shards.
+  public func createData(corpus: Corpus, tokenizer: any Tokenizer) throws {
     try FileManager.default.createDirectory(
       atPath: path + "/data", withIntermediateDirectories: true)
     try TokenizerFile.save(tokenizer, folder: path)
     try TokenShard.write(corpus.train, tokenizer: tokenizer, to: shard("train"))
     try TokenShard.write(corpus.validation, tokenizer: tokenizer, to: shard("validation"))
-    try AtomicFile.write(try model.json(), to: configuration)
-    try AtomicFile.write(try training.json(), to: self.training)
     let manifest = DataManifest(
       source: corpus.source, tokenizer: "\(tokenizer.kind)",
       train: try FileDigest(ofFile: shard("train")).sha256,
@@ -58,6 +71,16 @@ public struct RunFolder: Sendable {
   /// Where the text of the run came from.
   public var source: String {
     ((try? read(path + "/data/manifest.json")) as DataManifest?)?.source ?? "unknown"
+  }
+
+  /// Appends a line to a file of the folder in one write.
+  public func append(_ line: String, to path: String) throws(TrainingError) {
+    let bytes = Array(line.utf8)
+    let file = openForAppending(path)
+    defer { if file >= 0 { close(file) } }
+    guard file >= 0, write(file, bytes, bytes.count) == bytes.count else {
+      throw .checkpoint(.io(operation: "append", path: path, errno: errno))
+    }
   }
 
   public func modelConfiguration() throws -> ModelConfiguration {
@@ -101,6 +124,20 @@ public struct Metrics: Codable, Sendable, Equatable {
   /// Why the step changed nothing; nil for a step that did.
   public var skipped: String?
 
+  public init(
+    step: Int, tokens: Int, trainBitsPerByte: Double, validationBitsPerByte: Double?,
+    learningRate: Double, gradientNorm: Double, tokensPerSecond: Double, skipped: String? = nil
+  ) {
+    self.step = step
+    self.tokens = tokens
+    self.trainBitsPerByte = trainBitsPerByte
+    self.validationBitsPerByte = validationBitsPerByte
+    self.learningRate = learningRate
+    self.gradientNorm = gradientNorm
+    self.tokensPerSecond = tokensPerSecond
+    self.skipped = skipped
+  }
+
   enum CodingKeys: String, CodingKey {
     case step, tokens, skipped
     case trainBitsPerByte = "train_bits_per_byte"
@@ -131,4 +168,8 @@ public struct Metrics: Codable, Sendable, Equatable {
       positiveInfinity: "inf", negativeInfinity: "-inf", nan: "nan")
     return String(decoding: try encoder.encode(self), as: UTF8.self) + "\n"
   }
+}
+
+private func openForAppending(_ path: String) -> Int32 {
+  open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0o644)
 }

@@ -129,19 +129,15 @@ struct EggReference {
     return product(norm(x, vector("ln_out", member)), "head", member)
   }
 
-  /// ⌊16·2^(y/16)⌋.
-  private static let powers: [Int] = (0..<256).map { y in
-    Int(
-      16
-        * Functions.exp(Double(y % 16) / 16 * 0.693_147_180_559_945_3)
-        * Double(1 << (y / 16)) + 1e-9)
+  /// 16·2^(v/16).
+  private static func power(_ v: Int) -> Double {
+    let fraction = Functions.pow(2, Double(v % 16) / 16)
+    return 16 * fraction * Double(1 << (v / 16))
   }
-  /// ⌈16·2^(v/16)⌉.
-  private static let roots: [Int] = (0..<400).map { v in
-    let x =
-      16 * Functions.exp(Double(v % 16) / 16 * 0.693_147_180_559_945_3) * Double(1 << (v / 16))
-    return v % 16 == 0 ? Int(x.rounded()) : Int(x.rounded(.up))
-  }
+  /// Rounded down; powers of two are exact, the others far from whole numbers.
+  private static let powers: [Int] = (0..<256).map { Int(power($0)) }
+  /// Rounded up.
+  private static let roots: [Int] = (0..<400).map { Int(power($0).rounded(.up)) }
 
   /// y_target − trunc(16 log₂(Σ 2^(y/16))) with y = logit + 128, in sixteenths of a bit.
   static func logLikelihood(_ logits: [Int], _ target: Int) -> Int {
