@@ -163,7 +163,7 @@ struct EvolutionProgress {
   }
 
   mutating func update(_ m: EvolutionMetrics) {
-    held = m.validationBitsPerByte ?? held
+    held = m.heldOut ?? held
     let score = held.map { "held-out \(Format.fixed($0, 3))  " } ?? ""
     func share(_ part: Double) -> String {
       Format.fixed(100 * part / max(m.seconds, 1e-9), 0) + "%"
