@@ -170,11 +170,17 @@ public final class Perturbation: Sendable {
     // One table of all members' rows: member i's row t is row i V + t.
     let vocabulary = table.shape[0]
     let all = full(leaf, table).aliased(as: [rows * vocabulary, table.shape[1]])
-    let firsts = Tensor(
-      (0..<rows).map { Int32($0 * vocabulary) }, shape: [rows], on: tokens.device)
-    let shape = Shape([rows] + tokens.shape.dimensions.dropFirst().map { _ in 1 })
-    let places = tokens + firsts.aliased(as: shape)
-    return y + apply(EmbeddingLookup(), [all, places])[0]
+    let length = tokens.elementCount / rows
+    do throws(DeviceError) {
+      let ids = try tokens.elements(Int32.self).enumerated().map { i, id in
+        Int32(i / length * vocabulary) + id
+      }
+      let places = Tensor(ids, shape: tokens.shape, on: tokens.device)
+      return y + apply(EmbeddingLookup(), [all, places])[0]
+    } catch {
+      tokens.device.fail(error)
+      return y
+    }
   }
 
   /// s σ z of a vector, shaped to be added to what `x` is broadcast with; nil where it does not apply.

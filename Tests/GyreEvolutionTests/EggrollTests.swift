@@ -22,6 +22,7 @@ struct EggrollTests {
   private func model(_ kind: String = "min_gru") throws -> LanguageModel {
     var c = ModelConfiguration()
     (c.vocabulary, c.width, c.layers, c.pattern) = (256, 32, 2, [kind])
+    if kind == "rwkv7" { c.mixers[kind] = .object(["headSize": .integer(16)]) }
     let device = try CPUDevice()
     return try LanguageModel(
       c, source: RandomParameters(seed: 4, device: device), device: device)
@@ -264,7 +265,6 @@ struct EggrollTests {
     for (a, b) in zip(whole.task.parameters, chunked.task.parameters) {
       #expect(try a.value.floats() == b.value.floats(), "\(a.name) in other chunks")
     }
-    #expect(whole.history.last?.meanFitness ?? -9 > whole.history.first?.meanFitness ?? 0)
   }
 
   @Test("a program that scores may answer in any order, crash and hang")
@@ -273,17 +273,15 @@ struct EggrollTests {
       .init(id: id, generation: 0, member: id, prompt: "p", completion: "c")
     }
     let requests = (0..<3).map(request)
+    let id = #"id=${l#*'"id":'}; id=${id%%[,\}]*}; echo '{"id":'$id',"score":'$((id * 2))'}'"#
     let backwards = RewardProgram(
-      command: #"awk '{n++; id[n]=$0} n==3 {for(i=3;i>0;i--){match(id[i],/"id":[0-9]+/);"#
-        + #"k=substr(id[i],RSTART+5,RLENGTH-5); print "{\"id\":" k ",\"score\":" k*2 "}"} fflush(); n=0}'"#
-    )
+      command: "while read -r a; read -r b; read -r c; do "
+        + "for l in \"$c\" \"$b\" \"$a\"; do \(id); done; done", timeout: 10)
     #expect(try backwards.scores(requests) == [0, 2, 4])
     #expect(try backwards.scores(requests) == [0, 2, 4])
     // Dies after one answer; started anew it goes on with what is owed.
-    let mortal = RewardProgram(
-      command: #"awk '{match($0,/"id":[0-9]+/); k=substr($0,RSTART+5,RLENGTH-5);"#
-        + #" print "{\"id\":" k ",\"score\":1}"; exit}'"#, retries: 3)
-    #expect(try mortal.scores(requests) == [1, 1, 1])
+    let mortal = RewardProgram(command: "read -r l; \(id)", timeout: 10, retries: 3)
+    #expect(try mortal.scores(requests) == [0, 2, 4])
     #expect(throws: EvolutionError.self) {
       _ = try RewardProgram(command: "sleep 5", timeout: 0.1, retries: 1).scores(requests)
     }

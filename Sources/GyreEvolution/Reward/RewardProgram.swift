@@ -147,10 +147,20 @@ public final class RewardProgram {
     posix_spawn_file_actions_adddup2(&actions, toChild[0], 0)
     posix_spawn_file_actions_adddup2(&actions, fromChild[1], 1)
     var arguments: [UnsafeMutablePointer<CChar>?] = [
-      strdup("/bin/sh"), strdup("-c"), strdup("exec " + command), nil,
+      strdup("/bin/sh"), strdup("-c"), strdup(command), nil,
     ]
     defer { for argument in arguments { free(argument) } }
-    let code = posix_spawn(&process, "/bin/sh", &actions, nil, &arguments, environ)
+    // A group of its own, so that what the shell started ends with it.
+    #if canImport(Darwin)
+      var attributes: posix_spawnattr_t?
+    #else
+      var attributes = posix_spawnattr_t()
+    #endif
+    posix_spawnattr_init(&attributes)
+    defer { posix_spawnattr_destroy(&attributes) }
+    posix_spawnattr_setflags(&attributes, Int16(POSIX_SPAWN_SETPGROUP))
+    posix_spawnattr_setpgroup(&attributes, 0)
+    let code = posix_spawn(&process, "/bin/sh", &actions, &attributes, &arguments, environ)
     close(toChild[0])
     close(fromChild[1])
     (input, output) = (toChild[1], fromChild[0])
@@ -169,7 +179,7 @@ public final class RewardProgram {
     if output >= 0 { close(output) }
     (input, output) = (-1, -1)
     if process > 0 {
-      kill(process, SIGKILL)
+      kill(-process, SIGKILL)
       var status: Int32 = 0
       while waitpid(process, &status, 0) < 0, errno == EINTR {}
       process = 0

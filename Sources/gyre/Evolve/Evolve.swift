@@ -114,6 +114,8 @@ struct EvolveOptions: ParsableArguments {
 struct EggOptions: ParsableArguments {
   @Option(help: "Width of the model.") var width: Int?
   @Option(help: "Layers of the model.") var layers: Int?
+  @Option(help: "Standard deviation of a matrix's first weights; 16 is one.")
+  var deviation: Double?
   @Option(help: "Streams that the text is cut into; members of a group share one.")
   var streams: Int?
   @Option(help: "Perturbations are 16 · 2^-this of a unit weight.") var sigmaShift: Int?
