@@ -42,7 +42,7 @@ let package = Package(
       targets: [
         "GyreTensors", "GyrePlatform", "GyreLayers", "GyreRecurrence", "GyreMixers",
         "GyreTokenizers", "GyreCheckpoints", "GyreModels", "GyreTraining", "GyreInference",
-        "GyreConformance",
+        "GyreEvolution", "GyreConformance",
       ]),
   ],
   dependencies: [
@@ -100,6 +100,13 @@ let package = Package(
         "GyreTensors", "GyreLayers", "GyreRecurrence", "GyreMixers", "GyreModels",
         "GyreCheckpoints",
       ]),
+    // Level 5
+    target(
+      "GyreEvolution",
+      [
+        "GyreTensors", "GyreLayers", "GyreRecurrence", "GyreMixers", "GyreModels",
+        "GyreTokenizers", "GyreCheckpoints", "GyreTraining", "GyreInference",
+      ]),
     // Tests
     test(
       "GyreModels",
@@ -121,12 +128,18 @@ let package = Package(
       dependencies: [
         "GyreTensors", "GyrePlatform", "GyreLayers", "GyreRecurrence", "GyreMixers",
         "GyreTokenizers", "GyreCheckpoints", "GyreModels", "GyreTraining", "GyreInference",
-        "GyreConformance", arguments,
+        "GyreEvolution", "GyreConformance", arguments,
       ], swiftSettings: swiftSettings),
     // Tests
     test(
       "GyreTraining",
       ["GyreTensors", "GyreCPU", "GyreLayers", "GyreModels", "GyreCheckpoints", "GyreTokenizers"]),
+    test(
+      "GyreEvolution",
+      [
+        "GyreTensors", "GyreCPU", "GyreRecurrence", "GyreLayers", "GyreModels", "GyreTraining",
+        "GyreCheckpoints", "GyreInference", "GyreConformance", "GyreTokenizers",
+      ]),
     test("GyreCheckpoints", ["GyreTensors"]),
     test("GyreTokenizers", resources: [.copy("Fixtures")]),
   ]

@@ -9,6 +9,7 @@ LEVELS = [
     {"GyreMixers", "GyrePlatform"},
     {"GyreModels"},
     {"GyreTraining", "GyreInference", "GyreConformance"},
+    {"GyreEvolution"},
     {"gyre"},
 ]
 BACKENDS = {

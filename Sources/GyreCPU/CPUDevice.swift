@@ -89,6 +89,8 @@ struct KernelTables: @unchecked Sendable {
   var mesa = ck_mesa_table()
   var convolution = ck_short_convolution_table()
   var rotary = ck_rotary_table()
+  var egg = ck_egg_table()
+  var evolution = ck_evolution_table()
 
   init?(_ level: ck_level) {
     guard ck_gemm_table_for(level, &gemm), ck_pointwise_table_for(level, &pointwise),
@@ -99,7 +101,8 @@ struct KernelTables: @unchecked Sendable {
       ck_recurrent_cell_table_for(level, &recurrentCell),
       ck_attention_table_for(level, &attention),
       ck_short_convolution_table_for(level, &convolution), ck_rotary_table_for(level, &rotary),
-      ck_mesa_table_for(level, &mesa)
+      ck_mesa_table_for(level, &mesa),
+      ck_egg_table_for(level, &egg), ck_evolution_table_for(level, &evolution)
     else { return nil }
   }
 
@@ -132,6 +135,7 @@ struct CPUKernel: Sendable {
     for family in [
       pointwise, layout, products, norms, losses, optimizers, scans, linearAttention, deltaRule,
       sequence, selectiveScans, wkv4, mesa, cells, recurrentCells, attention, additiveGates,
+      egg, evolution,
     ] {
       for kernel in family { table[kernel.op] = kernel }
     }

@@ -13,6 +13,8 @@ public struct VectorResult: Sendable, Hashable, CustomStringConvertible {
   public let maximumError: Double
   /// ‖a − b‖ / ‖b‖.
   public let frobeniusError: Double
+  /// Whether the numbers are whole and must be equal.
+  public var isExact = false
 
   public var isGradient: Bool { tensor.hasPrefix("grad.") }
   public var worst: Double { max(maximumError, frobeniusError) }
@@ -25,7 +27,7 @@ public struct VectorResult: Sendable, Hashable, CustomStringConvertible {
 ///
 /// A file holds inputs `in.*`, the outputs over time `out.y`, the final state `out.state`, cotangents
 /// `cot.y` and `cot.state`, and `grad.*`, the gradients of Σ y·cot.y + Σ state·cot.state; its metadata
-/// `eq` states the equation.
+/// `eq` states the equation. Files of EGG hold other tensors: see `EggVectors`.
 public enum VectorFiles {
   /// The forms in which every file is run.
   public static let forms: [SequenceForm] = [.recurrent, .chunkwise, .parallel]
@@ -38,6 +40,7 @@ public enum VectorFiles {
     path: String, device: any Device, forms: [SequenceForm] = forms
   ) throws -> [VectorResult] {
     let file = try SafetensorsFile(path: path)
+    if EggVectors.describes(file) { return try EggVectors.check(file, device: device) }
     func read(_ name: String) throws -> Tensor {
       try Tensor(file.readFloat32(name), shape: file.info(name).shape, on: device)
     }
@@ -82,7 +85,9 @@ public enum VectorFiles {
   }
 
   /// Relative errors; absolute ones where the expected values are all zero, NaN where one is.
-  private static func error(_ a: [Float], _ b: [Float]) -> (maximum: Double, frobenius: Double) {
+  static func error<S: BinaryFloatingPoint>(
+    _ a: [S], _ b: [S]
+  ) -> (maximum: Double, frobenius: Double) {
     var (difference, size, squares, norm) = (0.0, 0.0, 0.0, 0.0)
     var isBroken = false
     for (x, y) in zip(a, b) {

@@ -58,17 +58,8 @@ public struct Generator: Sendable {
     self.tokenizer = tokenizer
   }
 
-  /// The tokens of a prompt. An empty one becomes the token that begins or separates texts, or a
-  /// line break where there is none.
-  public func tokens(prompt: String) -> [TokenID] {
-    var tokens: [TokenID] = []
-    tokenizer.encode(prompt, into: &tokens)
-    if !tokens.isEmpty { return tokens }
-    let special = tokenizer.specialTokens
-    if let first = special.beginning ?? special.end { return [first] }
-    let lineBreak = tokenizer.encode("\n")
-    return lineBreak.isEmpty ? [0] : lineBreak
-  }
+  /// The tokens of a prompt; see `Tokenizer.promptTokens`.
+  public func tokens(prompt: String) -> [TokenID] { tokenizer.promptTokens(prompt) }
 
   /// Generates after `prompt` (at least one token) and hands out text as soon as it is certain.
   ///
@@ -78,46 +69,21 @@ public struct Generator: Sendable {
   public func generate(
     after prompt: [TokenID], _ options: GenerationOptions, emit: (String) -> Bool
   ) throws(InferenceError) -> GenerationSummary {
-    try options.validate()
-    let clock = ContinuousClock()
-    let start = clock.now
-    var state = model.makeState(batch: 1)
-    var sampler = Sampler(options.sampling)
-    var logits = try prefill(prompt, options.prefillLength, &state)
-    for token in prompt.suffix(options.sampling.repetitionWindow) { sampler.observe(token) }
-    let decodingStart = clock.now
+    var reader = ModelReader(
+      generator: self, state: model.makeState(batch: 1), prefillLength: options.prefillLength)
+    return try reader.generate(after: prompt, tokenizer, options, emit: emit)
+  }
 
-    var decoder = StreamingDecoder(tokenizer)
-    var stops = StopStrings(options.stop)
-    var count = 0
-    var ending = GenerationSummary.Ending.length
-    while options.maximumTokens.map({ count < $0 }) ?? true {
-      let token = try sampler.next(logits)
-      if options.stopsAtEndToken, token == tokenizer.specialTokens.end {
-        ending = .endOfText
-        break
-      }
-      count += 1
-      let text = stops.append(decoder.append(token))
-      if !text.isEmpty, !emit(text) {
-        ending = .cancelled
-        break
-      }
-      if stops.isStopped {
-        ending = .stop
-        break
-      }
-      if count == options.maximumTokens { break }
-      logits = try self.logits(of: [token][...], form: .recurrent, &state)
+  private struct ModelReader: TokenReader {
+    let generator: Generator
+    var state: ModelState
+    let prefillLength: Int
+
+    mutating func read(_ tokens: [TokenID]) throws(InferenceError) -> [Float] {
+      tokens.count == 1
+        ? try generator.logits(of: tokens[...], form: .recurrent, &state)
+        : try generator.prefill(tokens, prefillLength, &state)
     }
-    if ending == .length || ending == .endOfText {
-      let rest = stops.append(decoder.finish()) + stops.finish()
-      if stops.isStopped { ending = .stop }
-      if !rest.isEmpty { _ = emit(rest) }
-    }
-    return GenerationSummary(
-      promptTokens: prompt.count, generatedTokens: count, ending: ending,
-      prefill: decodingStart - start, decoding: clock.now - decodingStart)
   }
 
   /// Feeds the prompt in pieces; the logits after its last token.

@@ -15,5 +15,7 @@ public enum EngineCatalog {
     RecurrentCellForward.self,
     AttentionForward.self,
     AdditiveGateForward.self,
+    EggForward.self,
+    EggUpdate.self,
   ]
 }

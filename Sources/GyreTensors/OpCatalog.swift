@@ -30,5 +30,7 @@ public enum OpCatalog {
     SelectedHistory.self,
     AdamWStep.self,
     MomentumStep.self,
+    EvolutionNoise.self,
+    LowRankAdd.self,
   ]
 }

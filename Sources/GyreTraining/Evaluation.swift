@@ -17,6 +17,14 @@ public struct Evaluation: Sendable, Codable, Equatable {
     case perplexity, tokens, bytes
   }
 
+  /// From bits of all tokens together.
+  public init(bits: Double, tokens: Int, bytes: Int) {
+    bitsPerByte = bits / Double(max(bytes, 1))
+    perplexity = Functions.pow(2, bits / Double(max(tokens, 1)))
+    self.tokens = tokens
+    self.bytes = bytes
+  }
+
   /// Scores a shard as one stream with carried state, in pieces of `length` tokens: constant memory.
   public init(
     _ model: LanguageModel, _ shard: TokenShard, length: Int = 1024,

@@ -5,6 +5,14 @@ import GyreRecurrence
 import GyreTensors
 import GyreTokenizers
 
+#if canImport(Glibc)
+  import Glibc
+#elseif canImport(Musl)
+  import Musl
+#else
+  import Darwin
+#endif
+
 /// The files of a run.
 ///
 ///     config.json  training.json  tokenizer  model.safetensors  metrics.jsonl  report.html
@@ -26,13 +34,18 @@ public struct RunFolder: Sendable {
     corpus: Corpus, tokenizer: any Tokenizer, model: ModelConfiguration,
     training: TrainingConfiguration
   ) throws {
+    try createData(corpus: corpus, tokenizer: tokenizer)
+    try AtomicFile.write(try model.json(), to: configuration)
+    try AtomicFile.write(try training.json(), to: self.training)
+  }
+
+  /// Makes the folder with the tokenizer and the texts as shards.
+  public func createData(corpus: Corpus, tokenizer: any Tokenizer) throws {
     try FileManager.default.createDirectory(
       atPath: path + "/data", withIntermediateDirectories: true)
     try TokenizerFile.save(tokenizer, folder: path)
     try TokenShard.write(corpus.train, tokenizer: tokenizer, to: shard("train"))
     try TokenShard.write(corpus.validation, tokenizer: tokenizer, to: shard("validation"))
-    try AtomicFile.write(try model.json(), to: configuration)
-    try AtomicFile.write(try training.json(), to: self.training)
     let manifest = DataManifest(
       source: corpus.source, tokenizer: "\(tokenizer.kind)",
       train: try FileDigest(ofFile: shard("train")).sha256,
@@ -59,6 +72,16 @@ public struct RunFolder: Sendable {
   /// Where the text of the run came from.
   public var source: String {
     ((try? read(path + "/data/manifest.json")) as DataManifest?)?.source ?? "unknown"
+  }
+
+  /// Appends a line to a file of the folder in one write.
+  public func append(_ line: String, to path: String) throws(TrainingError) {
+    let bytes = Array(line.utf8)
+    let file = openForAppending(path)
+    defer { if file >= 0 { close(file) } }
+    guard file >= 0, write(file, bytes, bytes.count) == bytes.count else {
+      throw .checkpoint(.io(operation: "append", path: path, errno: errno))
+    }
   }
 
   public func modelConfiguration() throws -> ModelConfiguration {
@@ -104,6 +127,20 @@ public struct Metrics: Codable, Sendable, Equatable {
   /// How Newton's method went in the last batch, layer by layer; nil where no layer uses it.
   public var newton: [NewtonReport]?
 
+  public init(
+    step: Int, tokens: Int, trainBitsPerByte: Double, validationBitsPerByte: Double?,
+    learningRate: Double, gradientNorm: Double, tokensPerSecond: Double, skipped: String? = nil
+  ) {
+    self.step = step
+    self.tokens = tokens
+    self.trainBitsPerByte = trainBitsPerByte
+    self.validationBitsPerByte = validationBitsPerByte
+    self.learningRate = learningRate
+    self.gradientNorm = gradientNorm
+    self.tokensPerSecond = tokensPerSecond
+    self.skipped = skipped
+  }
+
   enum CodingKeys: String, CodingKey {
     case step, tokens, skipped, newton
     case trainBitsPerByte = "train_bits_per_byte"
@@ -134,4 +171,8 @@ public struct Metrics: Codable, Sendable, Equatable {
       positiveInfinity: "inf", negativeInfinity: "-inf", nan: "nan")
     return String(decoding: try encoder.encode(self), as: UTF8.self) + "\n"
   }
+}
+
+private func openForAppending(_ path: String) -> Int32 {
+  open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0o644)
 }

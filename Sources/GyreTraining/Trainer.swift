@@ -5,14 +5,6 @@ import GyreModels
 import GyreRecurrence
 import GyreTensors
 
-#if canImport(Glibc)
-  import Glibc
-#elseif canImport(Musl)
-  import Musl
-#else
-  import Darwin
-#endif
-
 /// Trains a model in a run folder: steps, evaluation, checkpoints, metrics.
 ///
 /// A run is a pure function of its configuration and step number, so that a resumed run gives the
@@ -82,7 +74,7 @@ public final class Trainer {
         metrics.validationBitsPerByte = try evaluate().bitsPerByte
       }
       history.append(metrics)
-      try appendLine(metrics)
+      try folder.append(try metrics.line(), to: folder.metrics)
       try report(metrics)
       if metrics.skipped != nil {
         skips += 1
@@ -191,17 +183,6 @@ public final class Trainer {
     return nil
   }
 
-  /// Appends to `metrics.jsonl`.
-  private func appendLine(_ metrics: Metrics) throws {
-    let bytes = Array(try metrics.line().utf8)
-    let file = unsafeOpen(folder.metrics)
-    defer { if file >= 0 { close(file) } }
-    guard file >= 0, write(file, bytes, bytes.count) == bytes.count else {
-      throw TrainingError.checkpoint(
-        .io(operation: "append", path: folder.metrics, errno: errno))
-    }
-  }
-
   // MARK: - Checkpoints
 
   private struct Snapshot: Codable {
@@ -288,8 +269,4 @@ public final class Trainer {
     } catch { throw TrainingError.checkpoint(error) }
     return rejected
   }
-}
-
-private func unsafeOpen(_ path: String) -> Int32 {
-  open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0o644)
 }

@@ -80,21 +80,8 @@ public struct TrainingConfiguration: Codable, Hashable, Sendable {
   ///
   /// - Throws: the path of the first field that is unknown, of the wrong type or impossible.
   public init(json: [UInt8]) throws(ConfigurationError) {
-    do {
-      let given = try JSONDecoder().decode(JSONValue.self, from: FoundationEssentials.Data(json))
-      guard let fields = given.members else { throw ConfigurationError("", "must be an object") }
-      guard var all = try JSONValue(encoding: TrainingConfiguration()).members else { return }
-      let known = Set(CodingKeys.allCases.map(\.rawValue))
-      for (key, value) in fields.sorted(by: { $0.key < $1.key }) {
-        try require(known.contains(key), key, "is not a field; there are \(known.sorted())")
-        all[key] = value
-      }
-      self = try JSONValue.object(all).decoded(as: TrainingConfiguration.self)
-    } catch let error as ConfigurationError {
-      throw error
-    } catch let error as DecodingError {
-      throw ConfigurationError(error.place.path, error.place.reason)
-    } catch { throw ConfigurationError("", "is not JSON: \(error)") }
+    self = try ConfigurationFile.read(
+      json, over: TrainingConfiguration(), keys: CodingKeys.allCases.map(\.rawValue))
     try validate()
   }
 

@@ -1,6 +1,7 @@
 import ArgumentParser
 import FoundationEssentials
 import GyreCheckpoints
+import GyreEvolution
 import GyreInference
 import GyreTraining
 
@@ -9,7 +10,7 @@ struct Evaluate: ParsableCommand {
     commandName: "eval",
     abstract: "Score a text: bits a byte, perplexity, and n-gram models beside it.",
     discussion: """
-      The text is read as one stream with carried state. The n-gram models (orders 1 to 5,
+      The text is read as one stream with carried state (EGG: up to 64 streams). The n-gram models (orders 1 to 5,
       Witten–Bell) are trained on the run's training text.
 
         gyre eval runs/tiny-1 book.txt
@@ -45,7 +46,6 @@ struct Evaluate: ParsableCommand {
 
   func run() throws {
     let device = try device.open()
-    let model = try StoredModel.load(folder: folder, device: device)
     let tokenizer = try StoredModel.tokenizer(folder: folder)
     let bytes = try Files.read(file)
     guard bytes.count >= 2 else {
@@ -58,7 +58,12 @@ struct Evaluate: ParsableCommand {
     try TokenShard.write([bytes], tokenizer: tokenizer, to: path)
     let text = try TokenShard(path: path)
     guard text.count >= 2 else { throw Failure("'\(file)' is a single token") }
-    let evaluation = try Evaluation(model, text)
+    let evaluation: Evaluation
+    if let egg = try EggModel.load(folder: folder, device: device) {
+      evaluation = try Evaluation(egg, bytes)
+    } else {
+      evaluation = try Evaluation(try StoredModel.load(folder: folder, device: device), text)
+    }
     let run = RunFolder(folder)
     let ngram =
       Files.kind(run.shard("train")) == nil
@@ -75,5 +80,12 @@ struct Evaluate: ParsableCommand {
     table.print()
     Terminal.line(
       "\(Format.grouped(evaluation.tokens)) tokens, \(Format.grouped(evaluation.bytes)) bytes")
+  }
+}
+
+extension Evaluation {
+  fileprivate init(_ model: EggModel, _ bytes: [UInt8]) throws {
+    let (bits, scored) = try model.score(bytes)
+    self.init(bits: bits, tokens: scored, bytes: scored)
   }
 }

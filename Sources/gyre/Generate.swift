@@ -1,5 +1,7 @@
 import ArgumentParser
+import GyreEvolution
 import GyreInference
+import GyreTensors
 import GyreTokenizers
 
 struct Generate: ParsableCommand {
@@ -47,14 +49,11 @@ struct Generate: ParsableCommand {
   func run() throws {
     let text = try promptText()
     let device = try device.open()
-    let generator = try Generator(
-      model: try StoredModel.load(folder: folder, device: device),
-      tokenizer: try StoredModel.tokenizer(folder: folder))
-    let tokens = generator.tokens(prompt: text)
+    let (tokens, generate) = try writer(text, device)
     Interrupts.install()
     var written = ""
     if !json, !text.isEmpty { Terminal.write(text) }
-    let summary = try generator.generate(after: tokens, options()) { piece in
+    let summary = try generate { piece in
       if json { written += piece }
       let heard = json || Terminal.write(piece)
       return heard && !Interrupts.isRequested
@@ -73,6 +72,29 @@ struct Generate: ParsableCommand {
           "\(summary.generatedTokens) tokens, \(Format.count(rate)) tokens/s, ended by \(summary.ending.rawValue)",
           .dim, onError: true))
     }
+  }
+
+  private typealias Writer = (_ emit: (String) -> Bool) throws -> GenerationSummary
+
+  /// The prompt's tokens, and what goes on from them with the folder's model, of whichever kind.
+  private func writer(_ text: String, _ device: any Device) throws -> ([TokenID], Writer) {
+    let options = options()
+    if let model = try EggModel.load(folder: folder, device: device) {
+      let tokenizer = try StoredModel.tokenizer(folder: folder)
+      let tokens = tokenizer.promptTokens(text)
+      return (
+        tokens,
+        { emit in
+          var reader = EggReader(model)
+          return try reader.generate(after: tokens, tokenizer, options, emit: emit)
+        }
+      )
+    }
+    let generator = try Generator(
+      model: try StoredModel.load(folder: folder, device: device),
+      tokenizer: try StoredModel.tokenizer(folder: folder))
+    let tokens = generator.tokens(prompt: text)
+    return (tokens, { emit in try generator.generate(after: tokens, options, emit: emit) })
   }
 
   func options() -> GenerationOptions {

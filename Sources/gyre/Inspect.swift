@@ -1,8 +1,10 @@
 import ArgumentParser
 import GyreCheckpoints
+import GyreEvolution
 import GyreInference
 import GyreLayers
 import GyreModels
+import GyreRecurrence
 import GyreTensors
 
 struct Inspect: ParsableCommand {
@@ -30,6 +32,10 @@ struct Inspect: ParsableCommand {
   }
 
   func run() throws {
+    if Files.kind(path) == .folder, let egg = try EggModel.shape(folder: path) {
+      try inspect(egg)
+      return
+    }
     let (configuration, tensors) = try open()
     var result = Result(path: path)
     if let configuration {
@@ -47,6 +53,17 @@ struct Inspect: ParsableCommand {
       }
       result.metadata = tensors.metadata
     }
+    if json { try JSONOutput.document(result) } else { print(result) }
+  }
+
+  private func inspect(_ shape: EggShape) throws {
+    var result = Result(path: path)
+    result.architecture = Architecture(shape)
+    result.parameters = shape.leaves.map {
+      .init($0.name, "I8", $0.shape, bytes: $0.shape.elementCount)
+    }
+    result.stateBytes = shape.layers * shape.width
+    result.metadata = ["model_type": EggModel.type]
     if json { try JSONOutput.document(result) } else { print(result) }
   }
 
@@ -109,6 +126,12 @@ struct Inspect: ParsableCommand {
     var feedForward: String?
     var layers, width, vocabulary: Int
     var norm: String
+    init(_ shape: EggShape) {
+      pattern = [EggModel.type]
+      feedForward = "egg"
+      (layers, width, vocabulary) = (shape.layers, shape.width, EggShape.vocabulary)
+      norm = "integer mean magnitude"
+    }
     init(_ c: ModelConfiguration) {
       pattern = c.pattern
       feedForward = c.feedForward

@@ -11,13 +11,15 @@ struct Tool: AsyncParsableCommand {
         gyre train                 train the small default model on the built-in text (minutes)
         gyre generate runs/tiny-1  let it write
         gyre inspect runs/tiny-1   see what is inside
+        gyre evolve --model egg    train without gradients, in whole numbers of 8 bits
 
       Every command that prints figures takes --json. Devices are named cpu, cpu:avx2, reference;
       a name that does not exist lists those that do.
       """,
     version: "0.1.0",
     subcommands: [
-      Train.self, Generate.self, Evaluate.self, Logits.self, Convert.self, Inspect.self, Bench.self,
+      Train.self, Evolve.self, Generate.self, Evaluate.self, Logits.self, Convert.self,
+      Inspect.self, Bench.self,
       Doctor.self,
     ])
 

@@ -43,6 +43,8 @@ public struct EmbeddingLookup: Op {
 extension Tensor {
   /// The rows that int32 `tokens` name.
   public func rows(_ tokens: Tensor) -> Tensor {
-    apply(EmbeddingLookup(), [self, tokens])[0].looked(up: tokens, in: self)
+    let y = apply(EmbeddingLookup(), [self, tokens])[0]
+    if let population = Perturbation.current { return population.rows(y, self, tokens) }
+    return y.looked(up: tokens, in: self)
   }
 }

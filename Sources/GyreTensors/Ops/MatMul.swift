@@ -149,10 +149,13 @@ extension Tensor {
 
   /// x Wᵀ + b.
   public func linear(_ weight: Tensor, bias: Tensor? = nil) -> Tensor {
-    mapRows { x in
-      apply(
-        LinearMap(precision: ComputePrecision.current),
-        bias.map { [x, weight, $0] } ?? [x, weight])[0]
+    let inputs = bias.map { [weight, $0] } ?? [weight]
+    if let population = Perturbation.current {
+      let y = apply(LinearMap(precision: ComputePrecision.current), [self] + inputs)[0]
+      return population.linear(y, self, weight, bias)
+    }
+    return mapRows { x in
+      apply(LinearMap(precision: ComputePrecision.current), [x] + inputs)[0]
     }
   }
 

@@ -244,10 +244,20 @@ public struct L2Normalize: Op {
 
 extension Tensor {
   public func rmsNormalized(weight: Tensor? = nil, epsilon: Double) -> Tensor {
-    mapRows { x in apply(Norm(epsilon: epsilon), weight.map { [x, $0] } ?? [x])[0] }
+    if let weight, let scale = Perturbation.current?.vector(weight, like: self) {
+      return apply(Norm(epsilon: epsilon), [self])[0] * scale
+    }
+    return mapRows { x in apply(Norm(epsilon: epsilon), weight.map { [x, $0] } ?? [x])[0] }
   }
   public func layerNormalized(weight: Tensor, bias: Tensor? = nil, epsilon: Double) -> Tensor {
-    mapRows { x in
+    if let population = Perturbation.current,
+      let scale = population.vector(weight, like: self)
+    {
+      let one = Tensor.full(1, weight.shape, on: device)
+      let y = apply(Norm(epsilon: epsilon, centers: true), [self, one])[0] * scale
+      return bias.map { y + $0 } ?? y
+    }
+    return mapRows { x in
       apply(Norm(epsilon: epsilon, centers: true), bias.map { [x, weight, $0] } ?? [x, weight])[0]
     }
   }

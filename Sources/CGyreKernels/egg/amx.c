@@ -1,0 +1,9 @@
+#if defined(__x86_64__)
+#define CK_LEVEL amx
+#include "../common/level.h"
+#include <immintrin.h>
+#include "vectors.h"
+CK_LEVEL_BEGIN
+#include "body.inc"
+CK_LEVEL_END
+#endif

@@ -1,0 +1,6 @@
+#define CK_LEVEL generic
+#include "../common/level.h"
+#include "vectors.h"
+CK_LEVEL_BEGIN
+#include "body.inc"
+CK_LEVEL_END

@@ -1,0 +1,120 @@
+import FoundationEssentials
+import GyreLayers
+import GyreModels
+import GyreRecurrence
+import GyreTensors
+
+/// How EGG evolves: what `evolution.json` of a run folder holds.
+public struct EggConfiguration: Codable, Hashable, Sendable {
+  public enum Schedule: String, Codable, Hashable, Sendable, CaseIterable {
+    /// α falls from `alpha` to `finalAlpha` by the same factor every generation.
+    case exponential
+    /// α = max(1 / (0.015 t + 1), `finalAlpha`), the published schedule.
+    case published
+  }
+
+  /// D.
+  public var width = 64
+  public var layers = 1
+  /// Standard deviation of a matrix's first weights; 16 is one, and what was published.
+  public var deviation = 16.0
+  /// Members scored in one generation, an even number.
+  public var population = 4096
+  /// Bytes that every member reads in one generation.
+  public var tokens = 8
+  public var generations = 4000
+  /// Streams that the text is cut into; equal groups of members share one.
+  public var streams = 1024
+  /// σ of `EggNoise`: the perturbation of a weight is about 16·2^−σ.
+  public var sigmaShift = 4
+  /// The part of the weights that noise alone would move in a generation, at first and at last.
+  public var alpha = 0.3
+  public var finalAlpha = 0.02
+  public var schedule = Schedule.exponential
+  /// Generations that share one noise; 0: the same noise always.
+  public var noiseReuse = 1
+  public var seed: UInt64 = 0
+  /// Generations between evaluations and between checkpoints; 0: at the end only.
+  public var evaluateEvery = 250
+  public var checkpointEvery = 500
+  public var keptCheckpoints = 2
+
+  public init() {}
+
+  enum CodingKeys: String, CodingKey, CaseIterable {
+    case width, layers, deviation, population, tokens, generations, streams, alpha, schedule, seed
+    case sigmaShift = "sigma_shift"
+    case finalAlpha = "final_alpha"
+    case noiseReuse = "noise_reuse"
+    case evaluateEvery = "evaluate_every"
+    case checkpointEvery = "checkpoint_every"
+    case keptCheckpoints = "kept_checkpoints"
+  }
+
+  /// Reads JSON text over the defaults.
+  ///
+  /// - Throws: the path of the first field that is unknown, of the wrong type or impossible.
+  public init(json: [UInt8]) throws(ConfigurationError) {
+    self = try ConfigurationFile.read(
+      json, over: EggConfiguration(), keys: CodingKeys.allCases.map(\.rawValue))
+    try validate()
+  }
+
+  public func json() throws -> String {
+    let encoder = JSONEncoder()
+    encoder.outputFormatting = [.prettyPrinted, .sortedKeys]
+    return String(decoding: try encoder.encode(self), as: UTF8.self) + "\n"
+  }
+
+  /// - Throws: the first field that cannot be.
+  public func validate() throws(ConfigurationError) {
+    func integer(
+      _ value: Int, _ key: CodingKeys, _ range: ClosedRange<Int>
+    ) throws(ConfigurationError) {
+      try require(range.contains(value), key.rawValue, "must be in \(range), is \(value)")
+    }
+    try integer(width, .width, 1...4096)
+    try integer(layers, .layers, 0...1024)
+    try require(
+      deviation >= 0 && deviation <= 127, "deviation", "must be in 0...127, is \(deviation)")
+    try integer(population, .population, 2...1 << 24)
+    try require(population % 2 == 0, "population", "must be even, is \(population)")
+    try integer(tokens, .tokens, 1...1 << 20)
+    try integer(generations, .generations, 1...1 << 31)
+    try integer(streams, .streams, 1...population / 2)
+    try require(
+      population % (2 * streams) == 0, "streams",
+      "must divide the \(population / 2) pairs, is \(streams)")
+    try integer(sigmaShift, .sigmaShift, 0...20)
+    try require(alpha > 0 && alpha <= 1, "alpha", "must be above 0 and at most 1, is \(alpha)")
+    try require(
+      finalAlpha > 0 && finalAlpha <= alpha, "final_alpha",
+      "must be above 0 and at most alpha, is \(finalAlpha)")
+    try integer(noiseReuse, .noiseReuse, 0...1 << 31)
+    try integer(evaluateEvery, .evaluateEvery, 0...1 << 40)
+    try integer(checkpointEvery, .checkpointEvery, 0...1 << 40)
+    try integer(keptCheckpoints, .keptCheckpoints, 1...1 << 20)
+  }
+
+  public var shape: EggShape { EggShape(width: width, layers: layers) }
+
+  /// α of a generation, counted from 0.
+  public func alpha(at generation: Int) -> Double {
+    switch schedule {
+    case .published: return max(1 / (0.015 * Double(generation) + 1), finalAlpha)
+    case .exponential:
+      let progress = Double(generation) / Double(max(generations - 1, 1))
+      return alpha * Functions.pow(finalAlpha / alpha, min(progress, 1))
+    }
+  }
+
+  /// τ = trunc(16 Φ⁻¹(1 − α/2)).
+  public static func threshold(alpha: Double) -> Int {
+    alpha >= 1 ? 0 : Int(16 * normalQuantile(1 - alpha / 2))
+  }
+
+  /// The noise number of a generation.
+  func epoch(_ generation: Int) -> UInt32 {
+    noiseReuse == 0 ? 0 : UInt32(truncatingIfNeeded: generation / noiseReuse)
+  }
+}
