@@ -3,7 +3,7 @@
 usage: transformers_variants.py OUT [NAME …]
 
 Writes OUT/NAME/{config.json, model.safetensors, expected.safetensors} in the layout of the reference
-checkpoints: input_ids [2, T], logits [2, T, V], loss, grad.NAME for every parameter that the library
+checkpoints: input_ids [2, T], logits [2, T, V], loss, greedy, grad.NAME for every parameter that the library
 differentiates. Needs torch, transformers and safetensors; runs on a CPU in float32.
 """
 import os
@@ -14,14 +14,14 @@ import torch
 import transformers as tf
 from safetensors.torch import save_file
 
-SMALL = dict(vocab_size=96, hidden_size=48, num_hidden_layers=3)
-LLAMA = dict(SMALL, intermediate_size=80, num_attention_heads=6, num_key_value_heads=2,
-             max_position_embeddings=64)
-MAMBA = dict(SMALL, state_size=8, num_hidden_layers=2)
-QWEN = dict(SMALL, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, head_dim=24,
-            linear_key_head_dim=12, linear_value_head_dim=20, linear_num_key_heads=2,
-            linear_num_value_heads=6, intermediate_size=64, moe_intermediate_size=24,
-            shared_expert_intermediate_size=40, num_experts=5, num_experts_per_tok=3,
+SMALL = dict(vocab_size=40, hidden_size=24, num_hidden_layers=3)
+LLAMA = dict(SMALL, intermediate_size=36, num_attention_heads=6, num_key_value_heads=2, head_dim=8,
+             max_position_embeddings=64, num_hidden_layers=2)
+MAMBA = dict(SMALL, state_size=6, num_hidden_layers=2)
+QWEN = dict(SMALL, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, head_dim=12,
+            linear_key_head_dim=6, linear_value_head_dim=10, linear_num_key_heads=2,
+            linear_num_value_heads=6, intermediate_size=28, moe_intermediate_size=12,
+            shared_expert_intermediate_size=20, num_experts=5, num_experts_per_tok=3,
             max_position_embeddings=64)
 
 
@@ -51,22 +51,22 @@ VARIANTS = {
     "falcon_mamba_options": (tf.FalconMambaConfig, dict(
         MAMBA, conv_kernel=2, use_bias=True, mixer_rms_eps=1e-2, tie_word_embeddings=True)),
     "mamba2_groups": (tf.Mamba2Config, dict(
-        MAMBA, expand=2, head_dim=12, num_heads=8, n_groups=4, use_bias=True, conv_kernel=3,
+        MAMBA, expand=2, head_dim=6, num_heads=8, n_groups=4, use_bias=True, conv_kernel=3,
         chunk_size=16, time_step_limit=(0.01, 0.05), tie_word_embeddings=True,
         layer_norm_epsilon=1e-3)),
     "mamba2_plain": (tf.Mamba2Config, dict(
-        MAMBA, expand=1, head_dim=16, num_heads=3, n_groups=3, use_conv_bias=False, chunk_size=8)),
+        MAMBA, expand=1, head_dim=8, num_heads=3, n_groups=3, use_conv_bias=False, chunk_size=8)),
     "jamba_options": (tf.JambaConfig, dict(
-        SMALL, num_hidden_layers=6, intermediate_size=40, num_attention_heads=4,
+        SMALL, num_hidden_layers=6, intermediate_size=20, num_attention_heads=4,
         num_key_value_heads=2, num_experts=4, num_experts_per_tok=2, expert_layer_period=3,
         expert_layer_offset=2, attn_layer_period=4, attn_layer_offset=3, mamba_d_state=8,
         mamba_expand=3, mamba_dt_rank=7, mamba_conv_bias=False, mamba_proj_bias=True,
         mamba_d_conv=3, tie_word_embeddings=True)),
     "jamba_dense": (tf.JambaConfig, dict(
-        SMALL, num_hidden_layers=4, intermediate_size=40, num_attention_heads=4, num_experts=1,
+        SMALL, num_hidden_layers=4, intermediate_size=20, num_attention_heads=4, num_experts=1,
         num_key_value_heads=4, attn_layer_period=2, attn_layer_offset=1, mamba_d_state=4)),
     "lfm2_options": (tf.Lfm2Config, dict(
-        SMALL, num_hidden_layers=4, intermediate_size=90, num_attention_heads=4,
+        SMALL, num_hidden_layers=4, intermediate_size=45, num_attention_heads=4,
         num_key_value_heads=2, conv_bias=True, conv_L_cache=4, block_multiple_of=8,
         block_ffn_dim_multiplier=1.3, full_attn_idxs=[1, 3], tie_word_embeddings=True,
         rope_parameters=dict(rope_type="linear", factor=2.0, rope_theta=1000.0))),
@@ -75,8 +75,8 @@ VARIANTS = {
         block_auto_adjust_ff_dim=False, tie_word_embeddings=False,
         layer_types=["conv", "full_attention", "conv"])),
     "recurrent_gemma_options": (tf.RecurrentGemmaConfig, dict(
-        SMALL, num_hidden_layers=5, intermediate_size=100, num_attention_heads=4,
-        num_key_value_heads=1, lru_width=56, attention_window_size=9, conv1d_width=3,
+        SMALL, num_hidden_layers=4, intermediate_size=50, num_attention_heads=4,
+        num_key_value_heads=1, lru_width=28, attention_window_size=9, conv1d_width=3,
         logits_soft_cap=5.0, attention_bias=True, hidden_activation="silu",
         block_types=["recurrent", "attention"],
         rope_parameters=dict(rope_type="default", rope_theta=100.0, partial_rotary_factor=1.0))),
@@ -87,7 +87,7 @@ VARIANTS = {
         rope_parameters=dict(rope_type="yarn", factor=2.0, rope_theta=100.0,
                              partial_rotary_factor=0.5, original_max_position_embeddings=16))),
     "rwkv_options": (tf.RwkvConfig, dict(
-        SMALL, num_hidden_layers=5, intermediate_size=100, rescale_every=2,
+        SMALL, num_hidden_layers=4, intermediate_size=50, rescale_every=2,
         layer_norm_epsilon=1e-3, context_length=64)),
     "rwkv_tied": (tf.RwkvConfig, dict(
         SMALL, rescale_every=0, tie_word_embeddings=True, context_length=64)),
@@ -96,7 +96,7 @@ VARIANTS = {
         ffn_proj_factor=1.3, ffn_round_up_to_multiple_of=32, chunk_size=16, eps=1e-5,
         gate_soft_cap=8.0, output_logit_soft_cap=10.0)),
     "minimax_options": (tf.MiniMaxConfig, dict(
-        SMALL, num_hidden_layers=4, intermediate_size=40, num_attention_heads=4,
+        SMALL, num_hidden_layers=4, intermediate_size=20, num_attention_heads=4,
         num_key_value_heads=2, head_dim=20, num_local_experts=4, num_experts_per_tok=2,
         block_size=16, full_attn_alpha_factor=1.5, full_attn_beta_factor=0.7,
         linear_attn_alpha_factor=2.0, linear_attn_beta_factor=0.5, mlp_alpha_factor=1.2,
@@ -133,6 +133,14 @@ def build(name, out):
         loss.backward()
     expected = {"input_ids": ids.int(), "logits": logits.detach().contiguous(),
                 "loss": loss.detach().reshape(1)}
+    # Without the cache: its recurrent step is other code, which forgets some options.
+    row = ids[:1]
+    with torch.no_grad():
+        for _ in range(6):
+            row = torch.cat([row, model(row, use_cache=False).logits[:, -1:].argmax(-1)], 1)
+    # Dynamic rotary scaling depends on how a sequence is cut.
+    if name != "llama_dynamic":
+        expected["greedy"] = row[0, ids.shape[1]:].int()
     for key, p in model.named_parameters():
         if p.grad is not None:
             expected["grad." + key] = p.grad.contiguous()

@@ -208,7 +208,8 @@ public struct ModelConfiguration: Codable, Hashable, Sendable {
     try require(
       halvingInterval >= 0, "halving_interval", "must not be negative, is \(halvingInterval)")
     if let logitCap { try require(logitCap > 0, "logit_cap", "must be positive") }
-    for (i, entry) in pattern.enumerated() {
+    var checked: Set<String> = []
+    for (i, entry) in pattern.enumerated() where checked.insert(entry).inserted {
       try Layers.validate(entry, options(of: entry), width: width, at: "pattern[\(i)]")
     }
     let entries = Set(pattern + (feedForwardPattern ?? []))
@@ -218,7 +219,8 @@ public struct ModelConfiguration: Codable, Hashable, Sendable {
     }
     if let feedForwardPattern {
       try require(!feedForwardPattern.isEmpty, "feed_forward_pattern", "must not be empty")
-      for (i, entry) in feedForwardPattern.enumerated() where entry != Self.noFeedForward {
+      for (i, entry) in feedForwardPattern.enumerated()
+      where entry != Self.noFeedForward && checked.insert(entry).inserted {
         try Layers.validate(
           entry, options(of: entry), width: width, at: "feed_forward_pattern[\(i)]")
       }

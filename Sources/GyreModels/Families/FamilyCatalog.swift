@@ -5,6 +5,7 @@ public enum FamilyCatalog {
   public static let families: [any CheckpointFamily.Type] = [
     LlamaFamily.self,
     MambaFamily.self,
+    OriginalMambaFamily.self,
     FalconMambaFamily.self,
     Mamba2Family.self,
     JambaFamily.self,

@@ -52,11 +52,14 @@ public struct ForeignConfiguration: Sendable, Hashable {
     try int(key, default: fallback, in: 1...Self.largest)
   }
 
+  /// A finite number.
   public func double(_ key: String, default fallback: Double? = nil) throws(ConfigurationError)
     -> Double
   {
     guard let found = self[key] else { return try absent(key, fallback) }
-    guard let number = found.anyNumber else { throw wrong(key, "must be a number", found) }
+    guard let number = found.anyNumber, number.isFinite else {
+      throw wrong(key, "must be a finite number", found)
+    }
     return number
   }
 
@@ -92,6 +95,7 @@ public struct ForeignConfiguration: Sendable, Hashable {
     return numbers
   }
 
+  /// Numbers, infinite ones included.
   public func doubles(_ key: String, default fallback: [Double]? = nil) throws(ConfigurationError)
     -> [Double]
   {

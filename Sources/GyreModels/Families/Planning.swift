@@ -78,7 +78,7 @@ extension ModelConfiguration {
       let defaults = try JSONValue(encoding: C()).members ?? [:]
       let given = try JSONValue(encoding: options).members ?? [:]
       return .object(given.filter { defaults[$0.key] != $0.value })
-    } catch { throw ConfigurationError("", "\(error)") }
+    } catch { throw ConfigurationError("config", "\(error)") }
   }
 }
 

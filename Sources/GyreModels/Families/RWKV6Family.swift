@@ -24,7 +24,7 @@ public enum RWKV6Family: CheckpointFamily {
     try stack.setMixers(RWKV6.self, Array(repeating: mixer, count: stack.model.layers))
     var channels = RWKV6ChannelMix.Configuration()
     channels.hidden = try stack.hidden(c, ratio: 3.5)
-    channels.activation = try stack.activation(c)
+    channels.activation = try c.flaActivation("hidden_act", default: "sqrelu")
     try stack.model.setFeedForward(RWKV6ChannelMix.self, channels)
 
     for i in 0..<stack.model.layers {

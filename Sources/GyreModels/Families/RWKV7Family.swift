@@ -46,7 +46,7 @@ public enum RWKV7Family: CheckpointFamily {
       })
     var channels = RWKV7ChannelMix.Configuration()
     channels.hidden = try stack.hidden(c, ratio: 4)
-    channels.activation = try stack.activation(c)
+    channels.activation = try c.flaActivation("hidden_act", default: "sqrelu")
     try stack.model.setFeedForward(RWKV7ChannelMix.self, channels)
 
     for i in 0..<layers {

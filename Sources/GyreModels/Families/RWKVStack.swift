@@ -14,8 +14,7 @@ extension ModelConfiguration {
       "norm_eps": .number(normEpsilon), "norm_bias": .bool(normBias ?? true),
       "norm_first": .bool(normalizesEmbedding), "tie_word_embeddings": .bool(tiesEmbedding),
       "intermediate_size": .integer(hidden),
-      "hidden_act": .string(
-        ["reluSquared": "sqrelu", "geluTanh": "gelu"][activation] ?? activation),
+      "hidden_act": .string(FlaLayout.activation(named: activation)),
     ]
   }
 }
@@ -83,12 +82,5 @@ struct RWKVStack {
     let ratio = try c.double("hidden_ratio", default: ratio)  // null means the default, too
     try c.require(ratio > 0 && ratio < 1024, "hidden_ratio", "must be in (0, 1024), is \(ratio)")
     return (Int(Double(model.width) * ratio) + 31) / 32 * 32
-  }
-
-  /// The library's "gelu" is the form with tanh.
-  func activation(_ c: ForeignConfiguration) throws(ConfigurationError) -> String {
-    let found = try c.activation(
-      "hidden_act", default: "sqrelu", among: ["silu", "gelu", "relu", "sigmoid", "reluSquared"])
-    return found == "gelu" ? "geluTanh" : found
   }
 }
