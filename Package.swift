@@ -114,7 +114,10 @@ let package = Package(
     // Tests
     test(
       "GyreTraining",
-      ["GyreTensors", "GyreCPU", "GyreLayers", "GyreModels", "GyreCheckpoints", "GyreTokenizers"]),
+      [
+        "GyreTensors", "GyreCPU", "GyreLayers", "GyreModels", "GyreCheckpoints", "GyreTokenizers",
+        "GyreRecurrence",
+      ]),
     test("GyreCheckpoints", ["GyreTensors"]),
     test("GyreTokenizers", resources: [.copy("Fixtures")]),
   ]
