@@ -133,7 +133,10 @@ let package = Package(
     // Tests
     test(
       "GyreTraining",
-      ["GyreTensors", "GyreCPU", "GyreLayers", "GyreModels", "GyreCheckpoints", "GyreTokenizers"]),
+      [
+        "GyreTensors", "GyreCPU", "GyreLayers", "GyreModels", "GyreCheckpoints", "GyreTokenizers",
+        "GyreRecurrence",
+      ]),
     test(
       "GyreEvolution",
       [

@@ -4,6 +4,7 @@ import GyreInference
 import GyreLayers
 import GyreModels
 import GyrePlatform
+import GyreRecurrence
 import GyreTensors
 import GyreTokenizers
 import GyreTraining
@@ -37,6 +38,7 @@ struct Train: ParsableCommand {
         gyre train book.txt --model mingru-10m --steps 5000 --dtype bf16
         gyre train corpus/ notes.jsonl --model config.json --batch 8 --length 512 --out runs/mine
         gyre train --resume --out runs/mine --steps 20000
+        gyre train --task lorenz63 --form almost_linear
 
       Texts are files, folders (walked in order) or JSON lines with a field "text". The run folder
       holds config.json, training.json, the tokenizer, model.safetensors, metrics.jsonl and
@@ -51,6 +53,10 @@ struct Train: ParsableCommand {
   var model: String?
   @Option(help: "A tokenizer.json, an RWKV vocabulary, or a folder with one; none: bytes.")
   var tokenizer: String?
+  @Option(help: "A task that is not text: lorenz63, a dynamical system from its observations.")
+  var task: TrainingTask?
+  @Option(help: "With --task: the network, shallow, almost_linear or standard.")
+  var form: PiecewiseLinear.Form?
   @Option(help: "Steps to train.") var steps: Int?
   @Option(help: "Tokens to train on, in place of --steps.") var tokens: Int?
   @Option(help: "Rows of a batch.") var batch: Int?
@@ -76,6 +82,10 @@ struct Train: ParsableCommand {
   @OptionGroup var device: DeviceOptions
 
   func validate() throws {
+    if task != nil, !texts.isEmpty || model != nil || tokenizer != nil || resume {
+      throw ValidationError("--task takes neither texts, --model, --tokenizer nor --resume")
+    }
+    if form != nil, task == nil { throw ValidationError("--form needs --task") }
     if steps != nil, tokens != nil {
       throw ValidationError("--steps and --tokens exclude each other")
     }
@@ -89,6 +99,7 @@ struct Train: ParsableCommand {
 
   func run() throws {
     let device = try device.open()
+    if let task { return try run(task, device) }
     let folder = RunFolder(out ?? Files.nextRunFolder(runName))
     let (configuration, training) = try resume ? stored(folder) : fresh(folder, device)
     if layout == .hf { _ = try PublicLayout(of: configuration) }
@@ -127,6 +138,19 @@ struct Train: ParsableCommand {
       Terminal.line("\n" + sample + "\n")
       Terminal.line("\(folder.path): model.safetensors, metrics.jsonl, report.html")
     }
+  }
+
+  private func run(_ task: TrainingTask, _ device: any Device) throws {
+    var c = Reconstruction.Configuration()
+    if let form { c.form = form }
+    if c.form != .shallow { c.units = 20 }
+    if let steps { c.steps = steps }
+    if let batch { c.batch = batch }
+    if let length { c.length = length }
+    if let lr { c.learningRate = lr }
+    if let seed { c.seed = seed }
+    try DynamicsRun.run(
+      c, device: device, out: out ?? Files.nextRunFolder(task.rawValue), json: json)
   }
 
   private func note(_ text: String) { if !json { Terminal.note(text) } }
@@ -254,3 +278,5 @@ enum Baseline {
     return model.bits(text.tokens(0..<text.count)).map { $0 / Double(max(text.byteCount, 1)) }
   }
 }
+
+extension PiecewiseLinear.Form: ExpressibleByArgument {}

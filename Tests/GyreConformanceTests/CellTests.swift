@@ -124,4 +124,52 @@ import Testing
       form: .recurrent, reset: nil)
     #expect(Tolerance.error(try a.doubles(), try b.doubles()) < 5e-6)
   }
+
+  /// Real-time recurrent learning gives what backpropagation through time gives.
+  @Test(arguments: [ElementwiseLSTM.kind, ParaLSTM.kind, LSTMFamily.kind, ParaGRU.kind])
+  func onlineIsExact(_ kind: String) throws {
+    let cell = try #require(CellCatalog.cells.first { $0.kind == kind }).init()
+    let (H, D, T) = (5, 3, 40)
+    let description = cell.description(hidden: H, matrix: .diagonal)
+    let parts = description.parts
+    func values(_ name: String, _ count: Int) -> [Double] {
+      CounterGenerator(seed: 6, name: name).normals(count).map { 0.7 * Double($0) }
+    }
+    let (W, b) = (values("W", parts.inputWidth * D), values("b", parts.inputWidth))
+    let parameters = parts.parameters.map { values($0.name, H) }
+    let (x, c) = (values("x", T * D), values("c", T * H))
+
+    var learner = OnlineLearner(
+      description, inputs: D, inputWeight: W, inputBias: b, parameters: parameters)
+    var sums = [[Double]](repeating: [], count: 2 + parameters.count)
+    for t in 0..<T {
+      _ = learner.step(Array(x[t * D..<(t + 1) * D]))
+      let g = learner.gradients(Array(c[t * H..<(t + 1) * H]))
+      for (i, part) in ([g.inputWeight, g.inputBias] + g.parameters).enumerated() {
+        sums[i] = sums[i].isEmpty ? part : zip(sums[i], part).map { $0 + $1 }
+      }
+    }
+
+    let device = ReferenceDevice()
+    func tensor(_ values: [Double], _ shape: Shape) -> Tensor {
+      Tensor(values.map(Float.init), shape: shape, on: device)
+    }
+    let variables =
+      [tensor(W, [parts.inputWidth, D]), tensor(b, [parts.inputWidth])]
+      + parameters.map { tensor($0, [H]) }
+    let tape = Tape()
+    tape.watch(variables)
+    let engine = RecurrentCell(description, execution: .sequential)
+    let y = tape.record {
+      var state = State(engine.stateSpec, batch: 1)
+      return engine(
+        .init(
+          gates: tensor(x, [1, T, D]).linear(variables[0], bias: variables[1]), matrices: [],
+          parameters: Array(variables[2...])), state: &state, form: .recurrent, reset: nil)
+    }
+    let expected = tape.gradients(of: [(y, tensor(c, [1, T, H]))], for: variables)
+    for (sum, g) in zip(sums, expected) {
+      #expect(Tolerance.error(sum, try #require(g).doubles()) < 1e-5)
+    }
+  }
 }

@@ -9,6 +9,7 @@ public enum CellCatalog {
     LightGRU.self,
     LSTMFamily.self,
     ProjectedLSTM.self,
+    ElementwiseLSTM.self,
     ParaGRU.self,
     ParaLSTM.self,
     ExponentialLSTM.self,
@@ -18,6 +19,7 @@ public enum CellCatalog {
     RecurrentHighway.self,
     UnitaryRotations.self,
     PiecewiseLinear.self,
+    TeacherForcing.self,
     LegendreMemory.self,
   ]
 }

@@ -34,20 +34,25 @@ public struct PiecewiseLinear: Cell {
 
   public func describe(_ c: CellBuilder) -> CellValue {
     let z = c.state("z")
-    let linear = c.parameter("A", .normal(standardDeviation: 0.05, mean: 0.4)) * z + c.input("z")
+    c.next(z, map(c, z) + c.input("z"))
+    return z
+  }
+
+  /// The map of z without h and the input: A z + the piecewise-linear part.
+  func map(_ c: CellBuilder, _ z: CellValue) -> CellValue {
+    let linear = c.parameter("A", .normal(standardDeviation: 0.05, mean: 0.4)) * z
     let small = Initializer.normal(standardDeviation: 0.01)
     switch form {
-    case .standard: c.next(z, linear + c.recurrent("W", relu(z), small))
+    case .standard: return linear + c.recurrent("W", relu(z), small)
     case .almostLinear:
       let bent = c.constant(
         "bent", (0..<c.hidden).map { $0 >= c.hidden - nonlinearUnits ? 1 : 0 })
-      c.next(z, linear + c.recurrent("W", z + bent * (relu(z) - z), small))
+      return linear + c.recurrent("W", z + bent * (relu(z) - z), small)
     case .shallow:
       let inner = c.space(width)
       let a = c.product("W2", z, to: inner, heads: 1, .fanIn(c.hidden))
       let bend = relu(a + c.parameter("h2", .uniform(-0.5, 0.5), space: inner)) - relu(a)
-      c.next(z, linear + c.product("W1", bend, heads: 1, .fanIn(width)))
+      return linear + c.product("W1", bend, heads: 1, .fanIn(width))
     }
-    return z
   }
 }

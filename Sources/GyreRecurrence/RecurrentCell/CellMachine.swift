@@ -59,17 +59,22 @@ struct CellMachine {
     return Array(arguments.gates[start..<start + plan.parts.spaces[plan.parts.inputs[i].space]])
   }
 
-  /// The next states and the products of a step.
-  func step(_ t: Int, _ states: [[Double]]) -> (next: [[Double]], products: [[Double]]) {
-    let d = plan.description
-    let next = d.parts.states.map(\.next)
-    let values = evaluate(d.graph, next) { n in
+  /// The values of an expression of inputs, states and parameters at a token.
+  func evaluate(_ graph: CellGraph, _ roots: [Int], at t: Int, _ states: [[Double]]) -> [[Double]] {
+    evaluate(graph, roots) { n in
       switch n.operation {
       case .input: input(n.index, t)
       case .state: states[n.index]
       default: arguments.parameters[n.index]
       }
     }
+  }
+
+  /// The next states and the products of a step.
+  func step(_ t: Int, _ states: [[Double]]) -> (next: [[Double]], products: [[Double]]) {
+    let d = plan.description
+    let next = d.parts.states.map(\.next)
+    let values = evaluate(d.graph, next, at: t, states)
     return (next.map { values[$0] }, plan.products.map { values[$0.node] })
   }
 

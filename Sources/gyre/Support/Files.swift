@@ -42,6 +42,17 @@ enum Files {
     }
   }
 
+  /// Makes a folder and those above it.
+  static func makeFolder(_ path: String) throws {
+    var made = path.hasPrefix("/") ? "/" : ""
+    for part in path.split(separator: "/") {
+      made += (made.isEmpty || made == "/" ? "" : "/") + part
+      if mkdir(made, 0o777) != 0, errno != EEXIST {
+        throw CheckpointError.io(operation: "create", path: made, errno: errno)
+      }
+    }
+  }
+
   /// Everything on standard input.
   static func readStandardInput() -> [UInt8] {
     var bytes: [UInt8] = []
