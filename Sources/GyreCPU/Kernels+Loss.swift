@@ -113,7 +113,8 @@ extension CPUKernel {
       let logits = ck_scratch(chunk * v * 4)?.assumingMemoryBound(to: Float.self),
       let scales = ck_scratch(chunk * 4)?.assumingMemoryBound(to: Float.self)
     else { return }
-    for i in 0..<chunk { scales[i] = 1 / Float(max(counted(t), 1)) }
+    let scale = 1 / Float(max(counted(t), 1))
+    for i in 0..<chunk { scales[i] = scale }
     if op.computesGradients { zero(call.outputs[3], k) }
     var start = 0
     while start < rows {

@@ -6,6 +6,8 @@ struct Measurement: Encodable {
   /// What runs: "forward", "forward and backward", "training step".
   var pass: String
   var medianSeconds: Double
+  /// The fastest run: what the code can do on a machine that does other things too.
+  var bestSeconds: Double
   /// Half the distance between the quartiles over the median.
   var spread: Double
   var repeats: Int
@@ -27,6 +29,7 @@ struct Measurement: Encodable {
     self.name = name
     self.pass = pass
     medianSeconds = median
+    bestSeconds = times[0]
     spread = (times[times.count * 3 / 4] - times[times.count / 4]) / 2 / median
     repeats = times.count
     self.bytes = bytes
