@@ -14,9 +14,8 @@ extension CUDAKernel {
   static let cells: [CUDAKernel] = [
     CUDAKernel(CellForward.self) { op, call, launch in
       let x = op.extents(call.inputs.map(\.spec))
-      guard x.tokens > 0, x.batch > 0 else { return false }
+      guard x.tokens > 0, x.batch > 0, var a = arguments(op, x, call.inputs) else { return false }
       let products = CellProducts(op, x, call.inputs[1], launch)
-      var a = arguments(op, x, call.inputs)
       a.xw = call.inputs[0].array
       a.bias = op.optional.pick(2, call.inputs).array
       let states = x.batch * x.hidden
@@ -49,10 +48,11 @@ extension CUDAKernel {
     },
     CUDAKernel(CellBackward.self) { op, call, launch in
       let x = op.forward.extents(call.inputs.map(\.spec))
-      guard x.tokens > 0, x.batch > 0 else { return false }
+      guard x.tokens > 0, x.batch > 0, var a = arguments(op.forward, x, call.inputs) else {
+        return false
+      }
       let products = CellProducts(op.forward, x, call.inputs[1], launch)
       let rest = Array(call.inputs[op.inputCount...])
-      var a = arguments(op.forward, x, call.inputs)
       let states = x.batch * x.hidden
       a.y = rest[0].array
       a.gates = op.extra.pick(1, rest).array
@@ -90,9 +90,10 @@ extension CUDAKernel {
     },
   ]
 
+  /// Nil for cells without a kernel here.
   private static func arguments(
     _ op: CellForward, _ x: CellExtents, _ inputs: [Tensor]
-  ) -> gyre_cell_args {
+  ) -> gyre_cell_args? {
     var a = gyre_cell_args()
     (a.batch, a.tokens, a.heads, a.units) = (x.batch, x.tokens, x.heads, x.units)
     a.cell =
@@ -102,7 +103,9 @@ extension CUDAKernel {
       case .gru: 2
       case .gruOriginal: 3
       case .lstm: 4
+      case .slstm: -1
       }
+    if a.cell < 0 { return nil }
     a.h0 = op.optional.pick(3, inputs).array
     a.c0 = op.optional.pick(4, inputs).array
     a.reset = op.optional.pick(5, inputs).address

@@ -17,7 +17,8 @@ struct Evolve: ParsableCommand {
         gyre evolve --environment cartpole           a recurrent policy: cartpole, pendulum,
                                                      mountaincar, acrobot, tmaze
         gyre evolve --resume --out runs/egg --generations 4000
-        gyre evolve --evidence rank                  how fast rank r approaches full rank
+        gyre evolve --evidence rank                  how fast rank r approaches full rank, from
+                                                     --population members (8 million)
 
       Texts are files, folders or JSON lines with a field "text"; none: the built-in text. The run
       folder holds the model, evolution.json, metrics.jsonl and report.html; generate, eval and inspect
@@ -77,7 +78,9 @@ struct Evolve: ParsableCommand {
   }
 
   private func measureRank(_ device: any Device) throws {
-    let result = try RankEvidence.measure(seed: shared.seed ?? 1, device: device)
+    let result = try RankEvidence.measure(
+      pairs: max((shared.population ?? 1 << 23) / 2, 1 << 10), seed: shared.seed ?? 1,
+      device: device)
     if shared.json {
       try JSONOutput.document(result)
       return
@@ -156,11 +159,11 @@ struct FloatOptions: ParsableArguments {
   @Option(help: "Rows of text, prompts or episodes a member.") var rows: Int?
   @Option(help: "Rows that go through the model at once.") var chunkRows: Int?
   @Flag(help: "Perturb matrices only.") var freezeVectors = false
-  @Option(help: "Of a policy: min_gru, gru or feed_forward.") var policy: Policy.Kind?
+  @Option(help: "Layer of a policy: a mixer such as min_gru or rg_lru, or feed_forward.")
+  var policy: String?
   @Option(help: "Width of a policy.") var policyWidth: Int?
 }
 
 extension EggConfiguration.Schedule: ExpressibleByArgument {}
 extension EvolutionConfiguration.OptimizerKind: ExpressibleByArgument {}
 extension FitnessShaping: ExpressibleByArgument {}
-extension Policy.Kind: ExpressibleByArgument {}
