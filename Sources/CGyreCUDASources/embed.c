@@ -9,6 +9,9 @@ static const char pointwise_cu[] = {
 static const char unary_cu[] = {
 #embed "cuda/unary.cu" suffix(, 0)
 };
+static const char gemv_cu[] = {
+#embed "cuda/gemv.cu" suffix(, 0)
+};
 static const char layout_cu[] = {
 #embed "cuda/layout.cu" suffix(, 0)
 };
@@ -77,6 +80,7 @@ static const char engine_args_h[] = {
 static const gyre_cuda_source kernels[] = {
     {"pointwise", pointwise_cu},
     {"unary", unary_cu},
+    {"gemv", gemv_cu},
     {"layout", layout_cu},
     {"reduce", reduce_cu},
     {"norm", norm_cu},

@@ -87,7 +87,7 @@ final class CUDALaunch {
       gyre_fill_args(count: t.elementCount, value: value, y: t.array))
   }
 
-/// Queues zeros into scratch memory.
+  /// Queues zeros into scratch memory.
   func zero(_ address: UInt64, _ count: Int) {
     guard address != 0, count > 0, !device.failure.isSet else { return }
     device.check(

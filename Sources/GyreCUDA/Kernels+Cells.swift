@@ -14,7 +14,8 @@ extension CUDAKernel {
   static let cells: [CUDAKernel] = [
     CUDAKernel(CellForward.self) { op, call, launch in
       let x = op.extents(call.inputs.map(\.spec))
-      guard x.tokens > 0, x.batch > 0 else { return false }
+      guard x.tokens > 0 else { return false }
+      guard x.batch > 0 else { return true }
       let products = CellProducts(op, x, call.inputs[1], launch)
       var a = arguments(op, x, call.inputs)
       a.xw = call.inputs[0].array
@@ -49,7 +50,8 @@ extension CUDAKernel {
     },
     CUDAKernel(CellBackward.self) { op, call, launch in
       let x = op.forward.extents(call.inputs.map(\.spec))
-      guard x.tokens > 0, x.batch > 0 else { return false }
+      guard x.tokens > 0 else { return false }
+      guard x.batch > 0 else { return true }
       let products = CellProducts(op.forward, x, call.inputs[1], launch)
       let rest = Array(call.inputs[op.inputCount...])
       var a = arguments(op.forward, x, call.inputs)

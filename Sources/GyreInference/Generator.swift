@@ -91,6 +91,8 @@ public struct Generator: Sendable {
     var stops = StopStrings(options.stop)
     var count = 0
     var ending = GenerationSummary.Ending.length
+    let recorded =
+      options.maximumTokens.map { $0 > 4 } ?? true ? RecordedStep(model, from: state) : nil
     while options.maximumTokens.map({ count < $0 }) ?? true {
       let token = try sampler.next(logits)
       if options.stopsAtEndToken, token == tokenizer.specialTokens.end {
@@ -108,7 +110,11 @@ public struct Generator: Sendable {
         break
       }
       if count == options.maximumTokens { break }
-      logits = try self.logits(of: [token][...], form: .recurrent, &state)
+      if let recorded {
+        do throws(DeviceError) { logits = try recorded.next(token) } catch { throw .device(error) }
+      } else {
+        logits = try self.logits(of: [token][...], form: .recurrent, &state)
+      }
     }
     if ending == .length || ending == .endOfText {
       let rest = stops.append(decoder.finish()) + stops.finish()

@@ -99,7 +99,7 @@ public struct LanguageModel: Sendable {
     _ tokens: Tensor, state: inout ModelState, form: SequenceForm = .chunkwise,
     reset: Tensor? = nil
   ) -> Tensor {
-    var x = embedding.value.rows(tokens)
+    var x = embedding.value.embedded(tokens)
     if configuration.embeddingScale != 1 { x = x * configuration.embeddingScale }
     if let embeddingNorm { x = embeddingNorm(x) }
     var context = SequenceContext(form: form, reset: reset)
