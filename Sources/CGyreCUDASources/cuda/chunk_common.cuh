@@ -1,0 +1,245 @@
+// The chunkwise form of every matrix-state recurrence, in four kernels.
+//
+// With a chunk's 64 tokens as rows and S the [K, V] state entering it, linear attention, the delta
+// rule with or without gates and the generalised (diagonal plus low rank) rule all take the shape
+//
+//     Y = W S        O = Q̃ S + P̃ V        S' = diag(d) S + K̃ᵀ V + B̂ᵀ Y
+//
+// (no W, B̂ in linear attention). Gates, β and the triangular solve are folded into the tiles, so:
+//
+//   prepare    one block a chunk and head: q, k, gates … → the record [P̃ | K̃ | W | Q̃ | B̂ | d]
+//   walk       one warp owns 16 value columns of a head's state and walks its records: y, final state,
+//              and the state entering each chunk where `states` is given
+//   walk_back  the mirror image, from the last chunk to the first:
+//              X = B̂ dS,  dS ← diag(d) dS + Q̃ᵀ dO + Wᵀ X; keeps dS of each chunk, gives dS of the initial
+//   gradient   one block a chunk and head: all gradients from the kept S and dS
+//
+// Decays are products of factors in [0, 1] (a reset is a factor 0), never of an exponential of a
+// positive number: e^{c_i − c_j} is split at the edge between the halves of the smallest aligned
+// group of 2, 4, … 64 tokens that holds both, and each level of that hierarchy is one product of
+// matrices. So closed gates, −∞ included, and resets are exact.
+//
+// Matrix products take bf16 operands and float32 accumulators; the states, decays, the inverse of the
+// 16-row diagonal blocks and all reductions are float32. No atomics: results repeat bit for bit.
+#pragma once
+#include "mma.cuh"
+
+/// Arguments of all four kernels; a kernel reads what its comment names. T is the kernel's element type.
+/// Letters: B batch, T tokens, H heads, Hk key heads (head h reads key head h / (H / Hk)), K, V sizes
+/// of keys and values (multiples of 8), N = ⌈T / 64⌉ chunks.
+struct MixerArgs {
+  const void *q, *k;        // T [B, T, Hk, K]
+  const void *v;            // T [B, T, H, V]
+  const void *a, *b;        // T [B, T, H, K], erase and write vectors of the generalised rule
+  const void *gate;         // log decay ≤ 0, −∞ allowed; shape by gate_kind
+  const void *beta;         // [B, T, H], write strength of the delta rule
+  const int *reset;         // [B, T] or null; nonzero: the state is zero before the token
+  const float *initial;     // [B, H, K, V] or null: the state before the first token
+  void *y;                  // T [B, T, H, V]
+  float *final;             // [B, H, K, V] or null
+  unsigned char *records;   // workspace, B·H·N records of RECORD bytes (see LAUNCH.md), 128-byte aligned
+  unsigned char *extras;    // workspace, B·H·N of EXTRA bytes, or null: written by prepare for gradient
+  void *states;             // bf16 [B, H, N, V/16, K/16, 32, 8] or null: states entering the chunks
+  void *state_gradients;    // the same shape: gradients of the states that leave the chunks
+  const void *dy;           // T [B, T, H, V]
+  const float *d_final;     // [B, H, K, V] or null: zeros
+  void *dq, *dk;            // T [B, T, H, K]: per value head, the caller sums the heads of a group
+  void *dv;                 // T [B, T, H, V]
+  void *da, *db;            // T [B, T, H, K]
+  void *d_gate;             // [B, T, H, K] in the gate's type; float [B, T, H] for gate kinds 1 and 2; or null
+  float *d_beta;            // [B, T, H]
+  float *d_initial;         // [B, H, K, V] or null
+  int batch, tokens, heads, key_heads, keys, values;
+  int chunks;               // N
+  int gate_kind;            // 0: none, 1: [H], 2: [B, T, H], 3: [B, T, H, K]
+  int gate_is_float;        // the gate's type: 1 float32, 0 bf16
+  int beta_is_float;        // likewise
+  float scale;              // s, multiplies the outputs
+};
+
+#ifndef GYRE_KEYS
+#define GYRE_KEYS 64
+#endif
+#ifdef GYRE_FLOAT
+#define MIXER_ENTRIES(M, K) M(float, float, K)
+#else
+#define MIXER_ENTRIES(M, K) M(bf16, bf16, K)
+#endif
+#define MIXER_SIZE(M, K) MIXER_ENTRIES(M, K)
+#define MIXER_MODULE(M) MIXER_SIZE(M, GYRE_KEYS)
+
+enum { LINEAR = 0, BETA = 1, GENERAL = 2 };
+enum { CHUNK = 64 };
+
+/// Offsets in a record, in 16-bit elements; K is the key size rounded up to the kernel's.
+template <int RULE, int K>
+struct Record {
+  static constexpr int P = 0, KT = 4096;
+  static constexpr int W = KT + 64 * K;
+  static constexpr int Q = RULE == LINEAR ? W : W + 64 * K;
+  static constexpr int B = Q + 64 * K;
+  static constexpr int D = RULE == LINEAR ? B : B + 64 * K;
+  static constexpr int bytes = D * 2 + K * 4;
+  static constexpr int extra = RULE == LINEAR ? 0 : RULE == BETA ? 8192 : 3 * 8192;
+};
+
+/// Fills a [64, W] tile with rows of `from`, columns < `width`; zeros elsewhere. Element (row, column)
+/// is at from[offset + row * stride + column]. bf16 rows arrive asynchronously.
+template <int W>
+DEV void load_rows(u16 *tile, const bf16 *from, long long offset, long long stride, int rows, int width,
+                   int threads) {
+  for (int i = threadIdx.x; i < 64 * (W / 8); i += threads) {
+    const int row = i / (W / 8), column = i % (W / 8) * 8;
+    const bool present = row < rows && column < width;
+    copy16(tile + at<W>(row, column), from + (present ? offset + row * stride + column : 0), present);
+  }
+}
+template <int W>
+DEV void load_rows(u16 *tile, const float *from, long long offset, long long stride, int rows, int width,
+                   int threads) {
+  for (int i = threadIdx.x; i < 64 * (W / 2); i += threads) {
+    const int row = i / (W / 2), column = i % (W / 2) * 2;
+    const bool present = row < rows && column < width;
+    *(u32 *)(tile + at<W>(row, column)) =
+        present ? load_packed(from, offset + row * stride + column) : 0;
+  }
+}
+
+/// The factors of the chunk's 64 tokens for gates without channels, into shared memory.
+DEV void load_scalar_decays(float *to, const MixerArgs &p, int batch, int head, int start) {
+  const int t = start + threadIdx.x;
+  if (threadIdx.x >= CHUNK) return;
+  float g = 0.0f;
+  if (p.gate_kind == 1) g = load_any(p.gate, p.gate_is_float, head);
+  if (p.gate_kind == 2 && t < p.tokens)
+    g = load_any(p.gate, p.gate_is_float, ((long long)batch * p.tokens + t) * p.heads + head);
+  to[threadIdx.x] = t < p.tokens ? exp2_of(g * 1.4426950408889634f) : 1.0f;
+}
+
+/// The decays of consecutive tokens for two channels, as factors: 0 at resets (bits from the first), 1
+/// past the end. `scalar` holds load_scalar_decays' for these tokens.
+template <int COUNT>
+DEV void load_decays(two (&f)[COUNT], const MixerArgs &p, int batch, int head, int first, int channel,
+                     u32 resets, const float *scalar) {
+  const float log2e = 1.4426950408889634f;
+  if (p.gate_kind != 3) {
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) f[i].x = f[i].y = scalar[i];
+  } else {
+    // All loads go out before the first is used: places past the end repeat the last.
+    const int last = p.tokens - 1, column = channel < p.keys ? channel : 0;
+    const long long stride = (long long)p.heads * p.keys;
+    const long long base = ((long long)batch * p.tokens * p.heads + head) * p.keys + column;
+    if (p.gate_is_float) {
+#pragma unroll
+      for (int i = 0; i < COUNT; i++)
+        f[i] = load_two((const float *)p.gate, base + (first + i < last ? first + i : last) * stride);
+    } else {
+      u32 raw[COUNT];
+#pragma unroll
+      for (int i = 0; i < COUNT; i++)
+        raw[i] = load_packed((const bf16 *)p.gate, base + (first + i < last ? first + i : last) * stride);
+#pragma unroll
+      for (int i = 0; i < COUNT; i++) f[i] = {low_of(raw[i]), high_of(raw[i])};
+    }
+    const bool is_channel = channel < p.keys;
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) {
+      const bool is_open = !is_channel || first + i >= p.tokens;
+      f[i].x = is_open ? 1.0f : exp2_of(f[i].x * log2e);
+      f[i].y = is_open ? 1.0f : exp2_of(f[i].y * log2e);
+    }
+  }
+  if (resets)
+#pragma unroll
+    for (int i = 0; i < COUNT; i++)
+      if (resets >> i & 1) f[i].x = f[i].y = 0.0f;
+}
+
+/// Which of 16 tokens have a reset, as bits.
+DEV u32 load_resets(const MixerArgs &p, int batch, int first) {
+  u32 bits = 0;
+  if (p.reset) {
+#pragma unroll
+    for (int i = 0; i < 16; i++) {
+      const int t = first + i < p.tokens ? first + i : p.tokens - 1;
+      if (p.reset[(long long)batch * p.tokens + t] && first + i < p.tokens) bits |= 1u << i;
+    }
+  }
+  return bits;
+}
+
+DEV two times(two a, two b) { return {a.x * b.x, a.y * b.y}; }
+DEV u32 scaled(u32 v, two f) { return pack2(low_of(v) * f.x, high_of(v) * f.y); }
+
+/// From products over aligned groups of L tokens to groups of 2L. before[i]: from the group's start
+/// through i; after[i]: past i to the group's end.
+template <int L>
+DEV void widen(two (&before)[16], two (&after)[16]) {
+  two total[16 / L];
+#pragma unroll
+  for (int group = 0; group < 16 / L; group++) total[group] = before[group * L + L - 1];
+#pragma unroll
+  for (int i = 0; i < 16; i++) {
+    if (i & L)
+      before[i] = times(before[i], total[i / L - 1]);
+    else
+      after[i] = times(after[i], total[i / L + 1]);
+  }
+}
+
+/// Whether the pair (i, j), j before i, has its halves of a group of 2L tokens.
+template <int L>
+DEV bool is_level(int i, int j) {
+  return i > j && (i ^ j) >= L && (i ^ j) < 2 * L;
+}
+
+/// What a chunk's tokens have decayed by where one factor serves all channels: the running sum of log2
+/// decays and the number of closed tokens (resets, decays of 0) so far, which no pair may cross.
+struct ScalarDecays {
+  float sum[64], closed[64];
+  float lead[64], tail[64];  // from the chunk's start through a token; after it to the chunk's end
+
+  /// One warp; all must wait for it.
+  DEV_MEMBER void fill(const MixerArgs &p, int batch, int head, int start) {
+    const int lane = threadIdx.x & 31;
+    float g[2], shut[2];
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      const int t = start + lane * 2 + i;
+      const long long row = (long long)batch * p.tokens + t;
+      g[i] = shut[i] = 0.0f;
+      if (t < p.tokens) {
+        if (p.gate_kind) g[i] = load_any(p.gate, p.gate_is_float, p.gate_kind == 1 ? head : row * p.heads + head);
+        if (g[i] < -1e30f || (p.reset && p.reset[row])) {
+          g[i] = 0.0f;
+          shut[i] = 1.0f;
+        }
+      }
+      g[i] *= 1.4426950408889634f;
+    }
+    float s = g[0] + g[1], n = shut[0] + shut[1];
+#pragma unroll
+    for (int d = 1; d < 32; d *= 2) {
+      const float s_before = __shfl_up_sync(0xffffffffu, s, d), n_before = __shfl_up_sync(0xffffffffu, n, d);
+      if (lane >= d) {
+        s += s_before;
+        n += n_before;
+      }
+    }
+    const float all = __shfl_sync(0xffffffffu, s, 31), all_shut = __shfl_sync(0xffffffffu, n, 31);
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      const float c = i ? s : s - g[1], m = i ? n : n - shut[1];
+      sum[lane * 2 + i] = c;
+      closed[lane * 2 + i] = m;
+      lead[lane * 2 + i] = m == 0.0f ? exp2_of(c < 0.0f ? c : 0.0f) : 0.0f;
+      tail[lane * 2 + i] = m == all_shut ? exp2_of(all - c < 0.0f ? all - c : 0.0f) : 0.0f;
+    }
+  }
+  /// The decay from token j through token i ≥ j.
+  DEV_MEMBER float between(int i, int j) const {
+    const float d = sum[i] - sum[j];
+    return closed[i] == closed[j] ? exp2_of(d < 0.0f ? d : 0.0f) : 0.0f;
+  }
+};
