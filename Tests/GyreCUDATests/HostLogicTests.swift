@@ -75,6 +75,8 @@ import Testing
       CUDASources.variants(of: "// x\n// Variants: KIND=2..4\ncode") == [
         ["-DKIND=2"], ["-DKIND=3"], ["-DKIND=4"],
       ])
+    #expect(
+      CUDASources.variants(of: "// Variants: SIZE=64,128\ncode") == [["-DSIZE=64"], ["-DSIZE=128"]])
     #expect(CUDASources.variants(of: "code") == [[]])
     let unary = CUDASources.kernels.first { $0.name == "unary" }
     #expect(CUDASources.variants(of: unary?.text ?? "").count == Unary.Kind.allCases.count)
@@ -83,10 +85,11 @@ import Testing
   /// Every header that a kernel includes is embedded.
   @Test func sourcesIncludeOnlyEmbeddedHeaders() {
     let known = Set(CUDASources.headers.map(\.name))
+    // host.h belongs to a build of the kernels for the processor, behind a define.
     for (name, text) in CUDASources.kernels + CUDASources.headers {
       for line in text.split(separator: "\n") where line.hasPrefix("#include \"") {
         let header = line.split(separator: "\"")[1]
-        #expect(known.contains(String(header)), "\(name) includes \(header)")
+        #expect(known.contains(String(header)) || header == "host.h", "\(name) includes \(header)")
       }
     }
   }

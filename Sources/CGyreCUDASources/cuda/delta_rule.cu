@@ -4,6 +4,7 @@
 //
 // One module a size and element type, as linear_attention.cu. Both rules have the same records, so they
 // share the walks.
+// Variants: GYRE_KEYS=64,128
 #include "chunk_gradient.cuh"
 #include "chunk_prepare.cuh"
 #include "chunk_walk.cuh"

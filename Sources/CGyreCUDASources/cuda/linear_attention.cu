@@ -4,6 +4,7 @@
 //
 // One module a size and element type: -DGYRE_KEYS=64 (default) or 128 is the larger of K and V, rounded
 // up; -DGYRE_FLOAT takes float32 q, k, v, y and their gradients instead of bf16.
+// Variants: GYRE_KEYS=64,128
 #include "chunk_gradient.cuh"
 #include "chunk_prepare.cuh"
 #include "chunk_walk.cuh"
