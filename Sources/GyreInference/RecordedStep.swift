@@ -1,6 +1,7 @@
 import GyreModels
 import GyreRecurrence
 import GyreTensors
+import GyreTokenizers
 
 /// One recurrent step of a model, recorded once and queued again for every token: the cost of a launch
 /// is paid once a token rather than once a kernel.
