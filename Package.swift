@@ -117,6 +117,8 @@ let package = Package(
       name: "gyreTests", dependencies: ["gyre", arguments], swiftSettings: swiftSettings),
     test("GyreTensors"),
     test(
+      "GyreCUDA", ["GyreTensors", "GyreRecurrence", "GyreConformance", "CGyreCUDALoader"]),
+    test(
       "GyreConformance",
       [
         "GyreTensors", "GyreRecurrence", "GyreMixers", "GyreModels", "GyreCPU", "GyreCheckpoints",

@@ -26,7 +26,10 @@ def find():
 
 
 def variants(text):
-    """The define sets that a file names in a line `// Variants: NAME=0..19`."""
+    """The define sets that a file names in a line `// Variants: NAME=0..19` or `NAME=64,128`."""
+    listed = re.search(rb"// Variants: (\w+)=(\d+(?:,\d+)+)", text)
+    if listed:
+        return [[f"-D{listed[1].decode()}={n.decode()}"] for n in listed[2].split(b",")]
     found = re.search(rb"// Variants: (\w+)=(\d+)\.\.(\d+)", text)
     if not found:
         return [[]]

@@ -9,6 +9,9 @@ static const char pointwise_cu[] = {
 static const char unary_cu[] = {
 #embed "cuda/unary.cu" suffix(, 0)
 };
+static const char gemv_cu[] = {
+#embed "cuda/gemv.cu" suffix(, 0)
+};
 static const char layout_cu[] = {
 #embed "cuda/layout.cu" suffix(, 0)
 };
@@ -54,6 +57,15 @@ static const char head_sums_cu[] = {
 static const char cell_scan_base_cu[] = {
 #embed "cuda/cell_scan_base.cu" suffix(, 0)
 };
+static const char diagonal_scan_cu[] = {
+#embed "cuda/diagonal_scan.cu" suffix(, 0)
+};
+static const char linear_attention_cu[] = {
+#embed "cuda/linear_attention.cu" suffix(, 0)
+};
+static const char delta_rule_cu[] = {
+#embed "cuda/delta_rule.cu" suffix(, 0)
+};
 
 static const char prelude_cuh[] = {
 #embed "cuda/prelude.cuh" suffix(, 0)
@@ -67,6 +79,21 @@ static const char scan_cuh[] = {
 static const char head_cuh[] = {
 #embed "cuda/head.cuh" suffix(, 0)
 };
+static const char mma_cuh[] = {
+#embed "cuda/mma.cuh" suffix(, 0)
+};
+static const char chunk_common_cuh[] = {
+#embed "cuda/chunk_common.cuh" suffix(, 0)
+};
+static const char chunk_prepare_cuh[] = {
+#embed "cuda/chunk_prepare.cuh" suffix(, 0)
+};
+static const char chunk_walk_cuh[] = {
+#embed "cuda/chunk_walk.cuh" suffix(, 0)
+};
+static const char chunk_gradient_cuh[] = {
+#embed "cuda/chunk_gradient.cuh" suffix(, 0)
+};
 static const char args_h[] = {
 #embed "include/gyre_cuda_args.h" suffix(, 0)
 };
@@ -77,6 +104,7 @@ static const char engine_args_h[] = {
 static const gyre_cuda_source kernels[] = {
     {"pointwise", pointwise_cu},
     {"unary", unary_cu},
+    {"gemv", gemv_cu},
     {"layout", layout_cu},
     {"reduce", reduce_cu},
     {"norm", norm_cu},
@@ -92,6 +120,9 @@ static const gyre_cuda_source kernels[] = {
     {"delta_rule_base", delta_rule_base_cu},
     {"head_sums", head_sums_cu},
     {"cell_scan_base", cell_scan_base_cu},
+    {"diagonal_scan", diagonal_scan_cu},
+    {"linear_attention", linear_attention_cu},
+    {"delta_rule", delta_rule_cu},
     {NULL, NULL},
 };
 
@@ -100,6 +131,11 @@ static const gyre_cuda_source headers[] = {
     {"functions.cuh", functions_cuh},
     {"scan.cuh", scan_cuh},
     {"head.cuh", head_cuh},
+    {"mma.cuh", mma_cuh},
+    {"chunk_common.cuh", chunk_common_cuh},
+    {"chunk_prepare.cuh", chunk_prepare_cuh},
+    {"chunk_walk.cuh", chunk_walk_cuh},
+    {"chunk_gradient.cuh", chunk_gradient_cuh},
     {"gyre_cuda_args.h", args_h},
     {"gyre_cuda_engine_args.h", engine_args_h},
     {NULL, NULL},

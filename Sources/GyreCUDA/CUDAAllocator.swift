@@ -52,6 +52,9 @@ final class CUDAAllocator: Sendable {
 
   /// A block from the cache, a slab or the driver.
   private func take(_ size: Int, _ pool: inout Pool) -> UInt64? {
+    if let i = pool.captured?.lastIndex(where: { $0.size == size }) {
+      return pool.captured?.remove(at: i).address
+    }
     if let address = pool.free[size]?.popLast() {
       pool.cached -= size
       return address

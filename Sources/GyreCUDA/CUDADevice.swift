@@ -28,6 +28,8 @@ public final class CUDADevice: Device, @unchecked Sendable {
   private let optimizer: Mutex<AdamWBatch>
   private let references = Mutex<[String: Int]>([:])
   private let launched = Atomic<Int>(0)
+  /// While work is recorded: whether it can be replayed.
+  private let recording = Mutex<Bool?>(nil)
 
   /// Oldest compute capability that the kernels are written for.
   private static let oldest = 8
@@ -141,6 +143,8 @@ public final class CUDADevice: Device, @unchecked Sendable {
   public func launch(_ call: KernelCall) {
     if failure.isSet { return }
     launched.wrappingAdd(1, ordering: .relaxed)
+    // A position is a number of the launch, not of memory.
+    if call.op is Rotary { recording.withLock { if $0 != nil { $0 = false } } }
     defer { for output in call.outputs { output.cudaBuffer?.shadow.withLock { $0 = nil } } }
     // Steps of AdamW wait for each other, to run as one.
     if let step = call.op as? AdamWStep {
@@ -164,12 +168,52 @@ public final class CUDADevice: Device, @unchecked Sendable {
   }
 
   public func synchronize() throws(DeviceError) {
+    if recording.withLock({ $0 != nil }) {
+      recording.withLock { $0 = false }
+      return
+    }
     flush()
     check(driver.current.stream_synchronize(stream), "synchronize")
     try failure.take()
   }
 
   public func fail(_ error: DeviceError) { failure.set(error) }
+
+  public func record(_ body: () -> Void) -> (any RecordedWork)? {
+    flush()
+    guard !failure.isSet else { return nil }
+    let table = driver.current
+    guard table.capture_begin(stream, 2) == GYRE_CUDA_SUCCESS else { return nil }  // relaxed
+    allocator.beginCapture()
+    recording.withLock { $0 = true }
+    body()
+    flush()
+    let isRepeatable = recording.withLock { value in
+      defer { value = nil }
+      return value ?? false
+    }
+    var graph: gyre_cuda_handle?
+    var executable: gyre_cuda_handle?
+    let ended = driver.current.capture_end(stream, &graph)
+    let blocks = allocator.endCapture()
+    defer { if graph != nil { _ = table.graph_destroy(graph) } }
+    guard isRepeatable, ended == GYRE_CUDA_SUCCESS, !failure.isSet, graph != nil,
+      table.graph_instantiate(&executable, graph, 0) == GYRE_CUDA_SUCCESS, let executable
+    else {
+      // What could not be recorded did not run either.
+      _ = try? failure.take()
+      allocator.reclaim(blocks)
+      return nil
+    }
+    return CUDAGraph(device: self, executable: executable, blocks: blocks)
+  }
+
+  /// Queues a graph.
+  func replay(_ executable: UnsafeMutableRawPointer) {
+    if failure.isSet { return }
+    flush()
+    check(driver.current.graph_launch(executable, stream), "graph")
+  }
 
   public func hasKernel(for op: any Op) -> Bool {
     op is AdamWStep || CUDAKernel.all[ObjectIdentifier(type(of: op))] != nil
@@ -179,6 +223,10 @@ public final class CUDADevice: Device, @unchecked Sendable {
     guard let target = buffer as? CUDABuffer, !failure.isSet else { return }
     flush()
     target.shadow.withLock { $0 = nil }
+    if recording.withLock({ $0 != nil }) {
+      recording.withLock { $0 = false }
+      return
+    }
     let code = staging.copy(bytes, to: target.address + UInt64(offset))
     check(code, "copy to the device")
   }
@@ -187,6 +235,10 @@ public final class CUDADevice: Device, @unchecked Sendable {
     _ buffer: any DeviceBuffer, offset: Int, into bytes: UnsafeMutableRawBufferPointer
   ) throws(DeviceError) {
     guard let source = buffer as? CUDABuffer, let target = bytes.baseAddress, bytes.count > 0 else {
+      return
+    }
+    if recording.withLock({ $0 != nil }) {
+      recording.withLock { $0 = false }
       return
     }
     flush()
@@ -198,6 +250,7 @@ public final class CUDADevice: Device, @unchecked Sendable {
     try failure.take()
   }
 
+  public var storesBFloat16: Bool { true }
   public var memory: MemoryReport { allocator.report }
   public func resetPeakMemory() { allocator.resetPeak() }
 

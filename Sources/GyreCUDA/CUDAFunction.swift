@@ -30,12 +30,15 @@ enum CUDASources {
     return result
   }
 
-  /// The define sets that a file is compiled with: those of its line `// Variants: NAME=0..19`.
+  /// The define sets that a file is compiled with: those of its line `// Variants: NAME=0..19` or
+  /// `// Variants: NAME=64,128`.
   static func variants(of text: String) -> [[String]] {
     guard
       let line = text.split(separator: "\n").first(where: { $0.hasPrefix("// Variants: ") })
     else { return [[]] }
     let parts = line.dropFirst("// Variants: ".count).split(separator: "=")
+    let listed = parts.last?.split(separator: ",").compactMap { Int($0) } ?? []
+    if parts.count == 2, listed.count > 1 { return listed.map { ["-D\(parts[0])=\($0)"] } }
     let bounds = parts.last?.split(separator: ".").compactMap { Int($0) } ?? []
     guard parts.count == 2, bounds.count == 2, bounds[0] <= bounds[1] else { return [[]] }
     return (bounds[0]...bounds[1]).map { ["-D\(parts[0])=\($0)"] }

@@ -142,6 +142,8 @@ final class CUDAProducts: @unchecked Sendable {
     set(GYRE_CUBLAS_DESC_TRANSPOSE_B, p.transposesA ? 1 : 0)
     if p.bias != 0 {
       set(GYRE_CUBLAS_DESC_EPILOGUE, Int32(GYRE_CUBLAS_EPILOGUE_BIAS))
+      var bias = p.bias
+      step(table.operation_set(plan.operation, Int32(GYRE_CUBLAS_DESC_BIAS), &bias, 8))
     }
     plan.a = layout(
       p.aType, rows: p.transposesA ? p.m : p.k, columns: p.transposesA ? p.k : p.m,

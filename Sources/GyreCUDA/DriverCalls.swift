@@ -35,10 +35,4 @@ final class DriverCalls: @unchecked Sendable {
   }
 
   func free(_ address: UInt64) { _ = current.memory_free(address) }
-
-  func attribute(_ attribute: Int) -> Int {
-    var value: Int32 = 0
-    _ = table.device_attribute(&value, Int32(attribute), device)
-    return Int(value)
-  }
 }

@@ -19,6 +19,10 @@ extension CUDAKernel {
 
   static let heads: [CUDAKernel] = [
     CUDAKernel(LinearAttentionForward.self) { op, call, launch in
+      if var chunks = ChunkedHeads(op, call.inputs, launch) {
+        chunks.run(y: call.outputs[0], finalState: call.outputs[1])
+        return true
+      }
       guard var a = arguments(op, call.inputs), let size = variant(a) else { return false }
       (a.y, a.final_state) = (call.outputs[0].array, call.outputs[1].array)
       if call.outputs.count > 2 { a.final_norm = call.outputs[2].array }
@@ -27,10 +31,19 @@ extension CUDAKernel {
       return true
     },
     CUDAKernel(LinearAttentionBackward.self) { op, call, launch in
+      let rest = Array(call.inputs[op.inputCount...])
+      if var chunks = ChunkedHeads(op.forward, call.inputs, launch) {
+        let given = { (i: Int) in op.place(i).map { call.outputs[$0] } }
+        chunks.differentiate(
+          dy: rest[1], dFinal: op.extra.pick(2, rest),
+          .init(
+            dq: call.outputs[0], dk: call.outputs[1], dv: call.outputs[2], gate: given(3),
+            state: given(6)))
+        return true
+      }
       guard var a = arguments(op.forward, call.inputs), let size = variant(a), a.tokens > 0,
         !(op.forward.optional.has(4) && op.forward.optional.has(5))
       else { return false }
-      let rest = Array(call.inputs[op.inputCount...])
       let output = { (i: Int) in op.place(i).map { call.outputs[$0] }.array }
       a.dy = rest[1].array
       a.dfinal_state = op.extra.pick(2, rest).array
@@ -63,17 +76,32 @@ extension CUDAKernel {
       return true
     },
     CUDAKernel(DeltaRuleForward.self) { op, call, launch in
+      // Both derivatives make their own states.
+      for note in call.outputs.dropFirst(2) { launch.fill(note, 0) }
+      if var chunks = ChunkedHeads(op, call.inputs, launch) {
+        chunks.run(y: call.outputs[0], finalState: call.outputs[1])
+        return true
+      }
       guard var a = arguments(op, call.inputs), let size = variant(a) else { return false }
       (a.y, a.final_state) = (call.outputs[0].array, call.outputs[1].array)
       launch.run(deltaForward[size], grid: grid(a), a)
-      // This derivative makes its own states.
-      for note in call.outputs.dropFirst(2) { launch.fill(note, 0) }
       return true
     },
     CUDAKernel(DeltaRuleBackward.self) { op, call, launch in
+      let rest = Array(call.inputs[op.inputCount...])
+      if let dy = op.extra.pick(2, rest),
+        var chunks = ChunkedHeads(op.forward, call.inputs, launch)
+      {
+        let given = { (i: Int) in op.place(i).map { call.outputs[$0] } }
+        chunks.differentiate(
+          dy: dy, dFinal: op.extra.pick(3, rest),
+          .init(
+            dq: call.outputs[0], dk: call.outputs[1], dv: call.outputs[2], gate: given(3),
+            beta: given(4), a: given(5), b: given(6), state: given(7)))
+        return true
+      }
       guard var a = arguments(op.forward, call.inputs), let size = variant(a), a.tokens > 0
       else { return false }
-      let rest = Array(call.inputs[op.inputCount...])
       let output = { (i: Int) in op.place(i).map { call.outputs[$0] }.array }
       a.dy = op.extra.pick(2, rest).array
       a.dfinal_state = op.extra.pick(3, rest).array

@@ -3,6 +3,7 @@ import GyreTensors
 
 extension CUDAKernel {
   private static let addRows = CUDAFunction("pointwise", "binary")
+  private static let gemv = CUDAFunction("gemv", "gemv")
 
   static let products: [CUDAKernel] = [
     CUDAKernel(LinearMap.self) { op, call, launch in
@@ -27,6 +28,7 @@ extension CUDAKernel {
 
   private static func linear(_ op: LinearMap, _ call: KernelCall, _ launch: CUDALaunch) {
     let (x, w, y) = (call.inputs[0], call.inputs[1], call.outputs[0])
+    if multiplyFewRows(op, call, launch) { return }
     var p = CUDAProducts.Problem()
     (p.m, p.n, p.k) = (x.shape.rowCount, w.shape[0], w.shape[1])
     p.transposesB = true
@@ -43,6 +45,23 @@ extension CUDAKernel {
     (a.a.array, a.a.mode) = (y.array, Int32(GYRE_SAME))
     (a.b.array, a.b.mode, a.b.inner, a.b.middle) = (bias.array, Int32(GYRE_PERIODIC), 1, p.n)
     launch.run(addRows, over: a.count, each: 8, a)
+  }
+
+  /// At most four rows, as in decoding. False where the sizes or addresses do not fit.
+  private static func multiplyFewRows(
+    _ op: LinearMap, _ call: KernelCall, _ launch: CUDALaunch
+  ) -> Bool {
+    let (x, w) = (call.inputs[0], call.inputs[1])
+    var a = gyre_gemv_args()
+    (a.m, a.n, a.k) = (x.shape.rowCount, w.shape[0], w.shape[1])
+    guard (1...4).contains(a.m), a.k > 0, a.k % 8 == 0, x.address % 16 == 0, w.address % 16 == 0
+    else { return false }
+    a.x = x.array
+    a.w = op.precision == .bfloat16 ? gyre_array(launch.bfloat16(w), .bfloat16) : w.array
+    if call.inputs.count > 2 { a.bias = call.inputs[2].array }
+    a.y = call.outputs[0].array
+    launch.run(gemv, over: a.n * 32, a)
+    return true
   }
 
   /// Fills in addresses and types, and multiplies. Operands of other types than the product's are

@@ -14,12 +14,24 @@ extension CUDAKernel {
 
   static let scans: [CUDAKernel] = [
     CUDAKernel(DiagonalScanForward.self) { op, call, launch in
+      if let tiles = TiledScan(op, call.inputs) {
+        tiles.run(h: call.outputs[0], final: call.outputs[1], launch)
+        return true
+      }
       var a = arguments(op, call.inputs, call.inputs[1].shape)
       (a.h, a.h_final) = (call.outputs[0].array, call.outputs[1].array)
       launch.run(diagonalForward, channels: a.batch * a.width, a)
       return true
     },
     CUDAKernel(DiagonalScanBackward.self) { op, call, launch in
+      let rest = Array(call.inputs[op.inputCount(of: call.inputs.count)...])
+      if let dh = op.extra.pick(1, rest), dh.dtype == call.inputs[1].dtype,
+        let tiles = TiledScan(op.forward, call.inputs)
+      {
+        tiles.differentiate(
+          h: rest[0], dh: dh, dFinal: op.extra.pick(2, rest), outputs: call.outputs, launch)
+        return true
+      }
       var a = arguments(op.forward, call.inputs, call.inputs[1].shape)
       setGradients(op, call, &a)
       let da = a.da

@@ -59,6 +59,25 @@ public protocol Device: AnyObject, Sendable {
   /// Bytes in use now and at the highest since `resetPeak()`.
   var memory: MemoryReport { get }
   func resetPeakMemory()
+  /// Records what `body` queues in place of running it. Memory that `body` releases stays the
+  /// recording's own; tensors that it keeps hold the results of each replay.
+  ///
+  /// - Returns: nil where the device cannot, or where the work depends on more than memory (a position
+  ///   in the sequence, a read on the host).
+  func record(_ body: () -> Void) -> (any RecordedWork)?
+  /// Whether activations are kept in bfloat16 where the model computes in it. States, sums inside
+  /// ops, losses and parameters stay float32.
+  var storesBFloat16: Bool { get }
+}
+
+/// Work that was recorded once and can be queued again as it is: the same kernels on the same memory.
+public protocol RecordedWork: AnyObject, Sendable {
+  func replay()
+}
+
+extension Device {
+  public func record(_ body: () -> Void) -> (any RecordedWork)? { nil }
+  public var storesBFloat16: Bool { false }
 }
 
 /// Bytes that tensors hold on a device.

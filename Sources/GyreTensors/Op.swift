@@ -126,6 +126,13 @@ public struct TestInput: Sendable {
     isDifferentiable = differentiable
   }
 
+  /// The same in another element type.
+  public func stored(as dtype: DType) -> TestInput {
+    var input = self
+    input.spec.dtype = dtype
+    return input
+  }
+
   /// An integer input.
   public static func integers(_ shape: Shape, _ low: Int, _ high: Int) -> TestInput {
     var input = TestInput(shape, .integers(low, high), differentiable: false)

@@ -152,6 +152,11 @@ public enum ComputePrecision: String, Sendable, Hashable, Codable {
   case float32, bfloat16
   /// The precision that ops made in this task take.
   @TaskLocal public static var current: ComputePrecision = .float32
+
+  /// The element type of what maps of activations write on a device in the current precision.
+  package static func activations(on device: any Device) -> DType {
+    current == .bfloat16 && device.storesBFloat16 ? .bfloat16 : .float32
+  }
 }
 
 extension Tensor {

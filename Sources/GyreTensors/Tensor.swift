@@ -77,6 +77,17 @@ public struct Tensor: Sendable {
   }
 }
 
+extension Tensor {
+  /// Copies the elements of `other` into this tensor's storage, in the device's queue.
+  ///
+  /// - Precondition: equal shapes.
+  package func assign(_ other: Tensor) {
+    precondition(shape == other.shape, "assign: \(other.shape) to \(shape)")
+    device.launch(
+      KernelCall(op: Affine(scale: 1, shift: 0), inputs: [other], outputs: [self]))
+  }
+}
+
 // MARK: - Host access
 
 /// Swift types that hold tensor elements on the host.

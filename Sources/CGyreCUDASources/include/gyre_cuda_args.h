@@ -90,6 +90,14 @@ typedef struct gyre_glu_args {
   gyre_array dy, dx;
 } gyre_glu_args;
 
+// MARK: gemv.cu
+
+// y [m, n] = x [m, k] w [n, k]' + bias, m at most 4, k a multiple of 8, x and w aligned to 16 bytes.
+typedef struct gyre_gemv_args {
+  long m, n, k;
+  gyre_array x, w, bias, y;
+} gyre_gemv_args;
+
 // MARK: layout.cu
 
 // `outer` runs of `run` elements from x to y, of equal types bytewise in units of `unit` bytes;

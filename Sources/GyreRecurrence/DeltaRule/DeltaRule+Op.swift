@@ -279,6 +279,39 @@ extension DeltaRuleForward {
     }
     return make("no gate", gate: nil, keyHeads: 1) + make("scalar", gate: [B, T, H])
       + make("vector", gate: [B, T, H, K])
-      + make("general", gate: [B, T, H, K], general: true)
+      + make("general", gate: [B, T, H, K], general: true) + halfCases
+  }()
+
+  /// Values in bfloat16, whose products devices may form in it: two chunks and a bit.
+  private static let halfCases: [OpCase] = {
+    let (B, T, H, K, V) = (1, 70, 2, 16, 24)
+    func half(_ shape: Shape, scale: Double = 1) -> TestInput {
+      TestInput(shape, .normal(scale: scale)).stored(as: .bfloat16)
+    }
+    let scalar: Shape = [B, T, H]
+    let vector: Shape = [B, T, H, K]
+    func make(_ label: String, gate: TestInput?, general: Bool, keyHeads: Int) -> OpCase {
+      let inputs: [TestInput?] = [
+        half([B, T, keyHeads, K]), half([B, T, keyHeads, K], scale: 0.25), half([B, T, H, V]), gate,
+        general ? nil : TestInput(scalar, .uniform(0, 1)),
+        general ? half(vector, scale: 0.15) : nil, general ? half(vector, scale: 0.15) : nil,
+        TestInput([B, H, K, V]), testResets(batch: B, tokens: T),
+      ]
+      return OpCase(
+        "bfloat16 \(label)",
+        DeltaRuleForward(
+          form: .chunkwise, scale: 0.3, keepsChunks: true,
+          optional: OptionalInputs(inputs.map { $0 != nil })), inputs.compactMap { $0 },
+        tolerance: 1e-2, gradientTolerance: 2e-2, differenceTolerance: 1e-2,
+        differentiableOutputs: 2, comparedOutputs: 2)
+    }
+    return [
+      make("no gate", gate: nil, general: false, keyHeads: H),
+      make("scalar", gate: TestInput(scalar, .uniform(-0.5, 0)), general: false, keyHeads: 1),
+      make(
+        "vector", gate: TestInput(vector, .uniform(-0.5, 0)).stored(as: .bfloat16), general: false,
+        keyHeads: H),
+      make("general", gate: TestInput(vector, .uniform(-0.5, 0)), general: true, keyHeads: H),
+    ]
   }()
 }

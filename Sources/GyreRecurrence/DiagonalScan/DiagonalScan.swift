@@ -100,7 +100,23 @@ public struct DiagonalScanForward: Op {
     SavedValues(keepsInput: { $0 != 1 }, keepsOutput: { $0 == 0 })
   }
 
-  public static let cases = scanCases { form, hasState, hasReset in
+  public static let cases = floatCases + halfCases
+
+  /// Values in bfloat16, long enough for several tiles of a kernel.
+  private static let halfCases: [OpCase] = [DType.float32, .bfloat16].map { decay in
+    OpCase(
+      "bfloat16, decay \(decay)",
+      DiagonalScanForward(
+        form: .chunkwise, decayIsLog: true, isConstant: false,
+        optional: OptionalInputs([true, true, true, true])),
+      [
+        TestInput([2, 1100, 6], .uniform(-0.5, 0)).stored(as: decay),
+        TestInput([2, 1100, 6]).stored(as: .bfloat16), TestInput([2, 6]),
+        testResets(batch: 2, tokens: 1100),
+      ], tolerance: 6e-3, gradientTolerance: 1e-2, differenceTolerance: 1e-2)
+  }
+
+  private static let floatCases = scanCases { form, hasState, hasReset in
     [
       (
         "decay",

@@ -332,6 +332,33 @@ extension LinearAttentionForward {
       + make("vector, closed gates", .vector, gate: .uniform(-60, 0))
       + make("bonus", .vector, bonus: true)
       + make("sum", .scalar, .sum(epsilon: 1)) + make("floor", .none, .floor(1, epsilon: 1e-6))
-      + make("exponential", .scalar, .exponential(epsilon: 1e-6))
+      + make("exponential", .scalar, .exponential(epsilon: 1e-6)) + halfCases
+  }()
+
+  /// Values in bfloat16, whose products devices may form in it: two chunks and a bit.
+  private static let halfCases: [OpCase] = {
+    let (B, T, H, K, V) = (1, 70, 2, 16, 24)
+    return [DecayKind.none, .constant, .scalar, .vector].map { decay in
+      let gate: TestInput? =
+        switch decay {
+        case .none: nil
+        case .constant: TestInput([H], .uniform(-0.5, 0))
+        case .scalar: TestInput([B, T, H], .uniform(-0.5, 0))
+        case .vector: TestInput([B, T, H, K], .uniform(-0.5, 0)).stored(as: .bfloat16)
+        }
+      let keyHeads = decay == .scalar ? 1 : H
+      let inputs: [TestInput?] = [
+        TestInput([B, T, keyHeads, K]).stored(as: .bfloat16),
+        TestInput([B, T, keyHeads, K]).stored(as: .bfloat16),
+        TestInput([B, T, H, V]).stored(as: .bfloat16), gate, nil, nil,
+        TestInput([B, H, K, V]), nil, nil, testResets(batch: B, tokens: T),
+      ]
+      return OpCase(
+        "bfloat16 \(decay)",
+        LinearAttentionForward(
+          form: .chunkwise, decay: decay, normalizer: .none, scale: 0.3,
+          optional: OptionalInputs(inputs.map { $0 != nil })), inputs.compactMap { $0 },
+        tolerance: 1e-2, gradientTolerance: 2e-2, differenceTolerance: 1e-2)
+    }
   }()
 }

@@ -3,9 +3,11 @@
 /// A token outside [0, V) is a mistake of the caller; callers check data where they read it.
 public struct EmbeddingLookup: Op {
   public static let name = "embedding"
-  public init() {}
+  /// Element type of the output.
+  public let output: DType
+  public init(output: DType = .float32) { self.output = output }
   public func infer(_ i: [TensorSpec]) -> [TensorSpec] {
-    [TensorSpec(Shape(i[1].shape.dimensions + [i[0].shape[1]]), .float32)]
+    [TensorSpec(Shape(i[1].shape.dimensions + [i[0].shape[1]]), output)]
   }
   public func reference(_ a: inout HostArguments) {
     let d = a.inputSpecs[0].shape[1]
@@ -42,9 +44,17 @@ public struct EmbeddingLookup: Op {
 
 extension Tensor {
   /// The rows that int32 `tokens` name.
+<<<<<<< HEAD
   public func rows(_ tokens: Tensor) -> Tensor {
     let y = apply(EmbeddingLookup(), [self, tokens])[0]
     if let population = Perturbation.current { return population.rows(y, self, tokens) }
     return y.looked(up: tokens, in: self)
+=======
+  public func rows(_ tokens: Tensor) -> Tensor { apply(EmbeddingLookup(), [self, tokens])[0] }
+  /// The same as activations, in bfloat16 where the device keeps those so.
+  public func embedded(_ tokens: Tensor) -> Tensor {
+    let op = EmbeddingLookup(output: ComputePrecision.activations(on: device))
+    return apply(op, [self, tokens])[0]
+>>>>>>> cudabase
   }
 }

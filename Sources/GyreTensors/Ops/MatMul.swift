@@ -5,6 +5,13 @@
 public struct LinearMap: Op {
   public static let name = "linear"
   public let precision: ComputePrecision
+  /// Element type of the output.
+  public let output: DType
+
+  init(precision: ComputePrecision, output: DType = .float32) {
+    self.precision = precision
+    self.output = output
+  }
 
   public func infer(_ i: [TensorSpec]) -> [TensorSpec] {
     precondition(
@@ -15,7 +22,7 @@ public struct LinearMap: Op {
       "linear: bias \(i.last?.shape ?? []) for \(i[1].shape[0]) outputs")
     var shape = i[0].shape
     shape[-1] = i[1].shape[0]
-    return [TensorSpec(shape, .float32)]
+    return [TensorSpec(shape, output)]
   }
 
   public func reference(_ a: inout HostArguments) {
@@ -34,7 +41,7 @@ public struct LinearMap: Op {
     let dy = c.cotangent(0).aliasedRows()
     let dx =
       c.needs[0]
-      ? dy.matmul(w, precision: precision).aliased(as: x.shape) : nil
+      ? dy.matmul(w, precision: precision, output: x.dtype).aliased(as: x.shape) : nil
     let dw =
       c.needs[1]
       ? dy.matmul(x.aliasedRows(), transposingLeft: true, precision: precision) : nil
@@ -55,6 +62,10 @@ public struct LinearMap: Op {
     OpCase(
       "bfloat16", LinearMap(precision: .bfloat16), [TestInput([40, 96]), TestInput([50, 96])],
       tolerance: 6e-3, gradientTolerance: 6e-3),
+    OpCase(
+      "bfloat16 output", LinearMap(precision: .bfloat16, output: .bfloat16),
+      [TestInput([40, 96]), TestInput([50, 96]), TestInput([50])], tolerance: 9e-3,
+      gradientTolerance: 9e-3),
   ]
 }
 
@@ -64,6 +75,8 @@ public struct MatMul: Op {
   public let transposesLeft: Bool
   public let transposesRight: Bool
   public let precision: ComputePrecision
+  /// Element type of the output.
+  public var output = DType.float32
 
   /// (batch, M, N, K) of a product.
   public func extents(_ a: Shape, _ b: Shape) -> (batch: Int, m: Int, n: Int, k: Int) {
@@ -79,7 +92,7 @@ public struct MatMul: Op {
 
   public func infer(_ i: [TensorSpec]) -> [TensorSpec] {
     let e = extents(i[0].shape, i[1].shape)
-    return [TensorSpec(Shape(i[0].shape.dimensions.dropLast(2) + [e.m, e.n]), .float32)]
+    return [TensorSpec(Shape(i[0].shape.dimensions.dropLast(2) + [e.m, e.n]), output)]
   }
 
   public func reference(_ a: inout HostArguments) {
@@ -112,9 +125,12 @@ public struct MatMul: Op {
         transposesLeft
         ? b.rank == 2 && a.rank > 2
           ? b.broadcastMatrix(like: a).matmul(
-            d, transposingLeft: transposesRight, transposingRight: true, precision: p)
-          : b.matmul(d, transposingLeft: transposesRight, transposingRight: true, precision: p)
-        : d.matmul(b, transposingRight: !transposesRight, precision: p)
+            d, transposingLeft: transposesRight, transposingRight: true, precision: p,
+            output: a.dtype)
+          : b.matmul(
+            d, transposingLeft: transposesRight, transposingRight: true, precision: p,
+            output: a.dtype)
+        : d.matmul(b, transposingRight: !transposesRight, precision: p, output: a.dtype)
     }
     if c.needs[1] {
       let full =
@@ -149,6 +165,7 @@ extension Tensor {
 
   /// x Wᵀ + b.
   public func linear(_ weight: Tensor, bias: Tensor? = nil) -> Tensor {
+<<<<<<< HEAD
     let inputs = bias.map { [weight, $0] } ?? [weight]
     if let population = Perturbation.current {
       let y = apply(LinearMap(precision: ComputePrecision.current), [self] + inputs)[0]
@@ -157,16 +174,24 @@ extension Tensor {
     return mapRows { x in
       apply(LinearMap(precision: ComputePrecision.current), [x] + inputs)[0]
     }
+=======
+    apply(
+      LinearMap(
+        precision: ComputePrecision.current, output: ComputePrecision.activations(on: device)),
+      bias.map { [self, weight, $0] } ?? [self, weight]
+    )[0]
+>>>>>>> cudabase
   }
 
   /// op(self) op(other); see `MatMul`.
   public func matmul(
     _ other: Tensor, transposingLeft: Bool = false, transposingRight: Bool = false,
-    precision: ComputePrecision = .current
+    precision: ComputePrecision = .current, output: DType = .float32
   ) -> Tensor {
     apply(
       MatMul(
-        transposesLeft: transposingLeft, transposesRight: transposingRight, precision: precision),
+        transposesLeft: transposingLeft, transposesRight: transposingRight, precision: precision,
+        output: output),
       [self, other])[0]
   }
 

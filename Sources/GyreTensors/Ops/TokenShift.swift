@@ -13,7 +13,7 @@ public struct TokenShift: Op {
   public func infer(_ i: [TensorSpec]) -> [TensorSpec] {
     let (x, mix) = (i[0].shape, i[1].shape)
     precondition(x.rank == 3 && mix.rank == 2 && mix[1] == x[2], "token_shift: x \(x), μ \(mix)")
-    return [TensorSpec(Shape([mix[0]] + x.dimensions)), TensorSpec([x[0], x[2]])]
+    return [TensorSpec(Shape([mix[0]] + x.dimensions), i[0].dtype), TensorSpec([x[0], x[2]])]
   }
 
   func previous(_ inputs: [[Double]], _ i: Int, _ s: Shape) -> Double {

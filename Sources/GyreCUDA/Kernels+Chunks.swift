@@ -1,0 +1,251 @@
+import CGyreCUDASources
+import GyreRecurrence
+import GyreTensors
+
+/// Linear attention and the delta rule by chunks of 64 tokens on the tensor cores: `prepare` makes what
+/// each chunk does to a state, `walk` goes through the chunks, and mirrored for the gradients.
+///
+/// Operands of products are bfloat16, so these serve calls whose values are bfloat16 already; float32
+/// runs token by token, exactly.
+struct ChunkedHeads {
+  private let launch: CUDALaunch
+  private let rule: gyre_cuda_mixer_rule
+  private let size: Int32
+  private var a = gyre_cuda_mixer_args()
+  /// Held by the launch; zero-sized where absent.
+  private let isScalar: Bool
+  private let isTeam: Bool
+
+  /// Which kernels there are, compiled once a name.
+  private struct Functions {
+    var prepare, gradient: [CUDAFunction]
+    var walk, back: [CUDAFunction]
+  }
+  private static func functions(_ file: String, _ prefix: String) -> [Int: Functions] {
+    var table: [Int: Functions] = [:]
+    for size in [64, 128] {
+      func make(_ start: String, _ names: [String]) -> [CUDAFunction] {
+        names.map {
+          CUDAFunction(file, "\(start)_\($0)_bf16_k\(size)", ["-DGYRE_KEYS=\(size)"])
+        }
+      }
+      table[size] = Functions(
+        prepare: make(prefix, ["prepare", "prepare_scalar"]),
+        gradient: make(prefix, ["gradient", "gradient_scalar"]),
+        walk: make(file, ["walk", "walk_team"]), back: make(file, ["walk_back", "walk_back_team"]))
+    }
+    return table
+  }
+  private static let linear = functions("linear_attention", "linear_attention")
+  private static let beta = functions("delta_rule", "delta_rule_beta")
+  private static let general = functions("delta_rule", "delta_rule_general")
+
+  private var functions: Functions? {
+    switch rule {
+    case GYRE_CUDA_MIXER_LINEAR: Self.linear[Int(size)]
+    case GYRE_CUDA_MIXER_BETA: Self.beta[Int(size)]
+    default: Self.general[Int(size)]
+    }
+  }
+
+  /// Nil where no kernel covers the call.
+  init?(_ op: LinearAttentionForward, _ inputs: [Tensor], _ launch: CUDALaunch) {
+    guard op.normalizer == .none, !op.optional.has(4), !op.optional.has(5), op.form != .recurrent
+    else { return nil }
+    let kind: Int32 =
+      switch op.decay {
+      case .none: 0
+      case .constant: 1
+      case .scalar: 2
+      case .vector: 3
+      }
+    self.init(
+      GYRE_CUDA_MIXER_LINEAR, op.extents(inputs.map(\.spec)), op.scale, kind, launch, inputs,
+      OptionalPlaces(gate: 3, beta: nil, a: nil, b: nil, state: 6, reset: 9), op.optional)
+  }
+
+  init?(_ op: DeltaRuleForward, _ inputs: [Tensor], _ launch: CUDALaunch) {
+    guard op.form != .recurrent else { return nil }
+    let kind: Int32 = op.optional.pick(3, inputs).map { $0.rank == 3 ? 2 : 3 } ?? 0
+    self.init(
+      op.optional.has(4) ? GYRE_CUDA_MIXER_BETA : GYRE_CUDA_MIXER_GENERAL,
+      op.extents(inputs.map(\.spec)), op.scale, kind, launch, inputs,
+      OptionalPlaces(gate: 3, beta: 4, a: 5, b: 6, state: 7, reset: 8), op.optional)
+  }
+
+  /// Positions among an op's possible inputs.
+  private struct OptionalPlaces {
+    var gate: Int
+    var beta, a, b: Int?
+    var state, reset: Int
+  }
+
+  private init?(
+    _ rule: gyre_cuda_mixer_rule, _ x: HeadExtents, _ scale: Double, _ gateKind: Int32,
+    _ launch: CUDALaunch, _ inputs: [Tensor], _ places: OptionalPlaces, _ optional: OptionalInputs
+  ) {
+    size = gyre_cuda_mixer_size(Int32(x.keySize), Int32(x.valueSize))
+    guard size > 0, inputs[2].dtype == .bfloat16, x.tokens > 0, x.batch > 0,
+      x.batch * x.heads <= 65_535
+    else { return nil }
+    self.launch = launch
+    self.rule = rule
+    isScalar = gateKind < 3 && rule != GYRE_CUDA_MIXER_GENERAL
+    isTeam =
+      x.batch * x.heads * ((x.valueSize + 63) / 64) * 132 < 96 * launch.device.multiprocessors
+    func given(_ place: Int?) -> Tensor? { place.flatMap { optional.pick($0, inputs) } }
+    func element(_ t: Tensor?) -> UInt64 { t.map { launch.bfloat16($0) } ?? 0 }
+    // float32 or bfloat16 as they are; anything else as float32.
+    func number(_ t: Tensor?) -> (address: UInt64, isFloat: Int32) {
+      guard let t else { return (0, 1) }
+      return t.dtype == .bfloat16 ? (t.address, 0) : (launch.float32(t), 1)
+    }
+    a.q = .init(bitPattern: UInt(element(inputs[0])))
+    a.k = .init(bitPattern: UInt(element(inputs[1])))
+    a.v = .init(bitPattern: UInt(element(inputs[2])))
+    a.a = .init(bitPattern: UInt(element(given(places.a))))
+    a.b = .init(bitPattern: UInt(element(given(places.b))))
+    let (gate, beta) = (number(given(places.gate)), number(given(places.beta)))
+    (a.gate, a.gate_is_float) = (.init(bitPattern: UInt(gate.address)), gate.isFloat)
+    (a.beta, a.beta_is_float) = (.init(bitPattern: UInt(beta.address)), beta.isFloat)
+    a.initial = Self.floats(given(places.state).map { launch.float32($0) } ?? 0)
+    a.reset = .init(bitPattern: UInt(given(places.reset).address))
+    (a.batch, a.tokens, a.heads) = (Int32(x.batch), Int32(x.tokens), Int32(x.heads))
+    (a.key_heads, a.keys, a.values) = (Int32(x.keyHeads), Int32(x.keySize), Int32(x.valueSize))
+    a.chunks = Int32((x.tokens + 63) / 64)
+    a.gate_kind = gateKind
+    a.scale = Float(scale)
+    let parts = x.batch * x.heads * Int(a.chunks)
+    a.records = Self.bytes(launch.scratch(parts * gyre_cuda_mixer_record_bytes(rule, size)))
+  }
+
+  private static func floats(_ address: UInt64) -> UnsafeMutablePointer<Float>? {
+    .init(bitPattern: UInt(address))
+  }
+  private static func floats(_ address: UInt64) -> UnsafePointer<Float>? {
+    .init(bitPattern: UInt(address))
+  }
+  private static func bytes(_ address: UInt64) -> UnsafeMutablePointer<UInt8>? {
+    .init(bitPattern: UInt(address))
+  }
+  private static func memory(_ address: UInt64) -> UnsafeMutableRawPointer? {
+    .init(bitPattern: UInt(address))
+  }
+
+  private var isNew: Int32 { launch.device.capability.major >= 9 ? 1 : 0 }
+  private var rows: Int { Int(a.batch * a.heads) }
+
+  private func walk(_ isBack: Bool) {
+    guard let functions else { return }
+    let columns = isTeam ? 32 : 64
+    launch.run(
+      (isBack ? functions.back : functions.walk)[isTeam ? 1 : 0],
+      grid: ((Int(a.values) + columns - 1) / columns, rows, 1), threads: (isTeam ? 256 : 128, 1),
+      shared: Int(
+        gyre_cuda_mixer_walk_shared(rule, size, isBack ? 1 : 0, isTeam ? 1 : 0, isNew)), a)
+  }
+
+  private func prepare() {
+    guard let functions else { return }
+    launch.run(
+      functions.prepare[isScalar ? 1 : 0], grid: (Int(a.chunks), rows, 1), threads: (128, 1),
+      shared: Int(gyre_cuda_mixer_prepare_shared(rule, size)), a)
+  }
+
+  /// y and the final state.
+  mutating func run(y: Tensor, finalState: Tensor) {
+    a.y = Self.memory(y.address)
+    a.final_state = Self.floats(finalState.address)
+    prepare()
+    walk(false)
+  }
+
+  /// Where gradients go; absent ones are not made.
+  struct Gradients {
+    var dq, dk, dv: Tensor
+    var gate, beta, a, b, state: Tensor?
+  }
+
+  private static let headSum = CUDAFunction("reduce", "sum_to")
+
+  mutating func differentiate(dy: Tensor, dFinal: Tensor?, _ g: Gradients) {
+    let parts = rows * Int(a.chunks)
+    let extra = gyre_cuda_mixer_extra_bytes(rule)
+    if extra > 0 { a.extras = Self.bytes(launch.scratch(parts * extra)) }
+    let stateBytes = gyre_cuda_mixer_state_bytes(a.values, size)
+    a.states = Self.memory(launch.scratch(parts * stateBytes))
+    a.state_gradients = Self.memory(launch.scratch(parts * stateBytes))
+    // The forward pass again: what it leaves is larger than its inputs.
+    a.y = Self.memory(launch.scratch(2 * dy.elementCount))
+    prepare()
+    walk(false)
+    a.dy = .init(bitPattern: UInt(launch.bfloat16(dy)))
+    a.d_final = Self.floats(dFinal.map { launch.float32($0) } ?? 0)
+    let group = Int(a.heads / a.key_heads)
+    let keyCount = Int(a.batch * a.tokens * a.heads * a.keys)
+    let tokenCount = Int(a.batch * a.tokens * a.heads)
+    // Kernels write bfloat16, or float32 for gates without channels; other types are converted after.
+    func target(_ t: Tensor?, direct: Bool, bytes: Int) -> UInt64 {
+      t.map { direct ? $0.address : launch.scratch(bytes) } ?? 0
+    }
+    func isHalf(_ t: Tensor?) -> Bool { t?.dtype == .bfloat16 }
+    let dq = target(g.dq, direct: isHalf(g.dq) && group == 1, bytes: 2 * keyCount)
+    let dk = target(g.dk, direct: isHalf(g.dk) && group == 1, bytes: 2 * keyCount)
+    let dv = target(g.dv, direct: isHalf(g.dv), bytes: 2 * g.dv.elementCount)
+    let da = target(g.a, direct: isHalf(g.a), bytes: 2 * keyCount)
+    let db = target(g.b, direct: isHalf(g.b), bytes: 2 * keyCount)
+    let hasChannels = a.gate_kind == 3
+    let gateType: DType = hasChannels && a.gate_is_float == 0 ? .bfloat16 : .float32
+    let gateIsDirect = g.gate?.dtype == gateType && a.gate_kind > 1
+    let dGate = target(
+      g.gate, direct: gateIsDirect,
+      bytes: hasChannels ? keyCount * gateType.byteCount : 4 * tokenCount)
+    let dBeta = target(g.beta, direct: g.beta?.dtype == .float32, bytes: 4 * tokenCount)
+    a.dq = Self.memory(dq)
+    a.dk = Self.memory(dk)
+    a.dv = Self.memory(dv)
+    a.da = Self.memory(da)
+    a.db = Self.memory(db)
+    a.d_gate = Self.memory(dGate)
+    a.d_beta = Self.floats(dBeta)
+    a.d_initial = Self.floats(g.state?.address ?? 0)
+    walk(true)
+    if let functions {
+      launch.run(
+        functions.gradient[isScalar ? 1 : 0], grid: (Int(a.chunks), rows, 1), threads: (256, 1),
+        shared: Int(gyre_cuda_mixer_gradient_shared(rule, size)), a)
+    }
+    finish(g.dq, from: dq, group)
+    finish(g.dk, from: dk, group)
+    convert(gyre_array(dv, .bfloat16), to: g.dv)
+    convert(gyre_array(da, .bfloat16), to: g.a)
+    convert(gyre_array(db, .bfloat16), to: g.b)
+    if a.gate_kind == 1, let gate = g.gate {
+      launch.sumColumns(
+        .floats(dGate), rows: Int(a.batch * a.tokens), columns: Int(a.heads), into: gate.array)
+    } else {
+      convert(gyre_array(dGate, gateType), to: g.gate)
+    }
+    convert(.floats(dBeta), to: g.beta)
+  }
+
+  private func convert(_ from: gyre_array, to t: Tensor?) {
+    guard let t, from.data != t.address else { return }
+    launch.cast(from, to: t.array, count: t.elementCount)
+  }
+
+  /// Sums over the heads that share a key.
+  private func finish(_ t: Tensor, from address: UInt64, _ group: Int) {
+    guard group > 1 else { return convert(gyre_array(address, .bfloat16), to: t) }
+    let keys = Int(a.keys)
+    var s = gyre_sum_to_args()
+    (s.count, s.reduced, s.rank) = (t.elementCount, group, 3)
+    let outer = t.elementCount / keys
+    setAxes(&s.kept_shape, [outer, 1, keys])
+    setAxes(&s.kept_stride, [group * keys, 0, 1])
+    setAxes(&s.reduced_shape, [1, group, 1])
+    setAxes(&s.reduced_stride, [0, keys, 0])
+    (s.x, s.out) = (gyre_array(address, .bfloat16), t.array)
+    launch.run(Self.headSum, over: s.count * 32, s)
+  }
+}

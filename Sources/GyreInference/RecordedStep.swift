@@ -1,0 +1,60 @@
+import GyreModels
+import GyreRecurrence
+import GyreTensors
+import GyreTokenizers
+
+/// One recurrent step of a model, recorded once and queued again for every token: the cost of a launch
+/// is paid once a token rather than once a kernel.
+struct RecordedStep {
+  private let token: Tensor
+  private let logits: Tensor
+  private let work: any RecordedWork
+  /// The tensors that hold the state from step to step.
+  private let state: ModelState
+
+  /// Records a step that goes on from `state`; nil where the device does not record, or the state
+  /// grows with the tokens.
+  init?(_ model: LanguageModel, from state: ModelState) {
+    let isFixed = state.layers.allSatisfy { layer in
+      layer.spec.entries.allSatisfy { entry in
+        if case .cache = entry.kind { return false }
+        return layer[entry.name] != nil
+      }
+    }
+    // An empty recording tells whether the device records at all.
+    guard isFixed, !state.layers.isEmpty, model.device.record({}) != nil else { return nil }
+    var own = state
+    for i in own.layers.indices {
+      for (name, tensor) in own.layers[i].tensors { own.layers[i][name] = tensor.affine(1) }
+    }
+    let token = Tensor(
+      [Int32](repeating: 0, count: state.batch), shape: [state.batch, 1], on: model.device)
+    var result: Tensor?
+    // What the first run prepares (compiled kernels, converted weights) is not part of a recording.
+    var trial = own
+    _ = model.logits(model.hidden(token, state: &trial, form: .recurrent))
+    let work = model.device.record {
+      var next = own
+      let hidden = model.hidden(token, state: &next, form: .recurrent)
+      result = model.logits(hidden)
+      for i in own.layers.indices {
+        for (name, tensor) in own.layers[i].tensors {
+          if let new = next.layers[i][name] { tensor.assign(new) }
+        }
+      }
+    }
+    guard let work, let result else { return nil }
+    self.token = token
+    self.work = work
+    self.state = own
+    logits = result
+  }
+
+  /// The logits after one more token.
+  func next(_ token: TokenID) throws(DeviceError) -> [Float] {
+    guard let buffer = self.token.buffer else { return try logits.floats() }
+    withUnsafeBytes(of: Int32(token)) { self.token.device.write($0, to: buffer, offset: 0) }
+    work.replay()
+    return try logits.floats()
+  }
+}

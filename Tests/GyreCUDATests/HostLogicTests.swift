@@ -1,0 +1,216 @@
+import CGyreCUDALoader
+import GyreRecurrence
+import GyreTensors
+import Synchronization
+import Testing
+
+@testable import GyreCUDA
+
+#if canImport(Glibc)
+  import Glibc
+#elseif canImport(Musl)
+  import Musl
+#else
+  import Darwin
+#endif
+
+/// What the CUDA backend does on the host; no GPU needed.
+@Suite struct HostLogicTests {
+  /// A folder of its own for each test.
+  private func withFolder(_ body: (String) throws -> Void) rethrows {
+    var template = Array("/tmp/gyre-cuda-XXXXXX".utf8CString)
+    let folder = template.withUnsafeMutableBufferPointer { mkdtemp($0.baseAddress) }
+      .map { String(cString: $0) }
+    guard let folder else {
+      Issue.record("no temporary folder")
+      return
+    }
+    try body(folder)
+  }
+
+  @Test func compiledKernelsComeBack() {
+    withFolder { folder in
+      let cache = CubinCache(folder: folder + "/a/b")
+      let key = CubinCache.key(["source", "option"])
+      #expect(cache.read(key) == nil)
+      let cubin = (0..<5000).map { UInt8(truncatingIfNeeded: $0 &* 7) }
+      cache.write(cubin, key)
+      #expect(cache.read(key) == cubin)
+      #expect(cache.read(CubinCache.key(["source", "other"])) == nil)
+    }
+  }
+
+  @Test(arguments: [0, 5, 12, 20, 3000]) func damagedKernelsReadAsAbsent(_ position: Int) {
+    withFolder { folder in
+      let cache = CubinCache(folder: folder)
+      let key = CubinCache.key(["x"])
+      cache.write([UInt8](repeating: 9, count: 4000), key)
+      let path = folder + "/kernels/" + key + ".cubin"
+      let file = open(path, O_WRONLY)
+      var byte: UInt8 = 0xEE
+      pwrite(file, &byte, 1, off_t(position))
+      close(file)
+      #expect(cache.read(key) == nil)
+      truncate(path, off_t(position))
+      #expect(cache.read(key) == nil)
+      cache.write([1, 2, 3], key)
+      #expect(cache.read(key) == [1, 2, 3])
+    }
+  }
+
+  @Test func unwritableCacheIsNoFailure() {
+    let cache = CubinCache(folder: "/proc/no/such/folder")
+    cache.write([1, 2, 3], "key")
+    #expect(cache.read("key") == nil)
+    #expect(CubinCache(folder: nil).read("key") == nil)
+  }
+
+  @Test func keysTellPartsApart() {
+    #expect(CubinCache.key(["ab", "c"]) != CubinCache.key(["a", "bc"]))
+    #expect(CubinCache.key(["ab"]).count == 32)
+  }
+
+  @Test func variantsOfSources() {
+    #expect(
+      CUDASources.variants(of: "// x\n// Variants: KIND=2..4\ncode") == [
+        ["-DKIND=2"], ["-DKIND=3"], ["-DKIND=4"],
+      ])
+    #expect(
+      CUDASources.variants(of: "// Variants: SIZE=64,128\ncode") == [["-DSIZE=64"], ["-DSIZE=128"]])
+    #expect(CUDASources.variants(of: "code") == [[]])
+    let unary = CUDASources.kernels.first { $0.name == "unary" }
+    #expect(CUDASources.variants(of: unary?.text ?? "").count == Unary.Kind.allCases.count)
+  }
+
+  /// Every header that a kernel includes is embedded.
+  @Test func sourcesIncludeOnlyEmbeddedHeaders() {
+    let known = Set(CUDASources.headers.map(\.name))
+    // host.h belongs to a build of the kernels for the processor, behind a define.
+    for (name, text) in CUDASources.kernels + CUDASources.headers {
+      for line in text.split(separator: "\n") where line.hasPrefix("#include \"") {
+        let header = line.split(separator: "\"")[1]
+        #expect(known.contains(String(header)) || header == "host.h", "\(name) includes \(header)")
+      }
+    }
+  }
+
+  @Test func everyOpHasAKernel() {
+    for type in OpCatalog.tensorOps + EngineCatalog.ops where type != AdamWStep.self {
+      #expect(CUDAKernel.all[ObjectIdentifier(type)] != nil, "\(type.name)")
+    }
+  }
+
+  @Test func mergedAxes() {
+    let same = CUDAKernel.merged([2, 3, 4], [12, 4, 1])
+    #expect(same.shape == [24] && same.steps == [1])
+    let swapped = CUDAKernel.merged([2, 1, 5, 3, 7], [105, 105, 7, 35, 1])
+    #expect(swapped.shape == [2, 5, 3, 7] && swapped.steps == [105, 7, 35, 1])
+  }
+
+  @Test func missingCardIsSaidClearly() {
+    if CUDADevice.count > 0 {
+      #expect(throws: DeviceError.self) { try CUDADevice(index: CUDADevice.count) }
+      return
+    }
+    do {
+      _ = try CUDADevice(index: 0)
+      Issue.record("opened a card that is not there")
+    } catch {
+      guard case .unavailable(let device, let reason) = error else {
+        Issue.record("\(error)")
+        return
+      }
+      #expect(device == "cuda:0")
+      #expect(reason.contains("driver"), "\(reason)")
+    }
+  }
+}
+
+/// The allocator over a driver that counts.
+@Suite(.serialized) struct AllocatorTests {
+  private struct Fake {
+    var next: UInt64 = 1 << 20
+    var live: [UInt64: Int] = [:]
+    var limit = 0
+  }
+  private static let fake = Mutex(Fake())
+
+  private func makeAllocator(limit: Int) throws -> CUDAAllocator {
+    Self.fake.withLock {
+      $0 = Fake()
+      $0.limit = limit
+    }
+    let size = MemoryLayout<gyre_cuda_driver>.size
+    let memory = UnsafeMutableRawPointer.allocate(byteCount: size, alignment: 16)
+    defer { memory.deallocate() }
+    // Functions that the allocator does not call stay unset.
+    memory.initializeMemory(as: UInt8.self, repeating: 1, count: size)
+    var table = memory.load(as: gyre_cuda_driver.self)
+    table.context_retain = { _, _ in 0 }
+    table.context_release = { _ in 0 }
+    table.context_set = { _ in 0 }
+    table.memory_allocate = { address, bytes in
+      AllocatorTests.fake.withLock { fake in
+        guard fake.live.values.reduce(bytes, +) <= fake.limit else { return 2 }
+        fake.live[fake.next] = bytes
+        address.pointee = fake.next
+        fake.next += UInt64(bytes + 4096)
+        return 0
+      }
+    }
+    table.memory_free = { address in
+      AllocatorTests.fake.withLock { $0.live.removeValue(forKey: address) == nil ? 1 : 0 }
+    }
+    let driver = try DriverCalls(table, device: 0, name: "cuda:0")
+    return CUDAAllocator(driver: driver, name: "cuda:0", total: 1 << 40)
+  }
+
+  private var liveBlocks: Int { Self.fake.withLock { $0.live.count } }
+
+  @Test func blocksAreReused() throws {
+    let allocator = try makeAllocator(limit: 1 << 30)
+    var first: CUDABuffer? = try allocator.allocate(byteCount: 5 << 20)
+    let address = first?.address
+    #expect(allocator.report.inUse >= 5 << 20)
+    first = nil
+    #expect(allocator.report.inUse == 0 && allocator.report.cached >= 5 << 20)
+    let second = try allocator.allocate(byteCount: 5 << 20)
+    #expect(second.address == address && liveBlocks == 1)
+    #expect(allocator.holdings.first?.count == 1)
+  }
+
+  @Test func smallBlocksShareASlabAndAreAligned() throws {
+    let allocator = try makeAllocator(limit: 1 << 30)
+    let blocks = try (1..<60).map { try allocator.allocate(byteCount: $0 * 37) }
+    #expect(liveBlocks == 1)
+    #expect(blocks.allSatisfy { $0.address % 256 == 0 })
+    #expect(Set(blocks.map(\.address)).count == blocks.count)
+    for (a, b) in zip(blocks, blocks.dropFirst()) {
+      #expect(a.address + UInt64(a.byteCount) <= b.address)
+    }
+  }
+
+  @Test func outOfMemoryFreesTheCacheFirstAndIsAnError() throws {
+    let allocator = try makeAllocator(limit: 100 << 20)
+    do { _ = try allocator.allocate(byteCount: 60 << 20) }
+    let large = try allocator.allocate(byteCount: 80 << 20)
+    #expect(large.byteCount == 80 << 20 && liveBlocks == 1)
+    #expect(throws: DeviceError.outOfMemory(requested: 90 << 20, inUse: 80 << 20, device: "cuda:0"))
+    {
+      try allocator.allocate(byteCount: 90 << 20)
+    }
+    #expect(throws: DeviceError.self) { try allocator.allocate(byteCount: 1 << 50) }
+    _ = try allocator.allocate(byteCount: 1000)
+  }
+
+  @Test func aCapturedGraphKeepsItsBlocks() throws {
+    let allocator = try makeAllocator(limit: 1 << 30)
+    allocator.beginCapture()
+    let address = try allocator.allocate(byteCount: 4 << 20).address
+    let owned = allocator.endCapture()
+    #expect(owned.map(\.address) == [address])
+    #expect(try allocator.allocate(byteCount: 4 << 20).address != address)
+    allocator.reclaim(owned)
+    #expect(allocator.report.inUse == 0)
+  }
+}
