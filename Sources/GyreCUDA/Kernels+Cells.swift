@@ -14,12 +14,8 @@ extension CUDAKernel {
   static let cells: [CUDAKernel] = [
     CUDAKernel(CellForward.self) { op, call, launch in
       let x = op.extents(call.inputs.map(\.spec))
-<<<<<<< HEAD
-      guard x.tokens > 0, x.batch > 0, var a = arguments(op, x, call.inputs) else { return false }
-=======
-      guard x.tokens > 0 else { return false }
+      guard x.tokens > 0, var a = arguments(op, x, call.inputs) else { return false }
       guard x.batch > 0 else { return true }
->>>>>>> cudabase
       let products = CellProducts(op, x, call.inputs[1], launch)
       a.xw = call.inputs[0].array
       a.bias = op.optional.pick(2, call.inputs).array
@@ -53,14 +49,8 @@ extension CUDAKernel {
     },
     CUDAKernel(CellBackward.self) { op, call, launch in
       let x = op.forward.extents(call.inputs.map(\.spec))
-<<<<<<< HEAD
-      guard x.tokens > 0, x.batch > 0, var a = arguments(op.forward, x, call.inputs) else {
-        return false
-      }
-=======
-      guard x.tokens > 0 else { return false }
+      guard x.tokens > 0, var a = arguments(op.forward, x, call.inputs) else { return false }
       guard x.batch > 0 else { return true }
->>>>>>> cudabase
       let products = CellProducts(op.forward, x, call.inputs[1], launch)
       let rest = Array(call.inputs[op.inputCount...])
       let states = x.batch * x.hidden

@@ -74,46 +74,30 @@ public struct Generator: Sendable {
     return try reader.generate(after: prompt, tokenizer, options, emit: emit)
   }
 
-<<<<<<< HEAD
   private struct ModelReader: TokenReader {
     let generator: Generator
     var state: ModelState
     let prefillLength: Int
+    /// Tokens read one at a time.
+    var singles = 0
+    var recorded: RecordedStep?
 
     mutating func read(_ tokens: [TokenID]) throws(InferenceError) -> [Float] {
-      tokens.count == 1
-        ? try generator.logits(of: tokens[...], form: .recurrent, &state)
-        : try generator.prefill(tokens, prefillLength, &state)
-=======
-    var decoder = StreamingDecoder(tokenizer)
-    var stops = StopStrings(options.stop)
-    var count = 0
-    var ending = GenerationSummary.Ending.length
-    let recorded =
-      options.maximumTokens.map { $0 > 4 } ?? true ? RecordedStep(model, from: state) : nil
-    while options.maximumTokens.map({ count < $0 }) ?? true {
-      let token = try sampler.next(logits)
-      if options.stopsAtEndToken, token == tokenizer.specialTokens.end {
-        ending = .endOfText
-        break
-      }
-      count += 1
-      let text = stops.append(decoder.append(token))
-      if !text.isEmpty, !emit(text) {
-        ending = .cancelled
-        break
-      }
-      if stops.isStopped {
-        ending = .stop
-        break
-      }
-      if count == options.maximumTokens { break }
       if let recorded {
-        do throws(DeviceError) { logits = try recorded.next(token) } catch { throw .device(error) }
-      } else {
-        logits = try self.logits(of: [token][...], form: .recurrent, &state)
+        var logits: [Float] = []
+        for token in tokens {
+          do throws(DeviceError) { logits = try recorded.next(token) } catch {
+            throw .device(error)
+          }
+        }
+        return logits
       }
->>>>>>> cudabase
+      guard tokens.count == 1 else { return try generator.prefill(tokens, prefillLength, &state) }
+      let logits = try generator.logits(of: tokens[...], form: .recurrent, &state)
+      singles += 1
+      // A recording pays after a few tokens.
+      if singles == 3 { recorded = RecordedStep(generator.model, from: state) }
+      return logits
     }
   }
 

@@ -97,7 +97,6 @@ public struct LanguageModel: Sendable {
     _ tokens: Tensor, state: inout ModelState, form: SequenceForm = .chunkwise,
     reset: Tensor? = nil
   ) -> Tensor {
-<<<<<<< HEAD
     var context = SequenceContext(form: form, reset: reset)
     return hidden(tokens, state: &state, context: &context)
   }
@@ -105,10 +104,7 @@ public struct LanguageModel: Sendable {
   private func hidden(
     _ tokens: Tensor, state: inout ModelState, context: inout SequenceContext
   ) -> Tensor {
-    var x = embedding.value.rows(tokens)
-=======
     var x = embedding.value.embedded(tokens)
->>>>>>> cudabase
     if configuration.embeddingScale != 1 { x = x * configuration.embeddingScale }
     if let embeddingNorm { x = embeddingNorm(x) }
     var next = 0

@@ -77,13 +77,8 @@ public struct SoftmaxAttention: RecurrenceEngine {
 
   /// The cached part of an entry and the new one; leaves in the state what later tokens can see.
   private func extended(_ name: String, by new: Tensor, _ state: inout State) -> Tensor {
-<<<<<<< HEAD
     let all = state[name].map { $0.growing(by: new) } ?? new
-    state[name] = kept(all)
-=======
-    let all = state[name].map { concatenated([$0, new], axis: 1) } ?? new
     state[name] = kept(all).cast(to: .float32)
->>>>>>> cudabase
     return all
   }
 

@@ -44,17 +44,15 @@ public struct EmbeddingLookup: Op {
 
 extension Tensor {
   /// The rows that int32 `tokens` name.
-<<<<<<< HEAD
   public func rows(_ tokens: Tensor) -> Tensor {
     let y = apply(EmbeddingLookup(), [self, tokens])[0]
     if let population = Perturbation.current { return population.rows(y, self, tokens) }
     return y.looked(up: tokens, in: self)
-=======
-  public func rows(_ tokens: Tensor) -> Tensor { apply(EmbeddingLookup(), [self, tokens])[0] }
+  }
   /// The same as activations, in bfloat16 where the device keeps those so.
   public func embedded(_ tokens: Tensor) -> Tensor {
-    let op = EmbeddingLookup(output: ComputePrecision.activations(on: device))
-    return apply(op, [self, tokens])[0]
->>>>>>> cudabase
+    let type = ComputePrecision.activations(on: device)
+    if type == .float32 || Perturbation.current != nil { return rows(tokens) }
+    return apply(EmbeddingLookup(output: type), [self, tokens])[0]
   }
 }

@@ -165,22 +165,13 @@ extension Tensor {
 
   /// x Wᵀ + b.
   public func linear(_ weight: Tensor, bias: Tensor? = nil) -> Tensor {
-<<<<<<< HEAD
     let inputs = bias.map { [weight, $0] } ?? [weight]
+    let op = LinearMap(
+      precision: ComputePrecision.current, output: ComputePrecision.activations(on: device))
     if let population = Perturbation.current {
-      let y = apply(LinearMap(precision: ComputePrecision.current), [self] + inputs)[0]
-      return population.linear(y, self, weight, bias)
+      return population.linear(apply(op, [self] + inputs)[0], self, weight, bias)
     }
-    return mapRows { x in
-      apply(LinearMap(precision: ComputePrecision.current), [x] + inputs)[0]
-    }
-=======
-    apply(
-      LinearMap(
-        precision: ComputePrecision.current, output: ComputePrecision.activations(on: device)),
-      bias.map { [self, weight, $0] } ?? [self, weight]
-    )[0]
->>>>>>> cudabase
+    return mapRows { x in apply(op, [x] + inputs)[0] }
   }
 
   /// op(self) op(other); see `MatMul`.
