@@ -149,7 +149,7 @@ struct ChunkedHeads {
     guard let functions else { return }
     launch.run(
       functions.prepare[isScalar ? 1 : 0], grid: (Int(a.chunks), rows, 1), threads: (128, 1),
-      shared: Int(gyre_cuda_mixer_prepare_shared(rule, size)), a)
+      shared: Int(gyre_cuda_mixer_prepare_shared(rule, size, isScalar ? 1 : 0)), a)
   }
 
   /// y and the final state.
