@@ -141,9 +141,10 @@ public final class Trainer {
     }
     step += 1
     let newton = try reports.take()
+    let bits: Double = loss / 0.693_147_180_559_945_3
     return Metrics(
       step: step, tokens: step * c.batch * c.length * c.accumulation,
-      trainBitsPerByte: loss / 0.693_147_180_559_945_3 / shards.train.bytesPerToken,
+      trainBitsPerByte: bits / shards.train.bytesPerToken,
       validationBitsPerByte: nil, learningRate: c.learningRate * rate, gradientNorm: norm,
       tokensPerSecond: 0, skipped: problem, newton: newton.isEmpty ? nil : newton)
   }
