@@ -41,13 +41,16 @@ public struct Attractor: Sendable {
   }
 
   /// The first and third coordinate of two orbits side by side.
-  public static func svg(_ left: [[Double]], _ right: [[Double]], titles: (String, String)) -> String
+  public static func svg(_ left: [[Double]], _ right: [[Double]], titles: (String, String))
+    -> String
   {
     func path(_ points: [[Double]], _ x: Double) -> String {
       func number(_ v: Double) -> String { String(Int((v * 10).rounded())) }
       // Tenths of a unit, as whole numbers under a scale.
       return points.prefix(12000).filter { $0.allSatisfy(\.isFinite) }.enumerated().map { i, p in
-        let (u, v) = (x + 180 + 48 * max(-3.5, min(p[0], 3.5)), 200 - 48 * max(-3.5, min(p[2], 3.5)))
+        let (u, v) = (
+          x + 180 + 48 * max(-3.5, min(p[0], 3.5)), 200 - 48 * max(-3.5, min(p[2], 3.5))
+        )
         return (i == 0 ? "M" : "L") + number(u) + " " + number(v)
       }.joined()
     }

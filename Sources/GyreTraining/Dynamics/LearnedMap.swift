@@ -14,7 +14,9 @@ public struct LearnedMap: DynamicalSystem, Sendable {
 
   /// φ and φ' at V z.
   private func bend(_ z: [Double]) -> (value: [Double], slope: [Double]) {
-    var (value, slope) = ([Double](repeating: 0, count: width), [Double](repeating: 0, count: width))
+    var (value, slope) = (
+      [Double](repeating: 0, count: width), [Double](repeating: 0, count: width)
+    )
     for k in 0..<width {
       var a = form == .shallow ? 0 : z[k]
       if form == .shallow {
