@@ -26,10 +26,11 @@ public struct PiecewiseLinear: Cell {
     [PiecewiseLinear(.almostLinear), PiecewiseLinear(.shallow)]
   }
   public func problem(hidden: Int) -> (field: String, reason: String)? {
-    if !(0...hidden).contains(nonlinearUnits) {
+    if form == .almostLinear, !(0...hidden).contains(nonlinearUnits) {
       return ("nonlinearUnits", "must be in 0...\(hidden), is \(nonlinearUnits)")
     }
-    return (1...65536).contains(width) ? nil : ("width", "must be in 1...65536, is \(width)")
+    return form != .shallow || (1...65536).contains(width)
+      ? nil : ("width", "must be in 1...65536, is \(width)")
   }
 
   public func describe(_ c: CellBuilder) -> CellValue {

@@ -14,10 +14,11 @@ public enum CellExecution: String, Sendable, Hashable, Codable, CaseIterable {
   /// Whether Newton's method is the faster one on a processor: with few channels in all, token by
   /// token leaves the vector units idle. `gyre bench --cells` measures the table.
   public static func isNewtonFaster(rows: Int, channels: Int, tokens: Int) -> Bool {
-    tokens >= 64 && rows * channels <= newtonChannels
+    tokens >= newtonTokens && rows * channels <= newtonChannels
   }
-  /// Channels of all rows below which Newton's method wins.
-  public static let newtonChannels = 8
+  /// Channels of all rows up to which, and tokens from which, Newton's method wins.
+  public static let newtonChannels = 4
+  public static let newtonTokens = 256
 }
 
 /// Any cell: a recurrence described once by `Cell`, over given pre-activations,
