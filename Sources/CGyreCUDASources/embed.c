@@ -45,6 +45,9 @@ static const char selective_scan_cu[] = {
 static const char attention_cu[] = {
 #embed "cuda/attention.cu" suffix(, 0)
 };
+static const char attention_mma_cu[] = {
+#embed "cuda/attention_mma.cu" suffix(, 0)
+};
 static const char linear_attention_base_cu[] = {
 #embed "cuda/linear_attention_base.cu" suffix(, 0)
 };
@@ -116,6 +119,7 @@ static const gyre_cuda_source kernels[] = {
     {"complex_scan", complex_scan_cu},
     {"selective_scan", selective_scan_cu},
     {"attention", attention_cu},
+    {"attention_mma", attention_mma_cu},
     {"linear_attention_base", linear_attention_base_cu},
     {"delta_rule_base", delta_rule_base_cu},
     {"head_sums", head_sums_cu},
