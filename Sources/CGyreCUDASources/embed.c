@@ -45,6 +45,9 @@ static const char selective_scan_cu[] = {
 static const char attention_cu[] = {
 #embed "cuda/attention.cu" suffix(, 0)
 };
+static const char attention_mma_cu[] = {
+#embed "cuda/attention_mma.cu" suffix(, 0)
+};
 static const char linear_attention_base_cu[] = {
 #embed "cuda/linear_attention_base.cu" suffix(, 0)
 };
@@ -94,6 +97,18 @@ static const char chunk_walk_cuh[] = {
 static const char chunk_gradient_cuh[] = {
 #embed "cuda/chunk_gradient.cuh" suffix(, 0)
 };
+static const char chunk_gradient_layout_cuh[] = {
+#embed "cuda/chunk_gradient_layout.cuh" suffix(, 0)
+};
+static const char chunk_gradient_levels_cuh[] = {
+#embed "cuda/chunk_gradient_levels.cuh" suffix(, 0)
+};
+static const char chunk_gradient_scalar_cuh[] = {
+#embed "cuda/chunk_gradient_scalar.cuh" suffix(, 0)
+};
+static const char chunk_solve_cuh[] = {
+#embed "cuda/chunk_solve.cuh" suffix(, 0)
+};
 static const char args_h[] = {
 #embed "include/gyre_cuda_args.h" suffix(, 0)
 };
@@ -116,6 +131,7 @@ static const gyre_cuda_source kernels[] = {
     {"complex_scan", complex_scan_cu},
     {"selective_scan", selective_scan_cu},
     {"attention", attention_cu},
+    {"attention_mma", attention_mma_cu},
     {"linear_attention_base", linear_attention_base_cu},
     {"delta_rule_base", delta_rule_base_cu},
     {"head_sums", head_sums_cu},
@@ -136,6 +152,10 @@ static const gyre_cuda_source headers[] = {
     {"chunk_prepare.cuh", chunk_prepare_cuh},
     {"chunk_walk.cuh", chunk_walk_cuh},
     {"chunk_gradient.cuh", chunk_gradient_cuh},
+    {"chunk_gradient_layout.cuh", chunk_gradient_layout_cuh},
+    {"chunk_gradient_levels.cuh", chunk_gradient_levels_cuh},
+    {"chunk_gradient_scalar.cuh", chunk_gradient_scalar_cuh},
+    {"chunk_solve.cuh", chunk_solve_cuh},
     {"gyre_cuda_args.h", args_h},
     {"gyre_cuda_engine_args.h", engine_args_h},
     {NULL, NULL},

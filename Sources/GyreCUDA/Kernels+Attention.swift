@@ -9,12 +9,25 @@ extension CUDAKernel {
   private static let forward = [64, 128, 256].map { attention("attention_forward_\($0)") }
   private static let keys = [64, 128, 256, 512].map { attention("attention_keys_\($0)") }
   private static let queries = [64, 128, 256, 512].map { attention("attention_queries_\($0)") }
+  private static func each(_ name: String) -> [CUDAFunction] {
+    [64, 128].map { CUDAFunction("attention_mma", name, ["-DSIZE=\($0)"]) }
+  }
+  private static let mmaForward = each("attention_mma_forward")
+  private static let mmaKeys = each("attention_mma_keys")
+  private static let mmaQueries = each("attention_mma_queries")
   static let rowDot = CUDAFunction("reduce", "row_dot")
 
   static let attention: [CUDAKernel] = [
     CUDAKernel(AttentionForward.self) { op, call, launch in
       var a = arguments(op, call.inputs, launch)
       (a.y, a.sums) = (call.outputs[0].array, (op.keepsSums ? call.outputs[1] : nil).array)
+      if let size = matrixSize(a) {
+        makeHalf(&a, call.inputs, launch)
+        launch.run(
+          mmaForward[size], grid: (a.batch * a.heads * ((a.queries + 63) / 64), 1, 1),
+          threads: (128, 1), shared: matrixBytes(size, blocks: 1), a)
+        return true
+      }
       let columns = min(a.value_size, 256)
       let shared = 4 * (16 * a.key_size + 32 * (a.key_size + 1) + 32 * columns)
       guard shared <= launch.device.sharedPerBlock else { return false }
@@ -41,17 +54,50 @@ extension CUDAKernel {
         gyre_row_dot_args(rows: rows, columns: a.value_size, x: a.dy, y: a.y, out: a.delta))
       let dg = op.forward.optional[3].map { call.outputs[$0] }
       if dg != nil { a.columns = launch.floats(a.batch * a.heads * a.keys) }
-      launch.run(
-        keys[size], grid: (a.batch * a.key_heads * ((a.keys + 31) / 32), 1, 1), shared: shared, a)
-      launch.run(
-        queries[size], grid: (a.batch * a.heads * ((a.queries + 31) / 32), 1, 1), shared: shared,
-        a)
+      if let size = matrixSize(a) {
+        makeHalf(&a, call.inputs, launch)
+        a.dy = gyre_array(launch.bfloat16(call.inputs[op.inputCount + 2]), .bfloat16)
+        let bytes = matrixBytes(size, blocks: 2)
+        launch.run(
+          mmaKeys[size], grid: (a.batch * a.key_heads * ((a.keys + 63) / 64), 1, 1),
+          threads: (128, 1), shared: bytes, a)
+        launch.run(
+          mmaQueries[size], grid: (a.batch * a.heads * ((a.queries + 63) / 64), 1, 1),
+          threads: (128, 1), shared: bytes, a)
+      } else {
+        launch.run(
+          keys[size], grid: (a.batch * a.key_heads * ((a.keys + 31) / 32), 1, 1), shared: shared, a)
+        launch.run(
+          queries[size], grid: (a.batch * a.heads * ((a.queries + 31) / 32), 1, 1),
+          shared: shared, a)
+      }
       guard let dg else { return true }
       a.dg = dg.array
       launch.run(gates, grid: ((a.batch * a.heads * 32 + 255) / 256, 1, 1), a)
       return true
     },
   ]
+
+  /// Which tensor-core kernels serve a call: those for 64 or 128 channels, for bfloat16 values and
+  /// enough queries to fill their tiles.
+  private static func matrixSize(_ a: gyre_attention_args) -> Int? {
+    guard a.v.dtype == DType.bfloat16.cuda, a.queries >= 16 else { return nil }
+    let largest = max(a.key_size, a.value_size)
+    return largest <= 64 ? 0 : largest <= 128 ? 1 : nil
+  }
+
+  /// Shared memory of tiles: `blocks` of 64 rows and two that move.
+  private static func matrixBytes(_ size: Int, blocks: Int) -> Int {
+    size == 0 ? 2 * 72 * (64 * blocks + 128) : 2 * 136 * (64 * blocks + 64)
+  }
+
+  private static func makeHalf(
+    _ a: inout gyre_attention_args, _ inputs: [Tensor], _ launch: CUDALaunch
+  ) {
+    a.q = gyre_array(launch.bfloat16(inputs[0]), .bfloat16)
+    a.k = gyre_array(launch.bfloat16(inputs[1]), .bfloat16)
+    a.v = gyre_array(launch.bfloat16(inputs[2]), .bfloat16)
+  }
 
   /// The call's arguments; queues what gates and document starts amount to.
   private static func arguments(

@@ -139,6 +139,35 @@ public struct AttentionForward: Op {
         keepsSums: false),
       make(
         "decoding narrow window", .recurrent, keys: 64, window: 9, queries: 1, keepsSums: false),
+    ] + halfCases
+  }()
+
+  /// Values in bfloat16, whose products devices may form in it.
+  private static let halfCases: [OpCase] = {
+    func make(
+      _ label: String, queries: Int, keys: Int, window: Int? = nil, keyHeads: Int, size: Int,
+      gates: Bool = false, starts: Bool = false
+    ) -> OpCase {
+      let (B, H) = (1, 4)
+      let inputs: [TestInput?] = [
+        TestInput([B, queries, H, size]).stored(as: .bfloat16),
+        TestInput([B, keys, keyHeads, size]).stored(as: .bfloat16),
+        TestInput([B, keys, keyHeads, size + 8]).stored(as: .bfloat16),
+        gates ? TestInput([B, keys, H], .uniform(-0.5, 0)) : nil,
+        starts ? testResets(batch: B, tokens: keys) : nil,
+      ]
+      return OpCase(
+        "bfloat16 \(label)",
+        AttentionForward(
+          form: .chunkwise, window: window, scale: 0.2, keepsSums: true,
+          optional: OptionalInputs(inputs.map { $0 != nil })), inputs.compactMap { $0 },
+        tolerance: 1e-2, gradientTolerance: 2e-2, differenceTolerance: 1e-2,
+        differentiableOutputs: 1)
+    }
+    return [
+      make("causal", queries: 100, keys: 100, keyHeads: 4, size: 24),
+      make("window", queries: 100, keys: 100, window: 33, keyHeads: 2, size: 20, starts: true),
+      make("cache, gates", queries: 70, keys: 140, keyHeads: 1, size: 72, gates: true),
     ]
   }()
 }
