@@ -1,0 +1,460 @@
+"""Check and time the project's sequence-mixer kernels on one NVIDIA GPU, without the library.
+
+Compiles Sources/CGyreCUDASources/cuda/*.cu with NVRTC (or takes cubins made before), compares the
+forward pass and every gradient with the recurrence in float64 (autograd) on fresh random inputs, with
+outputs poisoned by NaN and two runs compared bit for bit, then prints the median times of CUDA events
+next to the time that the bytes alone need.
+
+    python3 gpu_kernels.py [--cubins FOLDER] [--check] [--time] [--only NAME,NAME] [--forward]
+"""
+import argparse
+import ctypes as C
+import os
+import re
+import time
+
+import torch
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+SOURCES = os.path.join(HERE, "..", "..", "Sources", "CGyreCUDASources", "cuda")
+LINEAR, BETA, GENERAL = 0, 1, 2
+PREFIX = ["linear_attention", "delta_rule_beta", "delta_rule_general"]
+
+
+class MixerArgs(C.Structure):
+    """chunk_common.cuh"""
+    _fields_ = [(n, C.c_void_p) for n in (
+        "q k v a b gate beta reset initial y final records extras states state_gradients dy d_final "
+        "dq dk dv da db d_gate d_beta d_initial").split()] + [(n, C.c_int) for n in (
+            "batch tokens heads key_heads keys values chunks gate_kind gate_is_float beta_is_float"
+        ).split()] + [("scale", C.c_float)]
+
+
+class ScanArgs(C.Structure):
+    """diagonal_scan.cu"""
+    _fields_ = [(n, C.c_void_p) for n in "decay input initial reset h final dh d_final da du d_initial".split()] + [
+        (n, C.c_int) for n in "batch tokens channels decay_is_log decay_is_float".split()]
+
+
+def inline(path, seen):
+    """The source with its own headers in place."""
+    out = []
+    for line in open(path):
+        m = re.match(r'#include "(.*\.cuh)"', line)
+        if m:
+            if m[1] not in seen:
+                seen.add(m[1])
+                out.append(inline(os.path.join(os.path.dirname(path), m[1]), seen))
+        elif not line.startswith("#pragma once") and '"host.h"' not in line:
+            out.append(line)
+    return "".join(out)
+
+
+class Cuda:
+    """The driver API and NVRTC through ctypes, in torch's context."""
+    device = "cuda"
+
+    def __init__(self, cubins=None):
+        torch.cuda.init()
+        torch.empty(1, device="cuda")
+        self.cu = C.CDLL("libcuda.so.1")
+        self.functions = {}
+        self.modules = []
+        for name in ("linear_attention", "delta_rule", "diagonal_scan"):
+            path = os.path.join(SOURCES, name + ".cu")
+            if cubins:
+                path = os.path.join(cubins, name + ".cubin")
+                if not os.path.exists(path):
+                    continue
+                image = open(path, "rb").read()
+            else:
+                image = self.compile(path)
+            module = C.c_void_p()
+            self.ok(self.cu.cuModuleLoadData(C.byref(module), image))
+            self.modules.append(module)
+
+    def compile(self, path):
+        rtc = C.CDLL("libnvrtc.so.13")
+        major, minor = torch.cuda.get_device_capability()
+        arch = f"sm_{major}{minor}" + ("a" if major == 9 else "")
+        program = C.c_void_p()
+        rtc.nvrtcCreateProgram(C.byref(program), inline(path, set()).encode(), path.encode(), 0, None, None)
+        options = [f"--gpu-architecture={arch}".encode(), b"--std=c++17"]
+        code = rtc.nvrtcCompileProgram(program, len(options), (C.c_char_p * len(options))(*options))
+        size = C.c_size_t()
+        if code:
+            rtc.nvrtcGetProgramLogSize(program, C.byref(size))
+            log = C.create_string_buffer(size.value)
+            rtc.nvrtcGetProgramLog(program, log)
+            raise SystemExit(log.value.decode())
+        rtc.nvrtcGetCUBINSize(program, C.byref(size))
+        image = C.create_string_buffer(size.value)
+        rtc.nvrtcGetCUBIN(program, image)
+        return image.raw
+
+    @staticmethod
+    def ok(code):
+        if code:
+            raise RuntimeError(f"CUDA driver error {code}")
+
+    def function(self, name, smem):
+        key = (name, smem)
+        if key not in self.functions:
+            f = C.c_void_p()
+            for module in self.modules:
+                if self.cu.cuModuleGetFunction(C.byref(f), module, name.encode()) == 0:
+                    break
+            else:
+                raise RuntimeError(f"no kernel {name}")
+            self.ok(self.cu.cuFuncSetAttribute(f, 8, smem))  # dynamic shared memory
+            self.functions[key] = f
+        return self.functions[key]
+
+    def launch(self, name, grid, threads, smem, args):
+        f = self.function(name, smem)
+        pointer = (C.c_void_p * 1)(C.cast(C.pointer(args), C.c_void_p))
+        self.ok(self.cu.cuLaunchKernel(
+            f, *grid, threads, 1, 1, smem, C.c_void_p(torch.cuda.current_stream().cuda_stream), pointer, None))
+
+
+class Emulator:
+    """Development without a GPU: a host build of the sources."""
+    device = "cpu"
+
+    def __init__(self, folder):
+        self.libraries = {n: C.CDLL(os.path.join(folder, f"emu_{k}.so")) for n, k in (
+            ("linear", "LA"), ("delta", "DR"), ("diagonal", "DS")) if os.path.exists(os.path.join(folder, f"emu_{k}.so"))}
+
+    def launch(self, name, grid, threads, smem, args):
+        if self.libraries[name.split("_")[0]].launch(name.encode(), *grid, threads, smem, C.byref(args)):
+            raise RuntimeError(f"no kernel {name}")
+
+
+# Launch descriptions: the same numbers as the layouts in the headers.
+
+def record_bytes(rule, K):
+    return (4096 + (2 if rule == LINEAR else 4) * 64 * K) * 2 + K * 4
+
+
+def prepare_bytes(rule, K):
+    after = record_bytes(rule, K) // 2 - K * 2 + (4096 if rule == LINEAR else 0)
+    G = after + (0, 64 * K, 2 * 64 * K)[rule]
+    end = G + (0, 8192, 16384)[rule]
+    return (end + 2048 + 512 + 128) * 2
+
+
+def walk_bytes(rule, K, VT, back):
+    start = (4096 + 64 * K) * 2 if back else 0
+    up = lambda n: (n + 1023) // 1024 * 1024
+    stage = up(record_bytes(rule, K) - start) + up(64 * VT * 2)
+    fit = (225 * 1024 - 1024) // stage
+    return max(2, min(4, fit)) * stage + 1024
+
+
+def gradient_bytes(rule, K, V):
+    return 0
+
+
+def round_size(K):
+    return next(n for n in (64, 128, 192, 256) if K <= n)
+
+
+class Mixer:
+    """One problem: inputs, outputs, workspaces, launches."""
+
+    def __init__(self, dev, rule, B, T, H, K, V, dtype, gate_kind=0, gate_dtype=torch.float32, key_heads=None,
+                 state=False, reset=False, beta_max=1.0, gate_low=-0.2, seed=0, scale=None, backward=True):
+        self.dev, self.rule = dev, rule
+        self.B, self.T, self.H, self.K, self.V, self.dtype = B, T, H, K, V, dtype
+        self.Hk = key_heads or H
+        self.gate_kind, self.backward = gate_kind, backward
+        self.scale = scale if scale is not None else (1.0 if rule == GENERAL else K ** -0.5)
+        d = dev.device
+        gen = torch.Generator(device=d).manual_seed(seed)
+        rand = lambda *s: torch.randn(*s, device=d, generator=gen)
+        uni = lambda *s: torch.rand(*s, device=d, generator=gen)
+        i = {}
+        i["q"] = rand(B, T, self.Hk, K)
+        i["k"] = rand(B, T, self.Hk, K)
+        if rule == BETA:
+            i["k"] = torch.nn.functional.normalize(i["k"], dim=-1)
+        i["v"] = rand(B, T, H, V)
+        if rule == GENERAL:
+            kk = torch.nn.functional.normalize(rand(B, T, H, K), dim=-1)
+            i["a"], i["b"] = -kk, kk * torch.sigmoid(rand(B, T, H, K))
+            i["k"] = i["k"] * 0.3
+        shape = {0: None, 1: (H,), 2: (B, T, H), 3: (B, T, H, K)}[gate_kind]
+        if shape:
+            i["gate"] = gate_low * uni(*shape)
+            if gate_low <= -20:  # closed gates among open ones
+                i["gate"] = torch.where(uni(*shape) < 0.7, 0.01 * i["gate"], i["gate"])
+                i["gate"] = torch.where(uni(*shape) < 0.02, torch.full_like(i["gate"], -float("inf")), i["gate"])
+        if rule == BETA:
+            i["beta"] = beta_max * uni(B, T, H)
+        if state:
+            i["initial"] = rand(B, H, K, V)
+        self.inputs = {n: x.to(gate_dtype if n == "gate" else torch.float32 if n == "initial" else dtype).contiguous()
+                       for n, x in i.items()}
+        self.reset = None
+        if reset:
+            self.reset = torch.zeros(B, T, device=d, dtype=torch.int32)
+            self.reset[0, min(5, T - 1)] = 1
+            self.reset[0, min(21, T - 1)] = 7
+            self.reset[-1, 0] = 1
+            if T > 150:
+                self.reset[-1, 128] = 1
+                self.reset[0, 100] = 1
+        self.dy = rand(B, T, H, V).to(dtype)
+        self.d_final = rand(B, H, K, V) if state else None
+        self.N = (T + 63) // 64
+        self.KP = round_size(K)
+        self.VT = 64 if V > 32 else 32 if V > 16 else 16
+        self.allocate()
+
+    def allocate(self):
+        d, (B, T, H, K, V, N) = self.dev.device, (self.B, self.T, self.H, self.K, self.V, self.N)
+        nan = lambda *s, dtype=torch.float32: torch.full(s, float("nan"), device=d, dtype=dtype)
+        self.y, self.final = nan(B, T, H, V, dtype=self.dtype), nan(B, H, K, V)
+        self.records = torch.full((B * H * N * record_bytes(self.rule, self.KP),), 255, device=d, dtype=torch.uint8)
+        self.states = self.state_gradients = self.extras = None
+        self.grads = {}
+        if self.backward:
+            self.states = nan(B * H * N * ((V + 15) // 16) * 16 * self.KP, dtype=torch.bfloat16)
+            self.state_gradients = torch.full_like(self.states, float("nan"))
+            if self.rule:
+                size = B * H * N * (8192, 24576)[self.rule - 1]
+                self.extras = torch.full((size,), 255, device=d, dtype=torch.uint8)
+            g = {"dq": nan(B, T, H, K, dtype=self.dtype), "dk": nan(B, T, H, K, dtype=self.dtype),
+                 "dv": nan(B, T, H, V, dtype=self.dtype)}
+            if self.rule == GENERAL:
+                g["da"], g["db"] = (nan(B, T, H, K, dtype=self.dtype) for _ in range(2))
+            if self.gate_kind:
+                g["d_gate"] = nan(B, T, H, K) if self.gate_kind == 3 else nan(B, T, H)
+            if self.rule == BETA:
+                g["d_beta"] = nan(B, T, H)
+            if "initial" in self.inputs:
+                g["d_initial"] = nan(B, H, K, V)
+            self.grads = g
+
+    def args(self):
+        p = lambda x: None if x is None else x.data_ptr()
+        i = self.inputs
+        a = MixerArgs(**{n: p(x) for n, x in i.items()}, reset=p(self.reset), y=p(self.y), final=p(self.final),
+                      records=p(self.records), extras=p(self.extras), states=p(self.states),
+                      state_gradients=p(self.state_gradients), dy=p(self.dy), d_final=p(self.d_final),
+                      **{n: p(x) for n, x in self.grads.items()})
+        a.batch, a.tokens, a.heads, a.key_heads = self.B, self.T, self.H, self.Hk
+        a.keys, a.values, a.chunks, a.gate_kind, a.scale = self.K, self.V, self.N, self.gate_kind, self.scale
+        a.gate_is_float = int("gate" in i and i["gate"].dtype == torch.float32)
+        a.beta_is_float = int("beta" in i and i["beta"].dtype == torch.float32)
+        return a
+
+    def name(self, kernel):
+        e = "bf16" if self.dtype == torch.bfloat16 else "float"
+        return f"{PREFIX[self.rule]}_{kernel}_{e}_k{self.KP}"
+
+    def prepare(self):
+        a = self.args()
+        self.dev.launch(self.name("prepare"), (self.N, self.B * self.H, 1), 128, prepare_bytes(self.rule, self.KP), a)
+
+    def walk(self, back=False):
+        a = self.args()
+        suffix = "" if self.VT == 64 else f"_v{self.VT}"
+        self.dev.launch(self.name("walk_back" if back else "walk") + suffix,
+                        ((self.V + self.VT - 1) // self.VT, self.B * self.H, 1), 2 * self.VT,
+                        walk_bytes(self.rule, self.KP, self.VT, back), a)
+
+    def gradient(self):
+        a = self.args()
+        self.dev.launch(self.name("gradient"), (self.N, self.B * self.H, 1), 256, gradient_bytes(self.rule, self.KP, self.V), a)
+
+    def forward(self):
+        self.prepare()
+        self.walk()
+
+    def backprop(self):
+        self.walk(back=True)
+        self.gradient()
+
+    def reference(self, gradients):
+        i = {n: x.double().requires_grad_(gradients) for n, x in self.inputs.items()}
+        group = self.H // self.Hk
+        q, k = (i[n].repeat_interleave(group, 2) for n in ("q", "k"))
+        v = i["v"]
+        B, T, H, K, V = self.B, self.T, self.H, self.K, self.V
+        S = i.get("initial", torch.zeros(B, H, K, V, device=v.device, dtype=torch.float64))
+        ys = []
+        for t in range(T):
+            if self.reset is not None:
+                S = S * (self.reset[:, t] == 0).double()[:, None, None, None]
+            before = S
+            if self.gate_kind:
+                g = i["gate"]
+                g = g[None, :, None] if self.gate_kind == 1 else g[:, t][..., None] if self.gate_kind == 2 else g[:, t]
+                S = S * torch.exp(g)[..., None]
+            kt, vt = k[:, t], v[:, t]
+            if self.rule == BETA:
+                error = vt - torch.einsum("bhkv,bhk->bhv", S, kt)
+                S = S + torch.einsum("bhk,bhv->bhkv", kt, i["beta"][:, t][..., None] * error)
+            elif self.rule == GENERAL:
+                read = torch.einsum("bhkv,bhk->bhv", before, i["a"][:, t])
+                S = S + torch.einsum("bhk,bhv->bhkv", i["b"][:, t], read) + torch.einsum("bhk,bhv->bhkv", kt, vt)
+            else:
+                S = S + torch.einsum("bhk,bhv->bhkv", kt, vt)
+            ys.append(self.scale * torch.einsum("bhkv,bhk->bhv", S, q[:, t]))
+        y = torch.stack(ys, 1)
+        out = {"y": y.detach(), "final": S.detach()}
+        if gradients:
+            loss = (y * self.dy.double()).sum()
+            if self.d_final is not None:
+                loss = loss + (S * self.d_final.double()).sum()
+            loss.backward()
+            for n, x in i.items():
+                out["d_" + n if n in ("gate", "beta", "initial") else "d" + n] = x.grad
+        return out
+
+
+def error(out, ref):
+    out = out.double()
+    if not torch.isfinite(out).all():
+        return float("nan")
+    return ((out - ref).norm() / ref.norm().clamp_min(1e-30)).item()
+
+
+def check(m, label, backward):
+    m.forward()
+    if backward:
+        m.backprop()
+    ref = m.reference(backward)
+    outs = {"y": m.y, "final": m.final}
+    if backward:
+        for n, x in m.grads.items():
+            if n in ("dq", "dk"):
+                x = x.double().unflatten(2, (m.Hk, m.H // m.Hk)).sum(3)
+            if n == "d_gate" and m.gate_kind == 1:
+                x = x.double().sum((0, 1))
+            outs[n] = x
+    e = {n: error(x, ref[n]) for n, x in outs.items()}
+    keep = lambda: [("y", m.y), ("final", m.final)] + (list(m.grads.items()) if backward else [])
+    first = [x.clone() for _, x in keep()]
+    same = True
+    if m.dev.device == "cuda":
+        m.allocate()
+        m.forward()
+        if backward:
+            m.backprop()
+        same = all(torch.equal(a.view(torch.uint8), b.view(torch.uint8)) for a, (_, b) in zip(first, keep()))
+    worst = max(e.values()) if all(x == x for x in e.values()) else float("nan")
+    print(f"{'ok  ' if worst < 1.2e-2 and same else 'BAD '} {label}: " +
+          " ".join(f"{n} {x:.1e}" for n, x in e.items()) + ("" if same else " NOT REPEATABLE"), flush=True)
+
+
+class Scan:
+    """h = a h + u over [B, T, D]."""
+
+    def __init__(self, dev, B, T, D, dtype, gate_dtype=torch.float32, log=True, state=False, reset=False):
+        self.dev, self.B, self.T, self.D = dev, B, T, D
+        d = dev.device
+        self.decay = (torch.nn.functional.logsigmoid(torch.randn(B, T, D, device=d) + 3) if log
+                      else torch.rand(B, T, D, device=d) * 2 - 1).to(gate_dtype)
+        self.input = torch.randn(B, T, D, device=d).to(dtype)
+        self.initial = torch.randn(B, D, device=d) if state else None
+        self.d_final = torch.randn(B, D, device=d) if state else None
+        self.dh = torch.randn(B, T, D, device=d).to(dtype)
+        self.reset = None
+        if reset:
+            self.reset = (torch.rand(B, T, device=d) < 0.02).to(torch.int32)
+            self.reset[-1, 0] = 1
+        self.log, self.dtype = log, dtype
+        self.allocate()
+
+    def allocate(self):
+        nan = lambda x: torch.full_like(x, float("nan"))
+        self.h, self.final = nan(self.input), torch.full((self.B, self.D), float("nan"), device=self.dev.device)
+        self.du, self.da, self.d_initial = nan(self.input), nan(self.decay), torch.full_like(self.final, float("nan"))
+
+    def run(self, back):
+        p = lambda x: None if x is None else x.data_ptr()
+        a = ScanArgs(decay=p(self.decay), input=p(self.input), initial=p(self.initial), reset=p(self.reset),
+                     h=p(self.h), final=p(self.final), dh=p(self.dh), d_final=p(self.d_final), da=p(self.da),
+                     du=p(self.du), d_initial=p(self.d_initial), batch=self.B, tokens=self.T, channels=self.D,
+                     decay_is_log=int(self.log), decay_is_float=int(self.decay.dtype == torch.float32))
+        width = 64 if self.B * self.D >= 64 * 96 else 16
+        e = "bf16" if self.dtype == torch.bfloat16 else "float"
+        self.dev.launch(f"diagonal_scan_{'backward' if back else 'forward'}_{e}_c{width}",
+                        ((self.D + width - 1) // width, self.B, 1), 512, 0, a)
+
+    def forward(self):
+        self.run(False)
+
+    def backprop(self):
+        self.run(True)
+
+    def check(self, label):
+        self.forward()
+        self.backprop()
+        a, u = self.decay.double().requires_grad_(), self.input.double().requires_grad_()
+        h0 = (self.initial.double() if self.initial is not None else torch.zeros(self.B, self.D, device=a.device).double()).requires_grad_()
+        h, out = h0, []
+        rate = torch.exp(a) if self.log else a
+        for t in range(self.T):
+            r = rate[:, t]
+            if self.reset is not None:
+                r = r * (self.reset[:, t] == 0).double()[:, None]
+            h = r * h + u[:, t]
+            out.append(h)
+        y = torch.stack(out, 1)
+        loss = (y * self.dh.double()).sum()
+        if self.d_final is not None:
+            loss = loss + (h * self.d_final.double()).sum()
+        loss.backward()
+        e = dict(h=error(self.h, y), final=error(self.final, h), du=error(self.du, u.grad), da=error(self.da, a.grad),
+                 d_initial=error(self.d_initial, h0.grad))
+        first = [x.clone() for x in (self.h, self.du, self.da)]
+        self.allocate()
+        self.forward()
+        self.backprop()
+        same = all(torch.equal(x, y) for x, y in zip(first, (self.h, self.du, self.da)))
+        worst = max(e.values()) if all(x == x for x in e.values()) else float("nan")
+        limit = 5e-3 if self.dtype == torch.bfloat16 else 2e-6
+        print(f"{'ok  ' if worst < limit and same else 'BAD '} {label}: " + " ".join(f"{n} {x:.1e}" for n, x in e.items())
+              + ("" if same else " NOT REPEATABLE"), flush=True)
+
+
+def cases(small):
+    bf = torch.bfloat16
+    T = 200 if small else 333
+    full = dict(state=True, reset=True)
+    yield "linear none", (LINEAR, 2, T, 2, 64, 64, bf), dict(**full)
+    yield "linear vector", (LINEAR, 2, T, 2, 64, 64, bf), dict(gate_kind=3, gate_low=-2, **full)
+    yield "delta none", (BETA, 2, T, 2, 64, 64, bf), dict(beta_max=1.0, **full)
+    yield "delta beta 2", (BETA, 2, T, 2, 64, 64, bf), dict(beta_max=2.0)
+    yield "kda", (BETA, 2, T, 2, 64, 64, bf), dict(gate_kind=3, gate_low=-2, **full)
+    yield "rwkv7", (GENERAL, 2, T, 2, 64, 64, bf), dict(gate_kind=3, gate_low=-0.6, gate_dtype=bf, **full)
+    yield "linear scalar", (LINEAR, 1, T, 2, 64, 64, bf), dict(gate_kind=2, gate_low=-1, **full)
+    yield "linear constant", (LINEAR, 1, T, 2, 64, 64, bf), dict(gate_kind=1, gate_low=-0.1)
+    yield "linear closed", (LINEAR, 1, T, 2, 64, 64, bf), dict(gate_kind=3, gate_low=-60, **full)
+    yield "gated delta", (BETA, 2, T, 2, 64, 64, bf), dict(gate_kind=2, gate_low=-1, **full)
+    yield "kda closed, groups", (BETA, 1, T, 4, 64, 64, bf), dict(gate_kind=3, gate_low=-60, key_heads=2, **full)
+    yield "rwkv7 closed", (GENERAL, 1, T, 2, 64, 64, bf), dict(gate_kind=3, gate_low=-60, **full)
+    yield "short", (BETA, 1, 1, 2, 64, 64, bf), dict(gate_kind=2, gate_low=-1, state=True)
+
+
+def main():
+    ap = argparse.ArgumentParser()
+    ap.add_argument("--cubins")
+    ap.add_argument("--emulate")
+    ap.add_argument("--check", action="store_true")
+    ap.add_argument("--time", action="store_true")
+    ap.add_argument("--only", default="")
+    ap.add_argument("--forward", action="store_true")
+    o = ap.parse_args()
+    dev = Emulator(o.emulate) if o.emulate else Cuda(o.cubins)
+    if o.check:
+        for label, a, kw in cases(bool(o.emulate)):
+            if not o.only or any(x in label for x in o.only.split(",")):
+                check(Mixer(dev, *a, **kw), label, not o.forward)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+// The chunkwise form of every matrix-state recurrence, in four kernels.
+//
+// With a chunk's 64 tokens as rows and S the [K, V] state entering it, linear attention, the delta
+// rule with or without gates and the generalised (diagonal plus low rank) rule all take the shape
+//
+//     Y = W S        O = Q̃ S + P̃ V        S' = diag(d) S + K̃ᵀ V + B̂ᵀ Y
+//
+// (no W, B̂ in linear attention). Gates, β and the triangular solve are folded into the tiles, so:
+//
+//   prepare    one block a chunk and head: q, k, gates … → the record [P̃ | K̃ | W | Q̃ | B̂ | d]
+//   walk       one warp owns 16 value columns of a head's state and walks its records: y, final state,
+//              and the state entering each chunk where `states` is given
+//   walk_back  the mirror image, from the last chunk to the first:
+//              X = B̂ dS,  dS ← diag(d) dS + Q̃ᵀ dO + Wᵀ X; keeps dS of each chunk, gives dS of the initial
+//   gradient   one block a chunk and head: all gradients from the kept S and dS
+//
+// Decays are products of factors in [0, 1] (a reset is a factor 0), never of an exponential of a
+// positive number: e^{c_i − c_j} is split at the edge between the halves of the smallest aligned
+// group of 2, 4, … 64 tokens that holds both, and each level of that hierarchy is one product of
+// matrices. So closed gates, −∞ included, and resets are exact.
+//
+// Matrix products take bf16 operands and float32 accumulators; the states, decays, the inverse of the
+// 16-row diagonal blocks and all reductions are float32. No atomics: results repeat bit for bit.
+#pragma once
+#include "mma.cuh"
+
+/// Arguments of all four kernels; a kernel reads what its comment names. T is the kernel's element type.
+/// Letters: B batch, T tokens, H heads, Hk key heads (head h reads key head h / (H / Hk)), K, V sizes
+/// of keys and values (multiples of 8), N = ⌈T / 64⌉ chunks.
+struct MixerArgs {
+  const void *q, *k;        // T [B, T, Hk, K]
+  const void *v;            // T [B, T, H, V]
+  const void *a, *b;        // T [B, T, H, K], erase and write vectors of the generalised rule
+  const void *gate;         // log decay ≤ 0, −∞ allowed; shape by gate_kind
+  const void *beta;         // [B, T, H], write strength of the delta rule
+  const int *reset;         // [B, T] or null; nonzero: the state is zero before the token
+  const float *initial;     // [B, H, K, V] or null: the state before the first token
+  void *y;                  // T [B, T, H, V]
+  float *final;             // [B, H, K, V] or null
+  unsigned char *records;   // workspace, B·H·N records of RECORD bytes (see LAUNCH.md), 128-byte aligned
+  unsigned char *extras;    // workspace, B·H·N of EXTRA bytes, or null: written by prepare for gradient
+  void *states;             // bf16 [B, H, N, V/16, K/16, 32, 8] or null: states entering the chunks
+  void *state_gradients;    // the same shape: gradients of the states that leave the chunks
+  const void *dy;           // T [B, T, H, V]
+  const float *d_final;     // [B, H, K, V] or null: zeros
+  void *dq, *dk;            // T [B, T, H, K]: per value head, the caller sums the heads of a group
+  void *dv;                 // T [B, T, H, V]
+  void *da, *db;            // T [B, T, H, K]
+  void *d_gate;             // float [B, T, H, K], or [B, T, H] for gate kinds 1 and 2; null: not wanted
+  float *d_beta;            // [B, T, H]
+  float *d_initial;         // [B, H, K, V] or null
+  int batch, tokens, heads, key_heads, keys, values;
+  int chunks;               // N
+  int gate_kind;            // 0: none, 1: [H], 2: [B, T, H], 3: [B, T, H, K]
+  int gate_is_float;        // the gate's type: 1 float32, 0 bf16
+  int beta_is_float;        // likewise
+  float scale;              // s, multiplies the outputs
+};
+
+enum { LINEAR = 0, BETA = 1, GENERAL = 2 };
+enum { CHUNK = 64 };
+
+/// Offsets in a record, in 16-bit elements; K is the key size rounded up to the kernel's.
+template <int RULE, int K>
+struct Record {
+  static constexpr int P = 0, KT = 4096;
+  static constexpr int W = KT + 64 * K;
+  static constexpr int Q = RULE == LINEAR ? W : W + 64 * K;
+  static constexpr int B = Q + 64 * K;
+  static constexpr int D = RULE == LINEAR ? B : B + 64 * K;
+  static constexpr int bytes = D * 2 + K * 4;
+  static constexpr int extra = RULE == LINEAR ? 0 : RULE == BETA ? 8192 : 3 * 8192;
+};
+
+/// Fills a [64, W] tile with rows of `from`, columns < `width`; zeros elsewhere. Element (row, column)
+/// is at from[offset + row * stride + column]. bf16 rows arrive asynchronously.
+template <int W>
+DEV void load_rows(u16 *tile, const bf16 *from, long long offset, long long stride, int rows, int width,
+                   int threads) {
+  for (int i = threadIdx.x; i < 64 * (W / 8); i += threads) {
+    const int row = i / (W / 8), column = i % (W / 8) * 8;
+    const bool present = row < rows && column < width;
+    copy16(tile + at<W>(row, column), from + (present ? offset + row * stride + column : 0), present);
+  }
+}
+template <int W>
+DEV void load_rows(u16 *tile, const float *from, long long offset, long long stride, int rows, int width,
+                   int threads) {
+  for (int i = threadIdx.x; i < 64 * (W / 2); i += threads) {
+    const int row = i / (W / 2), column = i % (W / 2) * 2;
+    const bool present = row < rows && column < width;
+    *(u32 *)(tile + at<W>(row, column)) =
+        present ? load_packed(from, offset + row * stride + column) : 0;
+  }
+}
+
+/// The decays of 16 consecutive tokens for two channels, as factors: 0 at resets, 1 past the end.
+DEV void load_decays(two (&f)[16], const MixerArgs &p, int batch, int head, int first, int channel,
+                     u32 resets) {
+  const float log2e = 1.4426950408889634f;
+#pragma unroll
+  for (int i = 0; i < 16; i++) {
+    const int t = first + i;
+    two g = {0.0f, 0.0f};
+    if (t < p.tokens && p.gate_kind) {
+      const long long row = ((long long)batch * p.tokens + t) * p.heads + head;
+      if (p.gate_kind == 3) {
+        if (channel < p.keys) g = load_two_any(p.gate, p.gate_is_float, row * p.keys + channel);
+      } else {
+        g.x = g.y = load_any(p.gate, p.gate_is_float, p.gate_kind == 1 ? head : row);
+      }
+    }
+    f[i].x = exp2_of(g.x * log2e);
+    f[i].y = exp2_of(g.y * log2e);
+    if (resets >> i & 1) f[i].x = f[i].y = 0.0f;
+  }
+}
+
+/// Which of 16 tokens have a reset, as bits.
+DEV u32 load_resets(const MixerArgs &p, int batch, int first) {
+  u32 bits = 0;
+  if (p.reset)
+    for (int i = 0; i < 16; i++)
+      if (first + i < p.tokens && p.reset[(long long)batch * p.tokens + first + i]) bits |= 1u << i;
+  return bits;
+}
+
+DEV two times(two a, two b) { return {a.x * b.x, a.y * b.y}; }
+DEV u32 scaled(u32 v, two f) { return pack2(low_of(v) * f.x, high_of(v) * f.y); }
+
+/// From products over aligned groups of L tokens to groups of 2L. before[i]: from the group's start
+/// through i; after[i]: past i to the group's end.
+template <int L>
+DEV void widen(two (&before)[16], two (&after)[16]) {
+  two total[16 / L];
+#pragma unroll
+  for (int group = 0; group < 16 / L; group++) total[group] = before[group * L + L - 1];
+#pragma unroll
+  for (int i = 0; i < 16; i++) {
+    if (i & L)
+      before[i] = times(before[i], total[i / L - 1]);
+    else
+      after[i] = times(after[i], total[i / L + 1]);
+  }
+}
+
+/// Whether the pair (i, j), j before i, has its halves of a group of 2L tokens.
+template <int L>
+DEV bool is_level(int i, int j) {
+  return i > j && (i ^ j) >= L && (i ^ j) < 2 * L;
+}

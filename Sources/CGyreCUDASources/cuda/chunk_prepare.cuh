@@ -1,0 +1,531 @@
+// prepare: everything of a chunk that does not depend on the state.
+//
+//     P_ij = s q_i·(e^{c_i − c_j} k_j), j ≤ i                       (and A likewise, strictly lower)
+//     delta rule:        T = (I + βA)⁻¹          W = −T β K̄    Q̃ = Q̄ + P W    K̃ = β Tᵀ K̂    P̃ = P T β
+//     generalised rule:  T = (I − A_ab)⁻¹, M = T A_ak
+//                        W = T Ā    Q̃ = Q̄ + A_qb W    K̃ = K̂ + Mᵀ B̂    P̃ = A_qk + A_qb M
+//
+// with Q̄, K̄, Ā decayed from the chunk's start and K̂, B̂ to its end. T comes from 16-row blocks
+// inverted by substitution in float32 and merged 16 → 32 → 64 by T₂₁ = −T₂₂ A₂₁ T₁₁.
+#pragma once
+#include "chunk_common.cuh"
+
+/// Shared memory of prepare, in 16-bit elements; the record's tiles first, in the record's order.
+template <int RULE, int K>
+struct PrepareLayout {
+  typedef Record<RULE, K> R;
+  static constexpr int sets = RULE == LINEAR ? 1 : 2;
+  static constexpr int record_tiles = R::D;
+  // Level tiles of 64 tokens: over K̃ and W, which come later.
+  static constexpr int level = RULE == LINEAR ? record_tiles : R::KT;
+  static constexpr int after_level = record_tiles + (RULE == LINEAR ? 4096 : 0);
+  static constexpr int A = after_level;                              // Ā, or −β K̄
+  static constexpr int H = RULE == LINEAR ? R::KT : RULE == BETA ? R::B : A + 64 * K;  // K̂
+  static constexpr int G = A + (RULE == LINEAR ? 0 : RULE == BETA ? 64 * K : 2 * 64 * K);
+  static constexpr int T = G + (RULE == LINEAR ? 0 : 4096);
+  static constexpr int QB = T + (RULE == LINEAR ? 0 : 4096);
+  static constexpr int AK = QB + (RULE == GENERAL ? 4096 : 0);
+  static constexpr int end = AK + (RULE == GENERAL ? 4096 : 0);
+  static constexpr int scratch = RULE == LINEAR ? R::P : G;          // level tiles of one warp's 16
+  static constexpr int diagonal = end;                               // float [4][256]
+  static constexpr int total = diagonal + 2048;                      // float [4][64]
+  static constexpr int beta = total + 512;                           // float [64]
+  static constexpr int bytes = (beta + 128) * 2;
+};
+
+/// Products of the rows of X with the columns of X, both sets, over 64 channels.
+template <int RULE, int W>
+DEV void gram(float (&d)[RULE == LINEAR ? 1 : RULE == BETA ? 2 : 4][2][4], const u16 *x, const u16 *x2,
+              int row, const u16 *c, const u16 *c2, int column) {
+#pragma unroll
+  for (int s = 0; s < 4; s++) {
+    u32 a[4], b[4], a2[4], b2[4];
+    load_a<W>(a, x, row, s * 16);
+    load_b<W>(b, c, column, s * 16);
+    mma(d[0][0], a, b[0], b[1]);
+    mma(d[0][1], a, b[2], b[3]);
+    if (RULE != LINEAR) {
+      load_a<W>(a2, x2, row, s * 16);
+      mma(d[RULE == LINEAR ? 0 : 1][0], a2, b[0], b[1]);
+      mma(d[RULE == LINEAR ? 0 : 1][1], a2, b[2], b[3]);
+    }
+    if (RULE == GENERAL) {
+      load_b<W>(b2, c2, column, s * 16);
+      mma(d[RULE == GENERAL ? 2 : 0][0], a, b2[0], b2[1]);
+      mma(d[RULE == GENERAL ? 2 : 0][1], a, b2[2], b2[3]);
+      mma(d[RULE == GENERAL ? 3 : 0][0], a2, b2[0], b2[1]);
+      mma(d[RULE == GENERAL ? 3 : 0][1], a2, b2[2], b2[3]);
+    }
+  }
+}
+
+/// One warp's rows and columns at a level: later tokens as rows, decayed from the middle; earlier ones
+/// as columns, decayed to the middle.
+template <int RULE, int K>
+struct Levels {
+  static constexpr int grams = RULE == LINEAR ? 1 : RULE == BETA ? 2 : 4;
+  const u16 *q, *k, *a, *b;  // raw rows in tiles of K columns
+  int first, channel;        // the warp's first row, the thread's first channel
+  u32 resets;
+
+  DEV_MEMBER u32 erase(int i) const {
+    if (RULE == BETA) return key(i);
+    return resets >> i & 1 ? 0 : *(const u32 *)(a + at<K>(first + i, channel));
+  }
+  DEV_MEMBER u32 query(int i) const { return *(const u32 *)(q + at<K>(first + i, channel)); }
+  DEV_MEMBER u32 key(int i) const { return *(const u32 *)(k + at<K>(first + i, channel)); }
+  DEV_MEMBER u32 write(int i) const { return *(const u32 *)(b + at<K>(first + i, channel)); }
+
+  /// Puts token i into row `row` of the level's tiles of 64 columns, as a row or as a column.
+  DEV_MEMBER void put(u16 *x, u16 *x2, int row, int column, int i, bool is_row, two inclusive,
+                      two exclusive) const {
+    *(u32 *)(x + at<64>(row, column)) = scaled(is_row ? query(i) : key(i), inclusive);
+    if (RULE == BETA) *(u32 *)(x2 + at<64>(row, column)) = is_row ? scaled(key(i), inclusive) : 0;
+    if (RULE == GENERAL)
+      *(u32 *)(x2 + at<64>(row, column)) = is_row ? scaled(erase(i), exclusive) : scaled(write(i), inclusive);
+  }
+
+  template <int L>
+  DEV_MEMBER void diagonal_level(float (&sum)[grams][2][4], u16 *x, u16 *x2, const two (&before)[16],
+                                 const two (&after)[16]) const {
+    const int lane = threadIdx.x & 31;
+#pragma unroll
+    for (int i = 0; i < 16; i++) {
+      const two one = {1.0f, 1.0f};
+      if (i & L)
+        put(x, x2, i, lane * 2, i, true, before[i], i & (L - 1) ? before[i ? i - 1 : 0] : one);
+      else
+        put(x, x2, i, lane * 2, i, false, after[i], one);
+    }
+    __syncwarp();
+    float d[grams][2][4];
+#pragma unroll
+    for (int m = 0; m < grams; m++) clear(d[m]);
+    gram<RULE, 64>(d, x, x2, 0, x, x2, 0);
+    __syncwarp();
+#pragma unroll
+    for (int m = 0; m < grams; m++)
+#pragma unroll
+      for (int n = 0; n < 2; n++)
+#pragma unroll
+        for (int e = 0; e < 4; e++)
+          if (is_level<L>((lane >> 2) + (e >> 1) * 8, n * 8 + (lane & 3) * 2 + (e & 1)))
+            sum[m][n][e] += d[m][n][e];
+  }
+
+  /// The products of each token with itself: no decay.
+  DEV_MEMBER void diagonal(float (&sum)[grams][2][4], u16 *x, u16 *x2) const {
+    const int lane = threadIdx.x & 31;
+#pragma unroll
+    for (int set = 0; set < (RULE == GENERAL ? 2 : 1); set++) {
+#pragma unroll
+      for (int i = 0; i < 16; i++) {
+        *(u32 *)(x + at<64>(i, lane * 2)) = query(i);
+        if (RULE != LINEAR) *(u32 *)(x2 + at<64>(i, lane * 2)) = set ? write(i) : key(i);
+      }
+      __syncwarp();
+      float d[2][4];
+      clear(d);
+      if (RULE == LINEAR) {
+        // One set of tiles: the columns come straight from the raw keys.
+#pragma unroll
+        for (int s = 0; s < 4; s++) {
+          u32 f[4], c[4];
+          load_a<64>(f, x, 0, s * 16);
+          load_b<K>(c, k, first, (channel & ~63) + s * 16);
+          mma(d[0], f, c[0], c[1]);
+          mma(d[1], f, c[2], c[3]);
+        }
+      } else {
+#pragma unroll
+        for (int s = 0; s < 4; s++) {
+          u32 f[4], c[4];
+          load_a<64>(f, x, 0, s * 16);
+          load_b<64>(c, x2, 0, s * 16);
+          mma(d[0], f, c[0], c[1]);
+          mma(d[1], f, c[2], c[3]);
+        }
+      }
+      __syncwarp();
+      float(&to)[2][4] = sum[set ? grams / 2 : 0];
+#pragma unroll
+      for (int n = 0; n < 2; n++)
+#pragma unroll
+        for (int e = 0; e < 4; e++)
+          if ((lane >> 2) + (e >> 1) * 8 == n * 8 + (lane & 3) * 2 + (e & 1)) to[n][e] += d[n][e];
+    }
+  }
+};
+
+/// T = (I + A)⁻¹ of a 64×64 strictly lower A: `diagonal` holds its 16×16 diagonal blocks in float32,
+/// `a` the blocks below them. `t` must be free; its blocks above the diagonal become 0. Four warps.
+DEV void invert(u16 *t, const float *diagonal, const u16 *a) {
+  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, column = lane & 15;
+  float x[16];
+  const float *block = diagonal + warp * 256;
+#pragma unroll
+  for (int i = 0; i < 16; i++) {
+    float s = i == column ? 1.0f : 0.0f;
+#pragma unroll
+    for (int l = 0; l < i; l++) s -= block[i * 16 + l] * x[l];
+    x[i] = s;
+  }
+  if (lane < 16)
+#pragma unroll
+    for (int i = 0; i < 16; i++) t[at<64>(warp * 16 + i, warp * 16 + column)] = bits_of(x[i]);
+  for (int i = lane; i < 16 * 32; i += 32) {
+    const int c = (i & 31) * 2;
+    if (c >= warp * 16 + 16) *(u32 *)(t + at<64>(warp * 16 + (i >> 5), c)) = 0;
+  }
+  __syncthreads();
+  if (warp < 2) {
+    const int low = warp * 32 + 16, high = warp * 32;
+    u32 f[4], c[4];
+    float y[2][4], z[2][4];
+    clear(y);
+    clear(z);
+    load_a<64>(f, t, low, low);
+    load_b_t<64>(c, a, high, low);
+    mma(y[0], f, c[0], c[1]);
+    mma(y[1], f, c[2], c[3]);
+    as_a(f, y[0], y[1]);
+    load_b_t<64>(c, t, high, high);
+    mma(z[0], f, c[0], c[1]);
+    mma(z[1], f, c[2], c[3]);
+#pragma unroll
+    for (int n = 0; n < 2; n++)
+#pragma unroll
+      for (int e = 0; e < 4; e++) z[n][e] = -z[n][e];
+    store_tile<64>(t, low, high, z);
+  }
+  __syncthreads();
+  if (warp < 2) {
+    const int row = 32 + warp * 16;
+    u32 f[4], c[4];
+    float y[4][4], z[4][4];
+    clear(y);
+    clear(z);
+#pragma unroll
+    for (int s = 0; s < 2; s++) {
+      load_a<64>(f, t, row, 32 + s * 16);
+#pragma unroll
+      for (int n = 0; n < 2; n++) {
+        load_b_t<64>(c, a, n * 16, 32 + s * 16);
+        mma(y[n * 2], f, c[0], c[1]);
+        mma(y[n * 2 + 1], f, c[2], c[3]);
+      }
+    }
+#pragma unroll
+    for (int s = 0; s < 2; s++) {
+      as_a(f, y[s * 2], y[s * 2 + 1]);
+#pragma unroll
+      for (int n = 0; n < 2; n++) {
+        load_b_t<64>(c, t, n * 16, s * 16);
+        mma(z[n * 2], f, c[0], c[1]);
+        mma(z[n * 2 + 1], f, c[2], c[3]);
+      }
+    }
+#pragma unroll
+    for (int n = 0; n < 4; n++)
+#pragma unroll
+      for (int e = 0; e < 4; e++) z[n][e] = -z[n][e];
+    store_tile<64>(t, row, 0, z);
+  }
+  __syncthreads();
+}
+
+/// Grid (N, B·H), 128 threads, PrepareLayout::bytes of shared memory.
+/// Reads q, k, a, b, gate, beta, reset; writes records, and extras where given.
+template <int RULE, int K, typename E>
+DEV void prepare(const MixerArgs &p) {
+  typedef PrepareLayout<RULE, K> L;
+  typedef Record<RULE, K> R;
+  constexpr int grams = Levels<RULE, K>::grams;
+  SHARED(memory);
+  u16 *m = (u16 *)memory;
+  float *diagonal = (float *)(m + L::diagonal), *total = (float *)(m + L::total);
+  float *beta = (float *)(m + L::beta);
+  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+  const int chunk = blockIdx.x, batch = blockIdx.y / p.heads, head = blockIdx.y % p.heads;
+  const int start = chunk * CHUNK, first = start + warp * 16;
+  const int key_head = head / (p.heads / p.key_heads);
+  unsigned char *record = p.records + ((long long)blockIdx.y * p.chunks + chunk) * R::bytes;
+
+  const int rows = p.tokens - start < CHUNK ? p.tokens - start : CHUNK;
+  const long long token = (long long)batch * p.tokens + start;
+  const long long key_row = (token * p.key_heads + key_head) * p.keys;
+  const long long key_stride = (long long)p.key_heads * p.keys;
+  load_rows<K>(m + R::Q, (const E *)p.q, key_row, key_stride, rows, p.keys, 128);
+  load_rows<K>(m + L::H, (const E *)p.k, key_row, key_stride, rows, p.keys, 128);
+  if (RULE == GENERAL) {
+    const long long row = (token * p.heads + head) * p.keys, stride = (long long)p.heads * p.keys;
+    load_rows<K>(m + L::A, (const E *)p.a, row, stride, rows, p.keys, 128);
+    load_rows<K>(m + R::B, (const E *)p.b, row, stride, rows, p.keys, 128);
+  }
+  copy_commit();
+  if (RULE == BETA && threadIdx.x < CHUNK) {
+    float x = 0.0f;
+    if ((int)threadIdx.x < rows)
+      x = load_any(p.beta, p.beta_is_float, (token + threadIdx.x) * p.heads + head);
+    // A strength of 0 counts as 1e-18, so that what a token would have written can be recovered.
+    beta[threadIdx.x] = x < 1e-18f && x > -1e-18f ? 1e-18f : x;
+  }
+  const u32 resets = load_resets(p, batch, first);
+  copy_wait<0>();
+  __syncthreads();
+
+  float block[grams][2][4], near[grams][2][4], far[grams][2][4];
+#pragma unroll
+  for (int i = 0; i < grams; i++) {
+    clear(block[i]);
+    clear(near[i]);
+    clear(far[i]);
+  }
+  const int far_row = 32 + (warp & 1) * 16, far_column = (warp >> 1) * 16;
+  u16 *x = m + L::level, *x2 = x + 4096;
+#pragma unroll 1
+  for (int part = 0; part < K / 64; part++) {
+    const int channel = part * 64 + lane * 2;
+    Levels<RULE, K> levels = {m + R::Q, m + L::H, m + L::A, m + R::B, warp * 16, channel, resets};
+    two before[16], after[16];
+    load_decays(before, p, batch, head, first, channel, resets);
+#pragma unroll
+    for (int i = 0; i < 16; i++) after[i] = {1.0f, 1.0f};
+    u16 *own = m + L::scratch + warp * L::sets * 1024, *own2 = own + 1024;
+    levels.diagonal(block, own, own2);
+    levels.template diagonal_level<1>(block, own, own2, before, after);
+    widen<1>(before, after);
+    levels.template diagonal_level<2>(block, own, own2, before, after);
+    widen<2>(before, after);
+    levels.template diagonal_level<4>(block, own, own2, before, after);
+    widen<4>(before, after);
+    levels.template diagonal_level<8>(block, own, own2, before, after);
+    widen<8>(before, after);
+
+    const two one = {1.0f, 1.0f};
+    *(two *)(total + warp * 64 + lane * 2) = before[15];
+#pragma unroll
+    for (int i = 0; i < 16; i++)
+      levels.put(x, x2, warp * 16 + i, lane * 2, i, warp & 1, warp & 1 ? before[i] : after[i],
+                 i ? before[i ? i - 1 : 0] : one);
+    __syncthreads();
+    two all[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) all[i] = *(const two *)(total + i * 64 + lane * 2);
+    if (warp & 1) gram<RULE, 64>(near, x, x2, warp * 16, x, x2, warp * 16 - 16);
+    __syncthreads();
+    {
+      const two outer = warp == 3 ? all[2] : warp == 0 ? all[1] : one;
+#pragma unroll
+      for (int i = 0; i < 16; i++)
+        levels.put(x, x2, warp * 16 + i, lane * 2, i, warp >= 2,
+                   times(warp >= 2 ? before[i] : after[i], outer),
+                   times(i ? before[i ? i - 1 : 0] : one, outer));
+    }
+    __syncthreads();
+    gram<RULE, 64>(far, x, x2, far_row, x, x2, far_column);
+    __syncthreads();
+
+    // The raw rows become the chunk's: each thread replaces what it alone reads.
+    two lead = one, tail = one;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      if (i < warp) lead = times(lead, all[i]);
+      if (i > warp) tail = times(tail, all[i]);
+    }
+    if (warp == 0)
+      *(two *)(record + R::D * 2 + channel * 4) =
+          times(times(all[0], all[1]), times(all[2], all[3]));
+#pragma unroll
+    for (int i = 0; i < 16; i++) {
+      const int place = at<K>(warp * 16 + i, channel);
+      const two from_start = times(before[i], lead), to_end = times(after[i], tail);
+      const u32 key = levels.key(i), query = levels.query(i);
+      if (RULE == BETA) {
+        const float strength = -beta[warp * 16 + i];
+        *(u32 *)(m + L::A + place) = scaled(key, times(from_start, {strength, strength}));
+      }
+      if (RULE == GENERAL) {
+        *(u32 *)(m + L::A + place) =
+            scaled(levels.erase(i), times(i ? before[i ? i - 1 : 0] : one, lead));
+        *(u32 *)(m + R::B + place) = scaled(levels.write(i), to_end);
+      }
+      *(u32 *)(m + R::Q + place) = scaled(query, times(from_start, {p.scale, p.scale}));
+      *(u32 *)(m + L::H + place) = scaled(key, to_end);
+    }
+  }
+  __syncthreads();
+
+  // The products into tiles. P and A_qb carry the scale, A of the delta rule β, A_ab a minus.
+  const int g = lane >> 2, c = (lane & 3) * 2;
+#pragma unroll
+  for (int i = 0; i < grams; i++) {
+    const bool is_query = RULE == GENERAL ? i == 0 || i == 2 : i == 0;
+    u16 *to = m + (i == 0 ? R::P : RULE == BETA ? L::G : i == 1 ? L::AK : i == 2 ? L::QB : L::G);
+    const bool is_solved = RULE == BETA ? i == 1 : i == 3;
+#pragma unroll
+    for (int where = 0; where < 3; where++) {
+      float(&d)[2][4] = where == 0 ? block[i] : where == 1 ? near[i] : far[i];
+      const int row = where == 2 ? far_row : warp * 16;
+      const int column = where == 0 ? row : where == 1 ? warp * 16 - 16 : far_column;
+      if (where == 1 && !(warp & 1)) continue;
+#pragma unroll
+      for (int n = 0; n < 2; n++)
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+          const float strength = RULE == BETA ? beta[row + g + (e >> 1) * 8] : -1.0f;
+          d[n][e] *= is_query ? p.scale : is_solved ? strength : 1.0f;
+          if (is_solved && where == 0)
+            diagonal[warp * 256 + (g + (e >> 1) * 8) * 16 + n * 8 + c + (e & 1)] = d[n][e];
+        }
+      store_tile<64>(to, row, column, d);
+    }
+    // Blocks above the diagonal.
+    for (int z = lane; z < 16 * 32; z += 32)
+      if ((z & 31) * 2 >= warp * 16 + 16) *(u32 *)(to + at<64>(warp * 16 + (z >> 5), (z & 31) * 2)) = 0;
+  }
+  __syncthreads();
+
+  if (RULE != LINEAR) {
+    u16 *t = m + L::T;
+    invert(t, diagonal, m + L::G);
+    u32 rows_of_t[4][4], rows_of_p[4][4];
+#pragma unroll
+    for (int j = 0; j < 4; j++)
+      if (j <= warp) {
+        load_a<64>(rows_of_t[j], t, warp * 16, j * 16);
+        load_a<64>(rows_of_p[j], m + (RULE == BETA ? R::P : L::QB), warp * 16, j * 16);
+      }
+    if (RULE == GENERAL) {
+      // M takes the place of A_ab.
+      float d[8][4];
+      clear(d);
+#pragma unroll
+      for (int j = 0; j < 4; j++)
+        if (j <= warp)
+#pragma unroll
+          for (int n = 0; n <= j; n++) {
+            u32 b[4];
+            load_b_t<64>(b, m + L::AK, n * 16, j * 16);
+            mma(d[n * 2], rows_of_t[j], b[0], b[1]);
+            mma(d[n * 2 + 1], rows_of_t[j], b[2], b[3]);
+          }
+      store_tile<64>(m + L::G, warp * 16, 0, d);
+    }
+#pragma unroll 1
+    for (int part = 0; part < K / 64; part++) {
+      float d[8][4];
+      clear(d);
+#pragma unroll
+      for (int j = 0; j < 4; j++)
+        if (j <= warp)
+#pragma unroll
+          for (int n = 0; n < 4; n++) {
+            u32 b[4];
+            load_b_t<K>(b, m + L::A, part * 64 + n * 16, j * 16);
+            mma(d[n * 2], rows_of_t[j], b[0], b[1]);
+            mma(d[n * 2 + 1], rows_of_t[j], b[2], b[3]);
+          }
+      store_tile<K>(m + R::W, warp * 16, part * 64, d);
+    }
+    __syncthreads();
+    // P̃, over P: no other warp reads these rows.
+    {
+      float d[8][4];
+      clear(d);
+#pragma unroll
+      for (int j = 0; j < 4; j++)
+        if (j <= warp)
+#pragma unroll
+          for (int n = 0; n <= j; n++) {
+            u32 b[4];
+            load_b_t<64>(b, m + (RULE == BETA ? L::T : L::G), n * 16, j * 16);
+            mma(d[n * 2], rows_of_p[j], b[0], b[1]);
+            mma(d[n * 2 + 1], rows_of_p[j], b[2], b[3]);
+          }
+#pragma unroll
+      for (int n = 0; n < 8; n++)
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+          if (RULE == BETA) {
+            d[n][h * 2] *= beta[n * 8 + c];
+            d[n][h * 2 + 1] *= beta[n * 8 + c + 1];
+          } else {
+            const u32 old = *(const u32 *)(m + R::P + at<64>(warp * 16 + g + h * 8, n * 8 + c));
+            d[n][h * 2] += low_of(old);
+            d[n][h * 2 + 1] += high_of(old);
+          }
+        }
+      store_tile<64>(m + R::P, warp * 16, 0, d);
+    }
+#pragma unroll 1
+    for (int part = 0; part < K / 64; part++) {
+      float d[8][4];
+#pragma unroll
+      for (int n = 0; n < 8; n++)
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+          const u32 old = *(const u32 *)(m + R::Q + at<K>(warp * 16 + g + h * 8, part * 64 + n * 8 + c));
+          d[n][h * 2] = low_of(old);
+          d[n][h * 2 + 1] = high_of(old);
+        }
+#pragma unroll
+      for (int j = 0; j < 4; j++)
+        if (j <= warp)
+#pragma unroll
+          for (int n = 0; n < 4; n++) {
+            u32 b[4];
+            load_b_t<K>(b, m + R::W, part * 64 + n * 16, j * 16);
+            mma(d[n * 2], rows_of_p[j], b[0], b[1]);
+            mma(d[n * 2 + 1], rows_of_p[j], b[2], b[3]);
+          }
+      store_tile<K>(m + R::Q, warp * 16, part * 64, d);
+    }
+    // K̃: columns of T (or M) from this block's rows on.
+#pragma unroll 1
+    for (int part = 0; part < K / 64; part++) {
+      float d[8][4];
+      clear(d);
+#pragma unroll
+      for (int j = 0; j < 4; j++)
+        if (j >= warp) {
+          u32 a[4];
+          load_a_t<64>(a, m + (RULE == BETA ? L::T : L::G), warp * 16, j * 16);
+#pragma unroll
+          for (int n = 0; n < 4; n++) {
+            u32 b[4];
+            load_b_t<K>(b, m + R::B, part * 64 + n * 16, j * 16);
+            mma(d[n * 2], a, b[0], b[1]);
+            mma(d[n * 2 + 1], a, b[2], b[3]);
+          }
+        }
+#pragma unroll
+      for (int n = 0; n < 8; n++)
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+          const int row = warp * 16 + g + h * 8;
+          if (RULE == BETA) {
+            d[n][h * 2] *= beta[row];
+            d[n][h * 2 + 1] *= beta[row];
+          } else {
+            const u32 old = *(const u32 *)(m + L::H + at<K>(row, part * 64 + n * 8 + c));
+            d[n][h * 2] += low_of(old);
+            d[n][h * 2 + 1] += high_of(old);
+          }
+        }
+      store_tile<K>(m + R::KT, warp * 16, part * 64, d);
+    }
+    __syncthreads();
+    if (p.extras) {
+      uint4 *to = (uint4 *)(p.extras + ((long long)blockIdx.y * p.chunks + chunk) * R::extra);
+      for (int i = threadIdx.x; i < 512; i += 128) {
+        to[i] = *(const uint4 *)(m + L::T + i * 8);
+        if (RULE == GENERAL) {
+          to[512 + i] = *(const uint4 *)(m + L::G + i * 8);
+          to[1024 + i] = *(const uint4 *)(m + L::QB + i * 8);
+        }
+      }
+    }
+  }
+  for (int i = threadIdx.x; i < R::D / 8; i += 128) ((uint4 *)record)[i] = *(const uint4 *)(m + i * 8);
+}

@@ -1,0 +1,194 @@
+// walk: the state from chunk to chunk, forward or backward in time. A warp owns 16 value columns of a
+// head's state, transposed ([16 values, K]) in the accumulators of its products, so that nothing but
+// the copies of the next records is shared between warps.
+#pragma once
+#include "chunk_common.cuh"
+
+#if GYRE_BULK
+enum { SHARED_LIMIT = 225 * 1024 };
+#else
+enum { SHARED_LIMIT = 160 * 1024 };
+#endif
+
+template <int RULE, int K, int VT, bool BACK>
+struct WalkLayout {
+  typedef Record<RULE, K> R;
+  // What the pass reads of a record is contiguous: all of it, or from W (without W: from Q̃) on.
+  static constexpr int from = BACK ? R::W * 2 : 0;
+  static constexpr int copied = R::bytes - from;
+  static constexpr int rows = (copied + 1023) / 1024 * 1024;  // where the rows of v or dO start
+  static constexpr int stage = rows + (64 * VT * 2 + 1023) / 1024 * 1024;
+  static constexpr int fit = (SHARED_LIMIT - 1024) / stage;
+  static constexpr int stages = fit > 4 ? 4 : fit < 2 ? 2 : fit;
+  static constexpr int bytes = stages * stage + 1024;
+};
+
+/// Grid (⌈V / VT⌉, B·H), 2 VT threads, WalkLayout::bytes of shared memory.
+/// Forward: reads records, v, initial; writes y, and final, states where given.
+/// Backward: reads records, dy, d_final; writes state_gradients, and d_initial where given.
+template <int RULE, int K, int VT, bool BACK, typename E>
+DEV void walk(const MixerArgs &p) {
+  typedef WalkLayout<RULE, K, VT, BACK> L;
+  typedef Record<RULE, K> R;
+  constexpr int STEPS = K / 16, THREADS = VT * 2;
+  SHARED(memory);
+  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, c = (lane & 3) * 2;
+  const int batch = blockIdx.y / p.heads, head = blockIdx.y % p.heads;
+  const int v_tile = blockIdx.x * VT, mine = warp * 16;
+  const E *values = (const E *)(BACK ? p.dy : p.v);
+  const unsigned char *records = p.records + (long long)blockIdx.y * p.chunks * R::bytes + L::from;
+  u64 *barriers = (u64 *)(memory + L::stages * L::stage);
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < L::stages; i++) barrier_init(barriers + i);
+    barrier_fence();
+  }
+  __syncthreads();
+
+  const long long token_stride = (long long)p.heads * p.values;
+  const auto fetch = [&](int step) {
+    if (step < p.chunks) {
+      const int chunk = BACK ? p.chunks - 1 - step : step;
+      unsigned char *to = memory + step % L::stages * L::stage;
+      const unsigned char *from = records + (long long)chunk * R::bytes;
+      if (GYRE_BULK) {
+        if (threadIdx.x == 0) bulk_copy(to, from, L::copied, barriers + step % L::stages);
+      } else {
+        for (int i = threadIdx.x * 16; i < L::copied; i += THREADS * 16) copy16(to + i, from + i, true);
+      }
+      const int start = chunk * CHUNK;
+      const long long offset =
+          ((long long)batch * p.tokens + start) * token_stride + (long long)head * p.values + v_tile;
+      load_rows<VT>((u16 *)(to + L::rows), values, offset, token_stride,
+                    p.tokens - start < CHUNK ? p.tokens - start : CHUNK, p.values - v_tile, THREADS);
+    }
+    copy_commit();
+  };
+#pragma unroll
+  for (int i = 0; i < L::stages - 1; i++) fetch(i);
+
+  float S[K / 8][4];
+  const float *begin = BACK ? p.d_final : p.initial;
+  const long long state_at = (long long)blockIdx.y * p.keys * p.values;
+#pragma unroll
+  for (int n = 0; n < K / 8; n++)
+#pragma unroll
+    for (int e = 0; e < 4; e++) {
+      const int key = n * 8 + c + (e & 1), value = v_tile + mine + g + (e >> 1) * 8;
+      S[n][e] = begin && key < p.keys && value < p.values
+                    ? begin[state_at + (long long)key * p.values + value]
+                    : 0.0f;
+    }
+  uint4 *keep = (uint4 *)(BACK ? p.state_gradients : p.states);
+  const int v_blocks = (p.values + 15) / 16, v_block = (v_tile + mine) / 16;
+
+#pragma unroll 1
+  for (int step = 0; step < p.chunks; step++) {
+    const int chunk = BACK ? p.chunks - 1 - step : step;
+    unsigned char *stage = memory + step % L::stages * L::stage;
+    const u16 *tiles = (const u16 *)(stage - L::from);  // the record's offsets hold
+    const u16 *rows = (const u16 *)(stage + L::rows);
+    const float *d = (const float *)(tiles + R::D);
+    u32 s[STEPS][4];
+#pragma unroll
+    for (int i = 0; i < STEPS; i++) as_a(s[i], S[i * 2], S[i * 2 + 1]);
+    if (keep && v_block < v_blocks) {
+      uint4 *to = keep + (((long long)blockIdx.y * p.chunks + chunk) * v_blocks + v_block) * STEPS * 32 + lane;
+#pragma unroll
+      for (int i = 0; i < STEPS; i++) to[i * 32] = {s[i][0], s[i][1], s[i][2], s[i][3]};
+    }
+    if (GYRE_BULK) barrier_wait(barriers + step % L::stages, step / L::stages & 1);
+    copy_wait<L::stages - 2>();
+    __syncthreads();
+    fetch(step + L::stages - 1);
+
+    // What the state's own term writes: Y = W S, or X = B̂ dS.
+    u32 ya[4][4];
+    if (RULE != LINEAR) {
+      float y[8][4];
+      clear(y);
+      const u16 *w = tiles + (BACK ? R::B : R::W);
+#pragma unroll
+      for (int i = 0; i < STEPS; i++)
+#pragma unroll
+        for (int n = 0; n < 4; n++) {
+          u32 b[4];
+          load_b<K>(b, w, n * 16, i * 16);
+          mma(y[n * 2], s[i], b[0], b[1]);
+          mma(y[n * 2 + 1], s[i], b[2], b[3]);
+        }
+#pragma unroll
+      for (int j = 0; j < 4; j++) as_a(ya[j], y[j * 2], y[j * 2 + 1]);
+    }
+    // Rows of the values, as A: [value, token]. As B, [token, value], they are the same registers.
+    u32 va[4][4];
+#pragma unroll
+    for (int j = 0; j < 4; j++) load_a_t<VT>(va[j], rows, mine, j * 16);
+#pragma unroll
+    for (int n = 0; n < K / 8; n++) {
+      const two f = *(const two *)(d + n * 8 + c);
+      S[n][0] *= f.x;
+      S[n][1] *= f.y;
+      S[n][2] *= f.x;
+      S[n][3] *= f.y;
+    }
+    const u16 *direct = tiles + (BACK ? R::Q : R::KT), *indirect = tiles + (BACK ? R::W : R::B);
+#pragma unroll
+    for (int n = 0; n < STEPS; n++)
+#pragma unroll
+      for (int j = 0; j < 4; j++) {
+        u32 b[4];
+        load_b_t<K>(b, direct, n * 16, j * 16);
+        mma(S[n * 2], va[j], b[0], b[1]);
+        mma(S[n * 2 + 1], va[j], b[2], b[3]);
+        if (RULE != LINEAR) {
+          load_b_t<K>(b, indirect, n * 16, j * 16);
+          mma(S[n * 2], ya[j], b[0], b[1]);
+          mma(S[n * 2 + 1], ya[j], b[2], b[3]);
+        }
+      }
+    if (!BACK) {
+#pragma unroll
+      for (int m = 0; m < 4; m++) {
+        float o[2][4];
+        clear(o);
+#pragma unroll
+        for (int i = 0; i < STEPS; i++) {
+          u32 a[4];
+          load_a<K>(a, tiles + R::Q, m * 16, i * 16);
+          mma(o[0], a, s[i][0], s[i][2]);
+          mma(o[1], a, s[i][1], s[i][3]);
+        }
+#pragma unroll
+        for (int j = 0; j <= m; j++) {
+          u32 a[4];
+          load_a<64>(a, tiles + R::P, m * 16, j * 16);
+          mma(o[0], a, va[j][0], va[j][2]);
+          mma(o[1], a, va[j][1], va[j][3]);
+        }
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+          const int t = chunk * CHUNK + m * 16 + g + h * 8;
+          const long long row =
+              ((long long)batch * p.tokens + t) * token_stride + (long long)head * p.values;
+#pragma unroll
+          for (int n = 0; n < 2; n++) {
+            const int value = v_tile + mine + n * 8 + c;
+            if (t < p.tokens && value < p.values)
+              store_two((E *)p.y, row + value, o[n][h * 2], o[n][h * 2 + 1]);
+          }
+        }
+      }
+    }
+  }
+  copy_wait<0>();
+  float *end = BACK ? p.d_initial : p.final;
+  if (end)
+#pragma unroll
+    for (int n = 0; n < K / 8; n++)
+#pragma unroll
+      for (int e = 0; e < 4; e++) {
+        const int key = n * 8 + c + (e & 1), value = v_tile + mine + g + (e >> 1) * 8;
+        if (key < p.keys && value < p.values)
+          end[state_at + (long long)key * p.values + value] = S[n][e];
+      }
+}

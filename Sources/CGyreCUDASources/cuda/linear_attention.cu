@@ -1,0 +1,13 @@
+// Linear attention with decay: S ← D S + k vᵀ, y = s Sᵀ q, with D the identity, one factor a head or
+// token (RetNet, Mamba-2, simple GLA) or one a key channel (GLA, HGRN2). See chunk_common.cuh.
+#include "chunk_prepare.cuh"
+#include "chunk_walk.cuh"
+
+#define LINEAR_ATTENTION(E, e, K, VT)                                                     \
+  ENTRY(linear_attention_prepare_##e##_k##K, MixerArgs, 128, prepare<LINEAR, K, E>(args)) \
+  ENTRY(linear_attention_walk_##e##_k##K, MixerArgs, 2 * VT,                              \
+        walk<LINEAR, K, VT, false, E>(args))                                              \
+  ENTRY(linear_attention_walk_back_##e##_k##K, MixerArgs, 2 * VT,                         \
+        walk<LINEAR, K, VT, true, E>(args))
+
+LINEAR_ATTENTION(bf16, bf16, 64, 64)
