@@ -163,7 +163,7 @@ class Mixer:
     """One problem: inputs, outputs, workspaces, launches."""
 
     def __init__(self, dev, rule, B, T, H, K, V, dtype, gate_kind=0, gate_dtype=torch.float32, key_heads=None,
-                 state=False, reset=False, beta_max=1.0, gate_low=-0.2, seed=0, scale=None, backward=True):
+                 state=False, reset=False, beta_max=1.0, gate_low=-0.2, seed=0, scale=None, backward=True, vt=None):
         self.dev, self.rule = dev, rule
         self.B, self.T, self.H, self.K, self.V, self.dtype = B, T, H, K, V, dtype
         self.Hk = key_heads or H
@@ -208,7 +208,8 @@ class Mixer:
         self.d_final = rand(B, H, K, V) if state else None
         self.N = (T + 63) // 64
         self.KP = round_size(K)
-        self.VT = 64 if V > 32 else 32 if V > 16 else 16
+        # The largest tile of values that still gives most multiprocessors a block.
+        self.VT = vt or next((n for n in (64, 32) if V % n == 0 and B * H * (V // n) >= 96), 16 if B * H * V >= 16 * 96 else 64)
         self.allocate()
 
     def allocate(self):
@@ -260,7 +261,8 @@ class Mixer:
     def walk(self, back=False):
         a = self.args()
         suffix = "" if self.VT == 64 else f"_v{self.VT}"
-        self.dev.launch(self.name("walk_back" if back else "walk") + suffix,
+        name = self.name("walk_back" if back else "walk").replace("_beta", "").replace("_general", "")
+        self.dev.launch(name + suffix,
                         ((self.V + self.VT - 1) // self.VT, self.B * self.H, 1), 2 * self.VT,
                         walk_bytes(self.rule, self.KP, self.VT, back), a)
 
@@ -381,7 +383,8 @@ class Scan:
                      decay_is_log=int(self.log), decay_is_float=int(self.decay.dtype == torch.float32))
         width = 64 if self.B * self.D >= 64 * 96 else 16
         e = "bf16" if self.dtype == torch.bfloat16 else "float"
-        self.dev.launch(f"diagonal_scan_{'backward' if back else 'forward'}_{e}_c{width}",
+        g = "float" if self.decay.dtype == torch.float32 else "bf16"
+        self.dev.launch(f"diagonal_scan_{'backward' if back else 'forward'}_{e}_{g}_c{width}",
                         ((self.D + width - 1) // width, self.B, 1), 512, 0, a)
 
     def forward(self):
@@ -437,7 +440,91 @@ def cases(small):
     yield "gated delta", (BETA, 2, T, 2, 64, 64, bf), dict(gate_kind=2, gate_low=-1, **full)
     yield "kda closed, groups", (BETA, 1, T, 4, 64, 64, bf), dict(gate_kind=3, gate_low=-60, key_heads=2, **full)
     yield "rwkv7 closed", (GENERAL, 1, T, 2, 64, 64, bf), dict(gate_kind=3, gate_low=-60, **full)
+    yield "linear 128", (LINEAR, 1, T, 2, 128, 128, bf), dict(gate_kind=3, gate_low=-2, vt=32, **full)
+    yield "kda 128", (BETA, 1, T, 2, 128, 128, bf), dict(gate_kind=3, gate_low=-2, **full)
+    yield "rwkv7 128", (GENERAL, 1, T, 2, 128, 128, bf), dict(gate_kind=3, gate_low=-0.6, vt=16, **full)
+    yield "kda 96 80", (BETA, 1, T, 2, 96, 80, bf), dict(gate_kind=3, gate_low=-2, vt=32, **full)
+    yield "gla 40 24", (LINEAR, 1, T, 2, 40, 24, bf), dict(gate_kind=3, gate_low=-2, vt=16, **full)
     yield "short", (BETA, 1, 1, 2, 64, 64, bf), dict(gate_kind=2, gate_low=-1, state=True)
+
+
+def scan_cases():
+    f, bf = torch.float32, torch.bfloat16
+    full = dict(state=True, reset=True)
+    yield "scan bf16", (2, 300, 72, bf), dict(**full)
+    yield "scan float", (2, 1100, 70, f), dict(log=False, **full)
+    yield "scan wide", (1, 700, 6208, bf), dict(gate_dtype=bf)
+
+
+SHAPES = [(8, 2048, 16, 64), (8, 2048, 8, 128), (1, 16384, 16, 128)]
+BANDWIDTH = 4.3e9  # bytes a millisecond, a device-to-device copy on an H200
+
+
+def milliseconds(work, runs=40):
+    """Median of graph replays, so that launch gaps on the host do not count."""
+    work()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(runs)]
+    for a, b in events:
+        a.record()
+        graph.replay()
+        b.record()
+    torch.cuda.synchronize()
+    return sorted(a.elapsed_time(b) for a, b in events)[runs // 2]
+
+
+def timed():
+    """name, rule, options: the problems of gpu_ops.py."""
+    bf, f = torch.bfloat16, torch.float32
+    yield "simple_gla", LINEAR, dict(gate_kind=2)
+    yield "gla", LINEAR, dict(gate_kind=3)
+    yield "delta_rule", BETA, dict()
+    yield "gated_delta_rule", BETA, dict(gate_kind=2)
+    yield "kda", BETA, dict(gate_kind=3)
+    yield "rwkv7", GENERAL, dict(gate_kind=3, gate_dtype=bf, gate_low=-0.6)
+
+
+def size_of(*tensors):
+    return sum(x.numel() * x.element_size() for x in tensors if x is not None)
+
+
+def time_all(dev, chosen, forward, shapes):
+    for shape in shapes:
+        B, T, H, D = SHAPES[shape]
+        if chosen("hgrn"):
+            s = Scan(dev, B, T, H * D, torch.bfloat16)
+            f, b = milliseconds(s.forward), milliseconds(s.backprop)
+            floor = size_of(s.decay, s.input, s.h) / BANDWIDTH
+            floor_b = size_of(s.decay, s.dh, s.h, s.da, s.du) / BANDWIDTH
+            print(f"{shape} hgrn: forward {f:.4f} (floor {floor:.4f}) backward {b:.4f} (floor {floor_b:.4f})"
+                  f" both {f + b:.4f}", flush=True)
+            del s
+        for name, rule, kw in timed():
+            if not chosen(name):
+                continue
+            try:
+                m = Mixer(dev, rule, B, T, H, D, D, torch.bfloat16, **kw)
+                floor = size_of(*m.inputs.values(), m.y) / BANDWIDTH
+                floor_b = size_of(*m.inputs.values(), m.dy, *m.grads.values()) / BANDWIDTH
+                parts = dict(prepare=m.prepare, walk=m.walk, back=lambda: m.walk(True))
+                if not forward:
+                    parts["gradient"] = m.gradient
+                ms = {n: milliseconds(w) for n, w in parts.items()}
+                kept = milliseconds(m.forward)
+                line = f"{shape} {name}: " + " ".join(f"{n} {x:.4f}" for n, x in ms.items())
+                line += f" | training forward {kept:.4f} (floor {floor:.4f})"
+                if not forward:
+                    line += f" both {milliseconds(lambda: (m.forward(), m.backprop())):.4f} (floor {floor + floor_b:.4f})"
+                m.states = m.extras = None
+                line += f" | forward {milliseconds(m.forward):.4f}"
+                print(line, flush=True)
+                del m, parts
+            except Exception as e:
+                print(shape, name, "failed:", e, flush=True)
+            torch.cuda.empty_cache()
 
 
 def main():
@@ -448,12 +535,22 @@ def main():
     ap.add_argument("--time", action="store_true")
     ap.add_argument("--only", default="")
     ap.add_argument("--forward", action="store_true")
+    ap.add_argument("--shapes", default="0,1,2")
     o = ap.parse_args()
     dev = Emulator(o.emulate) if o.emulate else Cuda(o.cubins)
+    chosen = lambda label: not o.only or any(x in label for x in o.only.split(","))
     if o.check:
+        for label, a, kw in scan_cases():
+            if chosen(label):
+                Scan(dev, *a, **kw).check(label)
         for label, a, kw in cases(bool(o.emulate)):
-            if not o.only or any(x in label for x in o.only.split(",")):
+            if chosen(label):
                 check(Mixer(dev, *a, **kw), label, not o.forward)
+
+
+    if o.time:
+        print(torch.cuda.get_device_name(), flush=True)
+        time_all(dev, chosen, o.forward, [int(x) for x in o.shapes.split(",")])
 
 
 if __name__ == "__main__":

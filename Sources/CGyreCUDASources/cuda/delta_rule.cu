@@ -3,12 +3,18 @@
 #include "chunk_prepare.cuh"
 #include "chunk_walk.cuh"
 
-#define DELTA_RULE(RULE, rule, E, e, K, VT)                                               \
-  ENTRY(delta_rule_##rule##_prepare_##e##_k##K, MixerArgs, 128, prepare<RULE, K, E>(args)) \
-  ENTRY(delta_rule_##rule##_walk_##e##_k##K, MixerArgs, 2 * VT,                           \
-        walk<RULE, K, VT, false, E>(args))                                                \
-  ENTRY(delta_rule_##rule##_walk_back_##e##_k##K, MixerArgs, 2 * VT,                      \
-        walk<RULE, K, VT, true, E>(args))
+// Both rules have the same records, so they share the walk.
+#define DELTA_RULE_WALK(E, e, K, VT, suffix)                                             \
+  ENTRY(delta_rule_walk_##e##_k##K##suffix, MixerArgs, 2 * VT,                           \
+        walk<BETA, K, VT, false, E>(args))                                               \
+  ENTRY(delta_rule_walk_back_##e##_k##K##suffix, MixerArgs, 2 * VT,                      \
+        walk<BETA, K, VT, true, E>(args))
+#define DELTA_RULE(E, e, K)                                                                     \
+  ENTRY(delta_rule_beta_prepare_##e##_k##K, MixerArgs, 128, prepare<BETA, K, E>(args))          \
+  ENTRY(delta_rule_general_prepare_##e##_k##K, MixerArgs, 128, prepare<GENERAL, K, E>(args))    \
+  DELTA_RULE_WALK(E, e, K, 64, )                                                                \
+  DELTA_RULE_WALK(E, e, K, 32, _v32)                                                            \
+  DELTA_RULE_WALK(E, e, K, 16, _v16)
 
-DELTA_RULE(BETA, beta, bf16, bf16, 64, 64)
-DELTA_RULE(GENERAL, general, bf16, bf16, 64, 64)
+DELTA_RULE(bf16, bf16, 64)
+DELTA_RULE(bf16, bf16, 128)

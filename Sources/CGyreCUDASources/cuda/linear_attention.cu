@@ -3,11 +3,16 @@
 #include "chunk_prepare.cuh"
 #include "chunk_walk.cuh"
 
-#define LINEAR_ATTENTION(E, e, K, VT)                                                     \
-  ENTRY(linear_attention_prepare_##e##_k##K, MixerArgs, 128, prepare<LINEAR, K, E>(args)) \
-  ENTRY(linear_attention_walk_##e##_k##K, MixerArgs, 2 * VT,                              \
-        walk<LINEAR, K, VT, false, E>(args))                                              \
-  ENTRY(linear_attention_walk_back_##e##_k##K, MixerArgs, 2 * VT,                         \
+#define LINEAR_ATTENTION_WALK(E, e, K, VT, suffix)                                      \
+  ENTRY(linear_attention_walk_##e##_k##K##suffix, MixerArgs, 2 * VT,                    \
+        walk<LINEAR, K, VT, false, E>(args))                                            \
+  ENTRY(linear_attention_walk_back_##e##_k##K##suffix, MixerArgs, 2 * VT,               \
         walk<LINEAR, K, VT, true, E>(args))
+#define LINEAR_ATTENTION(E, e, K)                                                         \
+  ENTRY(linear_attention_prepare_##e##_k##K, MixerArgs, 128, prepare<LINEAR, K, E>(args)) \
+  LINEAR_ATTENTION_WALK(E, e, K, 64, )                                                    \
+  LINEAR_ATTENTION_WALK(E, e, K, 32, _v32)                                                \
+  LINEAR_ATTENTION_WALK(E, e, K, 16, _v16)
 
-LINEAR_ATTENTION(bf16, bf16, 64, 64)
+LINEAR_ATTENTION(bf16, bf16, 64)
+LINEAR_ATTENTION(bf16, bf16, 128)
