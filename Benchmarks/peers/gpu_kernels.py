@@ -140,7 +140,7 @@ def prepare_bytes(rule, K):
     after = record_bytes(rule, K) // 2 - K * 2 + (4096 if rule == LINEAR else 0)
     G = after + (0, 64 * K, 2 * 64 * K)[rule]
     end = G + (0, 8192, 16384)[rule]
-    return (end + 2048 + 512 + 128) * 2
+    return (end + 2048 + 512 + 256) * 2
 
 
 def walk_bytes(rule, K, VT, back):

@@ -94,34 +94,66 @@ DEV void load_rows(u16 *tile, const float *from, long long offset, long long str
   }
 }
 
+/// The factors of the chunk's 64 tokens for gates without channels, into shared memory.
+DEV void load_scalar_decays(float *to, const MixerArgs &p, int batch, int head, int start) {
+  const int t = start + threadIdx.x;
+  if (threadIdx.x >= CHUNK) return;
+  float g = 0.0f;
+  if (p.gate_kind == 1) g = load_any(p.gate, p.gate_is_float, head);
+  if (p.gate_kind == 2 && t < p.tokens)
+    g = load_any(p.gate, p.gate_is_float, ((long long)batch * p.tokens + t) * p.heads + head);
+  to[threadIdx.x] = t < p.tokens ? exp2_of(g * 1.4426950408889634f) : 1.0f;
+}
+
 /// The decays of 16 consecutive tokens for two channels, as factors: 0 at resets, 1 past the end.
+/// `scalar` holds load_scalar_decays' for these tokens.
 DEV void load_decays(two (&f)[16], const MixerArgs &p, int batch, int head, int first, int channel,
-                     u32 resets) {
+                     u32 resets, const float *scalar) {
   const float log2e = 1.4426950408889634f;
+  if (p.gate_kind != 3) {
 #pragma unroll
-  for (int i = 0; i < 16; i++) {
-    const int t = first + i;
-    two g = {0.0f, 0.0f};
-    if (t < p.tokens && p.gate_kind) {
-      const long long row = ((long long)batch * p.tokens + t) * p.heads + head;
-      if (p.gate_kind == 3) {
-        if (channel < p.keys) g = load_two_any(p.gate, p.gate_is_float, row * p.keys + channel);
-      } else {
-        g.x = g.y = load_any(p.gate, p.gate_is_float, p.gate_kind == 1 ? head : row);
-      }
+    for (int i = 0; i < 16; i++) f[i].x = f[i].y = scalar[i];
+  } else {
+    // All loads go out before the first is used: places past the end repeat the last.
+    const int last = p.tokens - 1, column = channel < p.keys ? channel : 0;
+    const long long stride = (long long)p.heads * p.keys;
+    const long long base = ((long long)batch * p.tokens * p.heads + head) * p.keys + column;
+    if (p.gate_is_float) {
+#pragma unroll
+      for (int i = 0; i < 16; i++)
+        f[i] = load_two((const float *)p.gate, base + (first + i < last ? first + i : last) * stride);
+    } else {
+      u32 raw[16];
+#pragma unroll
+      for (int i = 0; i < 16; i++)
+        raw[i] = load_packed((const bf16 *)p.gate, base + (first + i < last ? first + i : last) * stride);
+#pragma unroll
+      for (int i = 0; i < 16; i++) f[i] = {low_of(raw[i]), high_of(raw[i])};
     }
-    f[i].x = exp2_of(g.x * log2e);
-    f[i].y = exp2_of(g.y * log2e);
-    if (resets >> i & 1) f[i].x = f[i].y = 0.0f;
+    const bool is_channel = channel < p.keys;
+#pragma unroll
+    for (int i = 0; i < 16; i++) {
+      const bool is_open = !is_channel || first + i >= p.tokens;
+      f[i].x = is_open ? 1.0f : exp2_of(f[i].x * log2e);
+      f[i].y = is_open ? 1.0f : exp2_of(f[i].y * log2e);
+    }
   }
+  if (resets)
+#pragma unroll
+    for (int i = 0; i < 16; i++)
+      if (resets >> i & 1) f[i].x = f[i].y = 0.0f;
 }
 
 /// Which of 16 tokens have a reset, as bits.
 DEV u32 load_resets(const MixerArgs &p, int batch, int first) {
   u32 bits = 0;
-  if (p.reset)
-    for (int i = 0; i < 16; i++)
-      if (first + i < p.tokens && p.reset[(long long)batch * p.tokens + first + i]) bits |= 1u << i;
+  if (p.reset) {
+#pragma unroll
+    for (int i = 0; i < 16; i++) {
+      const int t = first + i < p.tokens ? first + i : p.tokens - 1;
+      if (p.reset[(long long)batch * p.tokens + t] && first + i < p.tokens) bits |= 1u << i;
+    }
+  }
   return bits;
 }
 

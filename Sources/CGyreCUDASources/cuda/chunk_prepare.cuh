@@ -30,7 +30,8 @@ struct PrepareLayout {
   static constexpr int diagonal = end;                               // float [4][256]
   static constexpr int total = diagonal + 2048;                      // float [4][64]
   static constexpr int beta = total + 512;                           // float [64]
-  static constexpr int bytes = (beta + 128) * 2;
+  static constexpr int scalar = beta + 128;                          // float [64]
+  static constexpr int bytes = (scalar + 128) * 2;
 };
 
 /// Products of the rows of X with the columns of X, both sets, over 64 channels.
@@ -244,7 +245,7 @@ DEV void prepare(const MixerArgs &p) {
   SHARED(memory);
   u16 *m = (u16 *)memory;
   float *diagonal = (float *)(m + L::diagonal), *total = (float *)(m + L::total);
-  float *beta = (float *)(m + L::beta);
+  float *beta = (float *)(m + L::beta), *scalar = (float *)(m + L::scalar);
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
   const int chunk = blockIdx.x, batch = blockIdx.y / p.heads, head = blockIdx.y % p.heads;
   const int start = chunk * CHUNK, first = start + warp * 16;
@@ -270,7 +271,11 @@ DEV void prepare(const MixerArgs &p) {
     // A strength of 0 counts as 1e-18, so that what a token would have written can be recovered.
     beta[threadIdx.x] = x < 1e-18f && x > -1e-18f ? 1e-18f : x;
   }
+  load_scalar_decays(scalar, p, batch, head, start);
   const u32 resets = load_resets(p, batch, first);
+  two before[16], after[16];
+  // Gates of channels come straight from memory, so their loads overlap the tiles'.
+  if (p.gate_kind == 3) load_decays(before, p, batch, head, first, lane * 2, resets, nullptr);
   copy_wait<0>();
   __syncthreads();
 
@@ -287,8 +292,8 @@ DEV void prepare(const MixerArgs &p) {
   for (int part = 0; part < K / 64; part++) {
     const int channel = part * 64 + lane * 2;
     Levels<RULE, K> levels = {m + R::Q, m + L::H, m + L::A, m + R::B, warp * 16, channel, resets};
-    two before[16], after[16];
-    load_decays(before, p, batch, head, first, channel, resets);
+    if (part || p.gate_kind != 3)
+      load_decays(before, p, batch, head, first, channel, resets, scalar + warp * 16);
 #pragma unroll
     for (int i = 0; i < 16; i++) after[i] = {1.0f, 1.0f};
     u16 *own = m + L::scratch + warp * L::sets * 1024, *own2 = own + 1024;

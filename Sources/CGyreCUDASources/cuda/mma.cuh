@@ -23,6 +23,10 @@ struct bf16 {
   extern "C" __global__ void __launch_bounds__(threads) name(const __grid_constant__ Args args) { \
     __VA_ARGS__;                                                                           \
   }
+#define ENTRY_BLOCKS(name, Args, threads, blocks, ...)                                     \
+  extern "C" __global__ void __launch_bounds__(threads, blocks) name(const __grid_constant__ Args args) { \
+    __VA_ARGS__;                                                                           \
+  }
 #define SHARED(name) extern __shared__ __align__(1024) unsigned char name[]
 
 DEV u32 pack2(float low, float high) {
