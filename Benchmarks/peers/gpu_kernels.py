@@ -152,7 +152,10 @@ def walk_bytes(rule, K, VT, back):
 
 
 def gradient_bytes(rule, K, V):
-    return 0
+    stage = 2 * 64 * V + 2 * V * K
+    first = 4096 + 64 * K + (0, 64 * K + 4096, 2 * 64 * K + 3 * 4096)[rule]
+    second = (4096, 2 * 64 * V + 2 * 4096, 2 * 64 * V + 6 * 4096)[rule]
+    return (stage + max(first, second) + 2 * 4096 + 8 * 1280 + 512 + 2048 + 1024 + 256 + 128 + 128 + 256) * 2
 
 
 def round_size(K):
@@ -207,7 +210,7 @@ class Mixer:
         self.dy = rand(B, T, H, V).to(dtype)
         self.d_final = rand(B, H, K, V) if state else None
         self.N = (T + 63) // 64
-        self.KP = round_size(K)
+        self.KP = round_size(max(K, V) if backward else K)
         # The largest tile of values that still gives most multiprocessors a block.
         self.VT = vt or next((n for n in (64, 32) if V % n == 0 and B * H * (V // n) >= 96), 16 if B * H * V >= 16 * 96 else 64)
         self.allocate()
@@ -230,7 +233,7 @@ class Mixer:
             if self.rule == GENERAL:
                 g["da"], g["db"] = (nan(B, T, H, K, dtype=self.dtype) for _ in range(2))
             if self.gate_kind:
-                g["d_gate"] = nan(B, T, H, K) if self.gate_kind == 3 else nan(B, T, H)
+                g["d_gate"] = nan(B, T, H, K, dtype=self.inputs["gate"].dtype) if self.gate_kind == 3 else nan(B, T, H)
             if self.rule == BETA:
                 g["d_beta"] = nan(B, T, H)
             if "initial" in self.inputs:
@@ -268,7 +271,7 @@ class Mixer:
 
     def gradient(self):
         a = self.args()
-        self.dev.launch(self.name("gradient"), (self.N, self.B * self.H, 1), 256, gradient_bytes(self.rule, self.KP, self.V), a)
+        self.dev.launch(self.name("gradient") + f"_v{self.KP}", (self.N, self.B * self.H, 1), 256, gradient_bytes(self.rule, self.KP, self.KP), a)
 
     def forward(self):
         self.prepare()

@@ -46,7 +46,7 @@ struct MixerArgs {
   void *dq, *dk;            // T [B, T, H, K]: per value head, the caller sums the heads of a group
   void *dv;                 // T [B, T, H, V]
   void *da, *db;            // T [B, T, H, K]
-  void *d_gate;             // float [B, T, H, K], or [B, T, H] for gate kinds 1 and 2; null: not wanted
+  void *d_gate;             // [B, T, H, K] in the gate's type; float [B, T, H] for gate kinds 1 and 2; or null
   float *d_beta;            // [B, T, H]
   float *d_initial;         // [B, H, K, V] or null
   int batch, tokens, heads, key_heads, keys, values;

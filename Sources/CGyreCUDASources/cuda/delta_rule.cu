@@ -1,5 +1,6 @@
 // The delta rule. `beta`: S ← D S, then S ← S + k (β (v − Sᵀ k))ᵀ (DeltaNet, Gated DeltaNet, KDA).
 // `general`: S ← D S + b (aᵀ S) + k vᵀ (RWKV-7). y = s Sᵀ q. See chunk_common.cuh.
+#include "chunk_gradient.cuh"
 #include "chunk_prepare.cuh"
 #include "chunk_walk.cuh"
 
@@ -16,5 +17,12 @@
   DELTA_RULE_WALK(E, e, K, 32, _v32)                                                            \
   DELTA_RULE_WALK(E, e, K, 16, _v16)
 
+#define DELTA_RULE_GRADIENT(E, e, K, V)                                                   \
+  ENTRY(delta_rule_beta_gradient_##e##_k##K##_v##V, MixerArgs, 256, gradient<BETA, K, V, E>(args)) \
+  ENTRY(delta_rule_general_gradient_##e##_k##K##_v##V, MixerArgs, 256,                    \
+        gradient<GENERAL, K, V, E>(args))
+
 DELTA_RULE(bf16, bf16, 64)
 DELTA_RULE(bf16, bf16, 128)
+DELTA_RULE_GRADIENT(bf16, bf16, 64, 64)
+DELTA_RULE_GRADIENT(bf16, bf16, 128, 128)

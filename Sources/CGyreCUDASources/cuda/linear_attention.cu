@@ -1,5 +1,6 @@
 // Linear attention with decay: S ← D S + k vᵀ, y = s Sᵀ q, with D the identity, one factor a head or
 // token (RetNet, Mamba-2, simple GLA) or one a key channel (GLA, HGRN2). See chunk_common.cuh.
+#include "chunk_gradient.cuh"
 #include "chunk_prepare.cuh"
 #include "chunk_walk.cuh"
 
@@ -14,5 +15,11 @@
   LINEAR_ATTENTION_WALK(E, e, K, 32, _v32)                                                \
   LINEAR_ATTENTION_WALK(E, e, K, 16, _v16)
 
+#define LINEAR_ATTENTION_GRADIENT(E, e, K, V)                           \
+  ENTRY(linear_attention_gradient_##e##_k##K##_v##V, MixerArgs, 256,    \
+        gradient<LINEAR, K, V, E>(args))
+
 LINEAR_ATTENTION(bf16, bf16, 64)
 LINEAR_ATTENTION(bf16, bf16, 128)
+LINEAR_ATTENTION_GRADIENT(bf16, bf16, 64, 64)
+LINEAR_ATTENTION_GRADIENT(bf16, bf16, 128, 128)
