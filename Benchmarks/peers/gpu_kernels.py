@@ -259,7 +259,8 @@ class Mixer:
 
     def prepare(self):
         a = self.args()
-        self.dev.launch(self.name("prepare"), (self.N, self.B * self.H, 1), 128, prepare_bytes(self.rule, self.KP), a)
+        scalar = "_scalar" if self.gate_kind < 3 and self.rule != GENERAL else ""
+        self.dev.launch(self.name("prepare" + scalar), (self.N, self.B * self.H, 1), 128, prepare_bytes(self.rule, self.KP), a)
 
     def walk(self, back=False):
         a = self.args()
@@ -448,7 +449,7 @@ def cases(small):
     yield "rwkv7 128", (GENERAL, 1, T, 2, 128, 128, bf), dict(gate_kind=3, gate_low=-0.6, vt=16, **full)
     yield "kda 96 80", (BETA, 1, T, 2, 96, 80, bf), dict(gate_kind=3, gate_low=-2, vt=32, **full)
     yield "gla 40 24", (LINEAR, 1, T, 2, 40, 24, bf), dict(gate_kind=3, gate_low=-2, vt=16, **full)
-    yield "short", (BETA, 1, 1, 2, 64, 64, bf), dict(gate_kind=2, gate_low=-1, state=True)
+    yield "short", (BETA, 4, 1, 8, 64, 64, bf), dict(gate_kind=2, gate_low=-1, state=True)
 
 
 def scan_cases():

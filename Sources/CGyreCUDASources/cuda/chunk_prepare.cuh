@@ -235,162 +235,12 @@ DEV void invert(u16 *t, const float *diagonal, const u16 *a) {
   __syncthreads();
 }
 
-/// Grid (N, B·H), 128 threads, PrepareLayout::bytes of shared memory.
-/// Reads q, k, a, b, gate, beta, reset; writes records, and extras where given.
-template <int RULE, int K, typename E>
-DEV void prepare(const MixerArgs &p) {
+/// The triangular inverse, what follows from it, and the record.
+template <int RULE, int K>
+DEV void finish(const MixerArgs &p, u16 *m, const float *diagonal, const float *beta, unsigned char *record) {
   typedef PrepareLayout<RULE, K> L;
   typedef Record<RULE, K> R;
-  constexpr int grams = Levels<RULE, K>::grams;
-  SHARED(memory);
-  u16 *m = (u16 *)memory;
-  float *diagonal = (float *)(m + L::diagonal), *total = (float *)(m + L::total);
-  float *beta = (float *)(m + L::beta), *scalar = (float *)(m + L::scalar);
-  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-  const int chunk = blockIdx.x, batch = blockIdx.y / p.heads, head = blockIdx.y % p.heads;
-  const int start = chunk * CHUNK, first = start + warp * 16;
-  const int key_head = head / (p.heads / p.key_heads);
-  unsigned char *record = p.records + ((long long)blockIdx.y * p.chunks + chunk) * R::bytes;
-
-  const int rows = p.tokens - start < CHUNK ? p.tokens - start : CHUNK;
-  const long long token = (long long)batch * p.tokens + start;
-  const long long key_row = (token * p.key_heads + key_head) * p.keys;
-  const long long key_stride = (long long)p.key_heads * p.keys;
-  load_rows<K>(m + R::Q, (const E *)p.q, key_row, key_stride, rows, p.keys, 128);
-  load_rows<K>(m + L::H, (const E *)p.k, key_row, key_stride, rows, p.keys, 128);
-  if (RULE == GENERAL) {
-    const long long row = (token * p.heads + head) * p.keys, stride = (long long)p.heads * p.keys;
-    load_rows<K>(m + L::A, (const E *)p.a, row, stride, rows, p.keys, 128);
-    load_rows<K>(m + R::B, (const E *)p.b, row, stride, rows, p.keys, 128);
-  }
-  copy_commit();
-  if (RULE == BETA && threadIdx.x < CHUNK) {
-    float x = 0.0f;
-    if ((int)threadIdx.x < rows)
-      x = load_any(p.beta, p.beta_is_float, (token + threadIdx.x) * p.heads + head);
-    // A strength of 0 counts as 1e-18, so that what a token would have written can be recovered.
-    beta[threadIdx.x] = x < 1e-18f && x > -1e-18f ? 1e-18f : x;
-  }
-  load_scalar_decays(scalar, p, batch, head, start);
-  const u32 resets = load_resets(p, batch, first);
-  two before[16], after[16];
-  // Gates of channels come straight from memory, so their loads overlap the tiles'.
-  if (p.gate_kind == 3) load_decays(before, p, batch, head, first, lane * 2, resets, nullptr);
-  copy_wait<0>();
-  __syncthreads();
-
-  float block[grams][2][4], near[grams][2][4], far[grams][2][4];
-#pragma unroll
-  for (int i = 0; i < grams; i++) {
-    clear(block[i]);
-    clear(near[i]);
-    clear(far[i]);
-  }
-  const int far_row = 32 + (warp & 1) * 16, far_column = (warp >> 1) * 16;
-  u16 *x = m + L::level, *x2 = x + 4096;
-#pragma unroll 1
-  for (int part = 0; part < K / 64; part++) {
-    const int channel = part * 64 + lane * 2;
-    Levels<RULE, K> levels = {m + R::Q, m + L::H, m + L::A, m + R::B, warp * 16, channel, resets};
-    if (part || p.gate_kind != 3)
-      load_decays(before, p, batch, head, first, channel, resets, scalar + warp * 16);
-#pragma unroll
-    for (int i = 0; i < 16; i++) after[i] = {1.0f, 1.0f};
-    u16 *own = m + L::scratch + warp * L::sets * 1024, *own2 = own + 1024;
-    levels.diagonal(block, own, own2);
-    levels.template diagonal_level<1>(block, own, own2, before, after);
-    widen<1>(before, after);
-    levels.template diagonal_level<2>(block, own, own2, before, after);
-    widen<2>(before, after);
-    levels.template diagonal_level<4>(block, own, own2, before, after);
-    widen<4>(before, after);
-    levels.template diagonal_level<8>(block, own, own2, before, after);
-    widen<8>(before, after);
-
-    const two one = {1.0f, 1.0f};
-    *(two *)(total + warp * 64 + lane * 2) = before[15];
-#pragma unroll
-    for (int i = 0; i < 16; i++)
-      levels.put(x, x2, warp * 16 + i, lane * 2, i, warp & 1, warp & 1 ? before[i] : after[i],
-                 i ? before[i ? i - 1 : 0] : one);
-    __syncthreads();
-    two all[4];
-#pragma unroll
-    for (int i = 0; i < 4; i++) all[i] = *(const two *)(total + i * 64 + lane * 2);
-    if (warp & 1) gram<RULE, 64>(near, x, x2, warp * 16, x, x2, warp * 16 - 16);
-    __syncthreads();
-    {
-      const two outer = warp == 3 ? all[2] : warp == 0 ? all[1] : one;
-#pragma unroll
-      for (int i = 0; i < 16; i++)
-        levels.put(x, x2, warp * 16 + i, lane * 2, i, warp >= 2,
-                   times(warp >= 2 ? before[i] : after[i], outer),
-                   times(i ? before[i ? i - 1 : 0] : one, outer));
-    }
-    __syncthreads();
-    gram<RULE, 64>(far, x, x2, far_row, x, x2, far_column);
-    __syncthreads();
-
-    // The raw rows become the chunk's: each thread replaces what it alone reads.
-    two lead = one, tail = one;
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-      if (i < warp) lead = times(lead, all[i]);
-      if (i > warp) tail = times(tail, all[i]);
-    }
-    if (warp == 0)
-      *(two *)(record + R::D * 2 + channel * 4) =
-          times(times(all[0], all[1]), times(all[2], all[3]));
-#pragma unroll
-    for (int i = 0; i < 16; i++) {
-      const int place = at<K>(warp * 16 + i, channel);
-      const two from_start = times(before[i], lead), to_end = times(after[i], tail);
-      const u32 key = levels.key(i), query = levels.query(i);
-      if (RULE == BETA) {
-        const float strength = -beta[warp * 16 + i];
-        *(u32 *)(m + L::A + place) = scaled(key, times(from_start, {strength, strength}));
-      }
-      if (RULE == GENERAL) {
-        *(u32 *)(m + L::A + place) =
-            scaled(levels.erase(i), times(i ? before[i ? i - 1 : 0] : one, lead));
-        *(u32 *)(m + R::B + place) = scaled(levels.write(i), to_end);
-      }
-      *(u32 *)(m + R::Q + place) = scaled(query, times(from_start, {p.scale, p.scale}));
-      *(u32 *)(m + L::H + place) = scaled(key, to_end);
-    }
-  }
-  __syncthreads();
-
-  // The products into tiles. P and A_qb carry the scale, A of the delta rule β, A_ab a minus.
-  const int g = lane >> 2, c = (lane & 3) * 2;
-#pragma unroll
-  for (int i = 0; i < grams; i++) {
-    const bool is_query = RULE == GENERAL ? i == 0 || i == 2 : i == 0;
-    u16 *to = m + (i == 0 ? R::P : RULE == BETA ? L::G : i == 1 ? L::AK : i == 2 ? L::QB : L::G);
-    const bool is_solved = RULE == BETA ? i == 1 : i == 3;
-#pragma unroll
-    for (int where = 0; where < 3; where++) {
-      float(&d)[2][4] = where == 0 ? block[i] : where == 1 ? near[i] : far[i];
-      const int row = where == 2 ? far_row : warp * 16;
-      const int column = where == 0 ? row : where == 1 ? warp * 16 - 16 : far_column;
-      if (where == 1 && !(warp & 1)) continue;
-#pragma unroll
-      for (int n = 0; n < 2; n++)
-#pragma unroll
-        for (int e = 0; e < 4; e++) {
-          const float strength = RULE == BETA ? beta[row + g + (e >> 1) * 8] : -1.0f;
-          d[n][e] *= is_query ? p.scale : is_solved ? strength : 1.0f;
-          if (is_solved && where == 0)
-            diagonal[warp * 256 + (g + (e >> 1) * 8) * 16 + n * 8 + c + (e & 1)] = d[n][e];
-        }
-      store_tile<64>(to, row, column, d);
-    }
-    // Blocks above the diagonal.
-    for (int z = lane; z < 16 * 32; z += 32)
-      if ((z & 31) * 2 >= warp * 16 + 16) *(u32 *)(to + at<64>(warp * 16 + (z >> 5), (z & 31) * 2)) = 0;
-  }
-  __syncthreads();
-
+  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, c = (lane & 3) * 2;
   if (RULE != LINEAR) {
     u16 *t = m + L::T;
     invert(t, diagonal, m + L::G);
@@ -522,7 +372,7 @@ DEV void prepare(const MixerArgs &p) {
     }
     __syncthreads();
     if (p.extras) {
-      uint4 *to = (uint4 *)(p.extras + ((long long)blockIdx.y * p.chunks + chunk) * R::extra);
+      uint4 *to = (uint4 *)(p.extras + ((long long)blockIdx.y * p.chunks + blockIdx.x) * R::extra);
       for (int i = threadIdx.x; i < 512; i += 128) {
         to[i] = *(const uint4 *)(m + L::T + i * 8);
         if (RULE == GENERAL) {
@@ -533,4 +383,286 @@ DEV void prepare(const MixerArgs &p) {
     }
   }
   for (int i = threadIdx.x; i < R::D / 8; i += 128) ((uint4 *)record)[i] = *(const uint4 *)(m + i * 8);
+}
+
+/// What a chunk's tokens have decayed by where one factor serves all channels: the running sum of log2
+/// decays and the number of closed tokens (resets, decays of 0) so far, which no pair may cross.
+struct ScalarDecays {
+  float sum[64], closed[64];
+  float lead[64], tail[64];  // from the chunk's start through a token; after it to the chunk's end
+
+  /// One warp; all must wait for it.
+  DEV_MEMBER void fill(const MixerArgs &p, int batch, int head, int start) {
+    const int lane = threadIdx.x & 31;
+    float g[2], shut[2];
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      const int t = start + lane * 2 + i;
+      const long long row = (long long)batch * p.tokens + t;
+      g[i] = shut[i] = 0.0f;
+      if (t < p.tokens) {
+        if (p.gate_kind) g[i] = load_any(p.gate, p.gate_is_float, p.gate_kind == 1 ? head : row * p.heads + head);
+        if (g[i] < -1e30f || (p.reset && p.reset[row])) {
+          g[i] = 0.0f;
+          shut[i] = 1.0f;
+        }
+      }
+      g[i] *= 1.4426950408889634f;
+    }
+    float s = g[0] + g[1], n = shut[0] + shut[1];
+#pragma unroll
+    for (int d = 1; d < 32; d *= 2) {
+      const float s_before = __shfl_up_sync(0xffffffffu, s, d), n_before = __shfl_up_sync(0xffffffffu, n, d);
+      if (lane >= d) {
+        s += s_before;
+        n += n_before;
+      }
+    }
+    const float all = __shfl_sync(0xffffffffu, s, 31), all_shut = __shfl_sync(0xffffffffu, n, 31);
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      const float c = i ? s : s - g[1], m = i ? n : n - shut[1];
+      sum[lane * 2 + i] = c;
+      closed[lane * 2 + i] = m;
+      lead[lane * 2 + i] = m == 0.0f ? exp2_of(c < 0.0f ? c : 0.0f) : 0.0f;
+      tail[lane * 2 + i] = m == all_shut ? exp2_of(all - c < 0.0f ? all - c : 0.0f) : 0.0f;
+    }
+  }
+  /// The decay from token j through token i ≥ j.
+  DEV_MEMBER float between(int i, int j) const {
+    const float d = sum[i] - sum[j];
+    return closed[i] == closed[j] ? exp2_of(d < 0.0f ? d : 0.0f) : 0.0f;
+  }
+};
+
+DEV uint4 scaled8(uint4 v, float f) {
+  const two s = {f, f};
+  return {scaled(v.x, s), scaled(v.y, s), scaled(v.z, s), scaled(v.w, s)};
+}
+
+/// prepare's products and decayed rows where one factor serves all channels.
+template <int RULE, int K>
+DEV void prepare_scalar(const MixerArgs &p, u16 *m, const ScalarDecays &decays, const float *beta,
+                        float *diagonal, float *d) {
+  typedef PrepareLayout<RULE, K> L;
+  typedef Record<RULE, K> R;
+  constexpr int grams = RULE == LINEAR ? 1 : 2;
+  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, c = (lane & 3) * 2;
+  float sum[grams][8][4];
+#pragma unroll
+  for (int i = 0; i < grams; i++) clear(sum[i]);
+#pragma unroll
+  for (int s = 0; s < K / 16; s++) {
+    u32 a[4], a2[4], b[4];
+    load_a<K>(a, m + R::Q, warp * 16, s * 16);
+    if (RULE != LINEAR) load_a<K>(a2, m + L::H, warp * 16, s * 16);
+#pragma unroll
+    for (int j = 0; j < 4; j++)
+      if (j <= warp) {
+        load_b<K>(b, m + L::H, j * 16, s * 16);
+        mma(sum[0][j * 2], a, b[0], b[1]);
+        mma(sum[0][j * 2 + 1], a, b[2], b[3]);
+        if (RULE != LINEAR) {
+          mma(sum[grams - 1][j * 2], a2, b[0], b[1]);
+          mma(sum[grams - 1][j * 2 + 1], a2, b[2], b[3]);
+        }
+      }
+  }
+#pragma unroll
+  for (int n = 0; n < 8; n++)
+#pragma unroll
+    for (int e = 0; e < 4; e++) {
+      const int i = warp * 16 + g + (e >> 1) * 8, j = n * 8 + c + (e & 1);
+      const float f = j <= i ? decays.between(i, j) : 0.0f;
+      sum[0][n][e] *= f * p.scale;
+      if (RULE != LINEAR) {
+        const float x = j < i ? sum[grams - 1][n][e] * f * beta[i] : 0.0f;
+        sum[grams - 1][n][e] = x;
+        if (n / 2 == warp) diagonal[warp * 256 + (g + (e >> 1) * 8) * 16 + (n & 1) * 8 + c + (e & 1)] = x;
+      }
+    }
+  store_tile<64>(m + R::P, warp * 16, 0, sum[0]);
+  if (RULE != LINEAR) store_tile<64>(m + L::G, warp * 16, 0, sum[grams - 1]);
+  __syncthreads();
+  for (int i = threadIdx.x; i < 64 * K / 8; i += 128) {
+    const int row = i / (K / 8);  // the pieces of a row stay in it
+    uint4 *q = (uint4 *)(m + R::Q) + i, *k = (uint4 *)(m + L::H) + i;
+    const float lead = decays.lead[row];
+    *q = scaled8(*q, p.scale * lead);
+    const uint4 key = *k;
+    if (RULE == BETA) ((uint4 *)(m + L::A))[i] = scaled8(key, -beta[row] * lead);
+    *k = scaled8(key, decays.tail[row]);
+  }
+  if (threadIdx.x < K) d[threadIdx.x] = decays.lead[63];
+}
+
+/// Grid (N, B·H), 128 threads, PrepareLayout::bytes of shared memory.
+/// Reads q, k, a, b, gate, beta, reset; writes records, and extras where given. SCALAR: gate kinds 0 to
+/// 2 only, and faster; without it any kind.
+template <int RULE, int K, bool SCALAR, typename E>
+DEV void prepare(const MixerArgs &p) {
+  typedef PrepareLayout<RULE, K> L;
+  typedef Record<RULE, K> R;
+  constexpr int grams = Levels<RULE, K>::grams;
+  SHARED(memory);
+  u16 *m = (u16 *)memory;
+  float *diagonal = (float *)(m + L::diagonal), *total = (float *)(m + L::total);
+  float *beta = (float *)(m + L::beta), *scalar = (float *)(m + L::scalar);
+  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+  const int chunk = blockIdx.x, batch = blockIdx.y / p.heads, head = blockIdx.y % p.heads;
+  const int start = chunk * CHUNK, first = start + warp * 16;
+  const int key_head = head / (p.heads / p.key_heads);
+  unsigned char *record = p.records + ((long long)blockIdx.y * p.chunks + chunk) * R::bytes;
+
+  const int rows = p.tokens - start < CHUNK ? p.tokens - start : CHUNK;
+  const long long token = (long long)batch * p.tokens + start;
+  const long long key_row = (token * p.key_heads + key_head) * p.keys;
+  const long long key_stride = (long long)p.key_heads * p.keys;
+  load_rows<K>(m + R::Q, (const E *)p.q, key_row, key_stride, rows, p.keys, 128);
+  load_rows<K>(m + L::H, (const E *)p.k, key_row, key_stride, rows, p.keys, 128);
+  if (RULE == GENERAL) {
+    const long long row = (token * p.heads + head) * p.keys, stride = (long long)p.heads * p.keys;
+    load_rows<K>(m + L::A, (const E *)p.a, row, stride, rows, p.keys, 128);
+    load_rows<K>(m + R::B, (const E *)p.b, row, stride, rows, p.keys, 128);
+  }
+  copy_commit();
+  if (RULE == BETA && threadIdx.x < CHUNK) {
+    float x = 0.0f;
+    if ((int)threadIdx.x < rows)
+      x = load_any(p.beta, p.beta_is_float, (token + threadIdx.x) * p.heads + head);
+    // A strength of 0 counts as 1e-18, so that what a token would have written can be recovered.
+    beta[threadIdx.x] = x < 1e-18f && x > -1e-18f ? 1e-18f : x;
+  }
+  float *d_out = (float *)(record + R::D * 2);
+  if (SCALAR) {
+    ScalarDecays &decays = *(ScalarDecays *)total;
+    if (warp == 0) decays.fill(p, batch, head, start);
+    copy_wait<0>();
+    __syncthreads();
+    prepare_scalar<RULE, K>(p, m, decays, beta, diagonal, d_out);
+    __syncthreads();
+    finish<RULE, K>(p, m, diagonal, beta, record);
+    return;
+  }
+  load_scalar_decays(scalar, p, batch, head, start);
+  const u32 resets = load_resets(p, batch, first);
+  two before[16], after[16];
+  // Gates of channels come straight from memory, so their loads overlap the tiles'.
+  if (p.gate_kind == 3) load_decays(before, p, batch, head, first, lane * 2, resets, nullptr);
+  copy_wait<0>();
+  __syncthreads();
+
+  float block[grams][2][4], near[grams][2][4], far[grams][2][4];
+#pragma unroll
+  for (int i = 0; i < grams; i++) {
+    clear(block[i]);
+    clear(near[i]);
+    clear(far[i]);
+  }
+  const int far_row = 32 + (warp & 1) * 16, far_column = (warp >> 1) * 16;
+  u16 *x = m + L::level, *x2 = x + 4096;
+#pragma unroll 1
+  for (int part = 0; part < K / 64; part++) {
+    const int channel = part * 64 + lane * 2;
+    Levels<RULE, K> levels = {m + R::Q, m + L::H, m + L::A, m + R::B, warp * 16, channel, resets};
+    if (part || p.gate_kind != 3)
+      load_decays(before, p, batch, head, first, channel, resets, scalar + warp * 16);
+#pragma unroll
+    for (int i = 0; i < 16; i++) after[i] = {1.0f, 1.0f};
+    u16 *own = m + L::scratch + warp * L::sets * 1024, *own2 = own + 1024;
+    levels.diagonal(block, own, own2);
+    levels.template diagonal_level<1>(block, own, own2, before, after);
+    widen<1>(before, after);
+    levels.template diagonal_level<2>(block, own, own2, before, after);
+    widen<2>(before, after);
+    levels.template diagonal_level<4>(block, own, own2, before, after);
+    widen<4>(before, after);
+    levels.template diagonal_level<8>(block, own, own2, before, after);
+    widen<8>(before, after);
+
+    const two one = {1.0f, 1.0f};
+    *(two *)(total + warp * 64 + lane * 2) = before[15];
+#pragma unroll
+    for (int i = 0; i < 16; i++)
+      levels.put(x, x2, warp * 16 + i, lane * 2, i, warp & 1, warp & 1 ? before[i] : after[i],
+                 i ? before[i ? i - 1 : 0] : one);
+    __syncthreads();
+    two all[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) all[i] = *(const two *)(total + i * 64 + lane * 2);
+    if (warp & 1) gram<RULE, 64>(near, x, x2, warp * 16, x, x2, warp * 16 - 16);
+    __syncthreads();
+    {
+      const two outer = warp == 3 ? all[2] : warp == 0 ? all[1] : one;
+#pragma unroll
+      for (int i = 0; i < 16; i++)
+        levels.put(x, x2, warp * 16 + i, lane * 2, i, warp >= 2,
+                   times(warp >= 2 ? before[i] : after[i], outer),
+                   times(i ? before[i ? i - 1 : 0] : one, outer));
+    }
+    __syncthreads();
+    gram<RULE, 64>(far, x, x2, far_row, x, x2, far_column);
+    __syncthreads();
+
+    // The raw rows become the chunk's: each thread replaces what it alone reads.
+    two lead = one, tail = one;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      if (i < warp) lead = times(lead, all[i]);
+      if (i > warp) tail = times(tail, all[i]);
+    }
+    if (warp == 0)
+      *(two *)(record + R::D * 2 + channel * 4) =
+          times(times(all[0], all[1]), times(all[2], all[3]));
+#pragma unroll
+    for (int i = 0; i < 16; i++) {
+      const int place = at<K>(warp * 16 + i, channel);
+      const two from_start = times(before[i], lead), to_end = times(after[i], tail);
+      const u32 key = levels.key(i), query = levels.query(i);
+      if (RULE == BETA) {
+        const float strength = -beta[warp * 16 + i];
+        *(u32 *)(m + L::A + place) = scaled(key, times(from_start, {strength, strength}));
+      }
+      if (RULE == GENERAL) {
+        *(u32 *)(m + L::A + place) =
+            scaled(levels.erase(i), times(i ? before[i ? i - 1 : 0] : one, lead));
+        *(u32 *)(m + R::B + place) = scaled(levels.write(i), to_end);
+      }
+      *(u32 *)(m + R::Q + place) = scaled(query, times(from_start, {p.scale, p.scale}));
+      *(u32 *)(m + L::H + place) = scaled(key, to_end);
+    }
+  }
+  __syncthreads();
+
+  // The products into tiles. P and A_qb carry the scale, A of the delta rule β, A_ab a minus.
+  const int g = lane >> 2, c = (lane & 3) * 2;
+#pragma unroll
+  for (int i = 0; i < grams; i++) {
+    const bool is_query = RULE == GENERAL ? i == 0 || i == 2 : i == 0;
+    u16 *to = m + (i == 0 ? R::P : RULE == BETA ? L::G : i == 1 ? L::AK : i == 2 ? L::QB : L::G);
+    const bool is_solved = RULE == BETA ? i == 1 : i == 3;
+#pragma unroll
+    for (int where = 0; where < 3; where++) {
+      float(&d)[2][4] = where == 0 ? block[i] : where == 1 ? near[i] : far[i];
+      const int row = where == 2 ? far_row : warp * 16;
+      const int column = where == 0 ? row : where == 1 ? warp * 16 - 16 : far_column;
+      if (where == 1 && !(warp & 1)) continue;
+#pragma unroll
+      for (int n = 0; n < 2; n++)
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+          const float strength = RULE == BETA ? beta[row + g + (e >> 1) * 8] : -1.0f;
+          d[n][e] *= is_query ? p.scale : is_solved ? strength : 1.0f;
+          if (is_solved && where == 0)
+            diagonal[warp * 256 + (g + (e >> 1) * 8) * 16 + n * 8 + c + (e & 1)] = d[n][e];
+        }
+      store_tile<64>(to, row, column, d);
+    }
+    // Blocks above the diagonal.
+    for (int z = lane; z < 16 * 32; z += 32)
+      if ((z & 31) * 2 >= warp * 16 + 16) *(u32 *)(to + at<64>(warp * 16 + (z >> 5), (z & 31) * 2)) = 0;
+  }
+  __syncthreads();
+
+  finish<RULE, K>(p, m, diagonal, beta, record);
 }

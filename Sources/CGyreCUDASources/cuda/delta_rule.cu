@@ -11,8 +11,11 @@
   ENTRY(delta_rule_walk_back_##e##_k##K##suffix, MixerArgs, 2 * VT,                      \
         walk<BETA, K, VT, true, E>(args))
 #define DELTA_RULE(E, e, K)                                                                     \
-  ENTRY_BLOCKS(delta_rule_beta_prepare_##e##_k##K, MixerArgs, 128, (K == 64 ? 3 : 2), prepare<BETA, K, E>(args))          \
-  ENTRY_BLOCKS(delta_rule_general_prepare_##e##_k##K, MixerArgs, 128, 2, prepare<GENERAL, K, E>(args))    \
+  ENTRY_BLOCKS(delta_rule_beta_prepare_##e##_k##K, MixerArgs, 128, (K == 64 ? 3 : 2),           \
+               prepare<BETA, K, false, E>(args))                                                \
+  ENTRY_BLOCKS(delta_rule_beta_prepare_scalar_##e##_k##K, MixerArgs, 128, (K == 64 ? 3 : 2),    \
+               prepare<BETA, K, true, E>(args))                                                 \
+  ENTRY_BLOCKS(delta_rule_general_prepare_##e##_k##K, MixerArgs, 128, 2, prepare<GENERAL, K, false, E>(args))    \
   DELTA_RULE_WALK(E, e, K, 64, )                                                                \
   DELTA_RULE_WALK(E, e, K, 32, _v32)                                                            \
   DELTA_RULE_WALK(E, e, K, 16, _v16)

@@ -10,7 +10,10 @@
   ENTRY(linear_attention_walk_back_##e##_k##K##suffix, MixerArgs, 2 * VT,               \
         walk<LINEAR, K, VT, true, E>(args))
 #define LINEAR_ATTENTION(E, e, K)                                                         \
-  ENTRY_BLOCKS(linear_attention_prepare_##e##_k##K, MixerArgs, 128, 4, prepare<LINEAR, K, E>(args)) \
+  ENTRY_BLOCKS(linear_attention_prepare_##e##_k##K, MixerArgs, 128, 4,                    \
+               prepare<LINEAR, K, false, E>(args))                                        \
+  ENTRY_BLOCKS(linear_attention_prepare_scalar_##e##_k##K, MixerArgs, 128, 4,             \
+               prepare<LINEAR, K, true, E>(args))                                         \
   LINEAR_ATTENTION_WALK(E, e, K, 64, )                                                    \
   LINEAR_ATTENTION_WALK(E, e, K, 32, _v32)                                                \
   LINEAR_ATTENTION_WALK(E, e, K, 16, _v16)
