@@ -166,7 +166,7 @@ class Mixer:
     """One problem: inputs, outputs, workspaces, launches."""
 
     def __init__(self, dev, rule, B, T, H, K, V, dtype, gate_kind=0, gate_dtype=torch.float32, key_heads=None,
-                 state=False, reset=False, beta_max=1.0, gate_low=-0.2, seed=0, scale=None, backward=True, vt=None):
+                 state=False, reset=False, beta_max=1.0, gate_low=-0.2, seed=0, scale=None, backward=True, vt=None, team=None):
         self.dev, self.rule = dev, rule
         self.B, self.T, self.H, self.K, self.V, self.dtype = B, T, H, K, V, dtype
         self.Hk = key_heads or H
@@ -211,8 +211,9 @@ class Mixer:
         self.d_final = rand(B, H, K, V) if state else None
         self.N = (T + 63) // 64
         self.KP = round_size(max(K, V) if backward else K)
-        # The largest tile of values that still gives most multiprocessors a block.
-        self.VT = vt or next((n for n in (64, 32) if V % n == 0 and B * H * (V // n) >= 96), 16 if B * H * V >= 16 * 96 else 64)
+        # Four warps for 16 values where a warp each would leave multiprocessors idle.
+        self.VT = vt or (64 if B * H * ((V + 63) // 64) >= 96 else 32)
+        self.team = team if team is not None else self.VT == 32
         self.allocate()
 
     def allocate(self):
@@ -264,11 +265,14 @@ class Mixer:
 
     def walk(self, back=False):
         a = self.args()
-        suffix = "" if self.VT == 64 else f"_v{self.VT}"
         name = self.name("walk_back" if back else "walk").replace("_beta", "").replace("_general", "")
-        self.dev.launch(name + suffix,
-                        ((self.V + self.VT - 1) // self.VT, self.B * self.H, 1), 2 * self.VT,
-                        walk_bytes(self.rule, self.KP, self.VT, back), a)
+        size = walk_bytes(self.rule, self.KP, self.VT, back)
+        threads = 2 * self.VT
+        if self.team:
+            name += f"_team{self.VT}"
+            size += self.VT // 16 * (16 * self.KP + 1024) * 2
+            threads = 8 * self.VT
+        self.dev.launch(name, ((self.V + self.VT - 1) // self.VT, self.B * self.H, 1), threads, size, a)
 
     def gradient(self):
         a = self.args()
@@ -445,10 +449,13 @@ def cases(small):
     yield "kda closed, groups", (BETA, 1, T, 4, 64, 64, bf), dict(gate_kind=3, gate_low=-60, key_heads=2, **full)
     yield "rwkv7 closed", (GENERAL, 1, T, 2, 64, 64, bf), dict(gate_kind=3, gate_low=-60, **full)
     yield "linear 128", (LINEAR, 1, T, 2, 128, 128, bf), dict(gate_kind=3, gate_low=-2, vt=32, **full)
+    yield "linear team 64", (LINEAR, 1, T, 2, 64, 64, bf), dict(gate_kind=3, gate_low=-2, vt=64, team=True, **full)
+    yield "kda team 64", (BETA, 1, T, 2, 64, 64, bf), dict(gate_kind=3, gate_low=-2, vt=64, team=True, **full)
+    yield "delta plain 128", (BETA, 1, T, 2, 128, 128, bf), dict(vt=64, **full)
     yield "kda 128", (BETA, 1, T, 2, 128, 128, bf), dict(gate_kind=3, gate_low=-2, **full)
-    yield "rwkv7 128", (GENERAL, 1, T, 2, 128, 128, bf), dict(gate_kind=3, gate_low=-0.6, vt=16, **full)
+    yield "rwkv7 128", (GENERAL, 1, T, 2, 128, 128, bf), dict(gate_kind=3, gate_low=-0.6, vt=32, **full)
     yield "kda 96 80", (BETA, 1, T, 2, 96, 80, bf), dict(gate_kind=3, gate_low=-2, vt=32, **full)
-    yield "gla 40 24", (LINEAR, 1, T, 2, 40, 24, bf), dict(gate_kind=3, gate_low=-2, vt=16, **full)
+    yield "gla 40 24", (LINEAR, 1, T, 2, 40, 24, bf), dict(gate_kind=3, gate_low=-2, vt=32, **full)
     yield "short", (BETA, 4, 1, 8, 64, 64, bf), dict(gate_kind=2, gate_low=-1, state=True)
 
 

@@ -23,6 +23,61 @@ struct WalkLayout {
   static constexpr int bytes = stages * stage + 1024;
 };
 
+/// The stages of shared memory that the records and the rows of v or dO pass through.
+template <int RULE, int K, int VT, bool BACK, int THREADS, typename E>
+struct Stages {
+  typedef WalkLayout<RULE, K, VT, BACK> L;
+  typedef Record<RULE, K> R;
+  const MixerArgs &p;
+  unsigned char *memory;
+  const unsigned char *records;
+  const E *values;
+  u64 *barriers;
+  long long row_base, token_stride;
+  int v_tile;
+
+  DEV_MEMBER Stages(const MixerArgs &args, unsigned char *shared)
+      : p(args), memory(shared), values((const E *)(BACK ? args.dy : args.v)) {
+    const int batch = blockIdx.y / p.heads, head = blockIdx.y % p.heads;
+    v_tile = blockIdx.x * VT;
+    records = p.records + (long long)blockIdx.y * p.chunks * R::bytes + L::from;
+    barriers = (u64 *)(memory + L::stages * L::stage);
+    token_stride = (long long)p.heads * p.values;
+    row_base = (long long)batch * p.tokens * token_stride + (long long)head * p.values + v_tile;
+    if (threadIdx.x == 0) {
+      for (int i = 0; i < L::stages; i++) barrier_init(barriers + i);
+      barrier_fence();
+    }
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < L::stages - 1; i++) fetch(i);
+  }
+  DEV_MEMBER int chunk(int step) const { return BACK ? p.chunks - 1 - step : step; }
+  DEV_MEMBER unsigned char *at_step(int step) const { return memory + step % L::stages * L::stage; }
+  DEV_MEMBER void fetch(int step) {
+    if (step < p.chunks) {
+      unsigned char *to = at_step(step);
+      const unsigned char *from = records + (long long)chunk(step) * R::bytes;
+      if (GYRE_BULK) {
+        if (threadIdx.x == 0) bulk_copy(to, from, L::copied, barriers + step % L::stages);
+      } else {
+        for (int i = threadIdx.x * 16; i < L::copied; i += THREADS * 16) copy16(to + i, from + i, true);
+      }
+      const int start = chunk(step) * CHUNK;
+      load_rows<VT>((u16 *)(to + L::rows), values, row_base + start * token_stride, token_stride,
+                    p.tokens - start < CHUNK ? p.tokens - start : CHUNK, p.values - v_tile, THREADS);
+    }
+    copy_commit();
+  }
+  /// Waits for the step's stage, and for all warps to be done with the one before; fetches ahead.
+  DEV_MEMBER void advance(int step) {
+    if (GYRE_BULK) barrier_wait(barriers + step % L::stages, step / L::stages & 1);
+    copy_wait<L::stages - 2>();
+    __syncthreads();
+    fetch(step + L::stages - 1);
+  }
+};
+
 /// Grid (⌈V / VT⌉, B·H), 2 VT threads, WalkLayout::bytes of shared memory.
 /// Forward: reads records, v, initial; writes y, and final, states where given.
 /// Backward: reads records, dy, d_final; writes state_gradients, and d_initial where given.
@@ -33,38 +88,8 @@ DEV void walk(const MixerArgs &p) {
   constexpr int STEPS = K / 16, THREADS = VT * 2;
   SHARED(memory);
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, c = (lane & 3) * 2;
-  const int batch = blockIdx.y / p.heads, head = blockIdx.y % p.heads;
   const int v_tile = blockIdx.x * VT, mine = warp * 16;
-  const E *values = (const E *)(BACK ? p.dy : p.v);
-  const unsigned char *records = p.records + (long long)blockIdx.y * p.chunks * R::bytes + L::from;
-  u64 *barriers = (u64 *)(memory + L::stages * L::stage);
-  if (threadIdx.x == 0) {
-    for (int i = 0; i < L::stages; i++) barrier_init(barriers + i);
-    barrier_fence();
-  }
-  __syncthreads();
-
-  const long long token_stride = (long long)p.heads * p.values;
-  const auto fetch = [&](int step) {
-    if (step < p.chunks) {
-      const int chunk = BACK ? p.chunks - 1 - step : step;
-      unsigned char *to = memory + step % L::stages * L::stage;
-      const unsigned char *from = records + (long long)chunk * R::bytes;
-      if (GYRE_BULK) {
-        if (threadIdx.x == 0) bulk_copy(to, from, L::copied, barriers + step % L::stages);
-      } else {
-        for (int i = threadIdx.x * 16; i < L::copied; i += THREADS * 16) copy16(to + i, from + i, true);
-      }
-      const int start = chunk * CHUNK;
-      const long long offset =
-          ((long long)batch * p.tokens + start) * token_stride + (long long)head * p.values + v_tile;
-      load_rows<VT>((u16 *)(to + L::rows), values, offset, token_stride,
-                    p.tokens - start < CHUNK ? p.tokens - start : CHUNK, p.values - v_tile, THREADS);
-    }
-    copy_commit();
-  };
-#pragma unroll
-  for (int i = 0; i < L::stages - 1; i++) fetch(i);
+  Stages<RULE, K, VT, BACK, THREADS, E> stages(p, memory);
 
   float S[K / 8][4];
   const float *begin = BACK ? p.d_final : p.initial;
@@ -83,8 +108,8 @@ DEV void walk(const MixerArgs &p) {
 
 #pragma unroll 1
   for (int step = 0; step < p.chunks; step++) {
-    const int chunk = BACK ? p.chunks - 1 - step : step;
-    unsigned char *stage = memory + step % L::stages * L::stage;
+    const int chunk = stages.chunk(step);
+    unsigned char *stage = stages.at_step(step);
     const u16 *tiles = (const u16 *)(stage - L::from);  // the record's offsets hold
     const u16 *rows = (const u16 *)(stage + L::rows);
     const float *d = (const float *)(tiles + R::D);
@@ -96,10 +121,7 @@ DEV void walk(const MixerArgs &p) {
 #pragma unroll
       for (int i = 0; i < STEPS; i++) to[i * 32] = {s[i][0], s[i][1], s[i][2], s[i][3]};
     }
-    if (GYRE_BULK) barrier_wait(barriers + step % L::stages, step / L::stages & 1);
-    copy_wait<L::stages - 2>();
-    __syncthreads();
-    fetch(step + L::stages - 1);
+    stages.advance(step);
 
     // What the state's own term writes: Y = W S, or X = B̂ dS.
     u32 ya[4][4];
@@ -168,12 +190,11 @@ DEV void walk(const MixerArgs &p) {
 #pragma unroll
         for (int h = 0; h < 2; h++) {
           const int t = chunk * CHUNK + m * 16 + g + h * 8;
-          const long long row =
-              ((long long)batch * p.tokens + t) * token_stride + (long long)head * p.values;
+          const long long row = stages.row_base + t * stages.token_stride;
 #pragma unroll
           for (int n = 0; n < 2; n++) {
-            const int value = v_tile + mine + n * 8 + c;
-            if (t < p.tokens && value < p.values)
+            const int value = mine + n * 8 + c;
+            if (t < p.tokens && v_tile + value < p.values)
               store_two((E *)p.y, row + value, o[n][h * 2], o[n][h * 2 + 1]);
           }
         }
@@ -188,6 +209,167 @@ DEV void walk(const MixerArgs &p) {
 #pragma unroll
       for (int e = 0; e < 4; e++) {
         const int key = n * 8 + c + (e & 1), value = v_tile + mine + g + (e >> 1) * 8;
+        if (key < p.keys && value < p.values)
+          end[state_at + (long long)key * p.values + value] = S[n][e];
+      }
+}
+
+/// The same with four warps for 16 value columns, each owning a quarter of the keys: for few heads and
+/// many tokens. They exchange the state and Y through shared memory, as bf16.
+/// Grid (⌈V / VT⌉, B·H), 8 VT threads, WalkLayout::bytes + TEAM_BYTES of shared memory.
+template <int K, int VT>
+struct TeamLayout {
+  static constexpr int bytes = VT / 16 * (16 * K + 16 * 64) * 2;
+};
+template <int RULE, int K, int VT, bool BACK, typename E>
+DEV void walk_team(const MixerArgs &p) {
+  typedef WalkLayout<RULE, K, VT, BACK> L;
+  typedef Record<RULE, K> R;
+  constexpr int STEPS = K / 16, THREADS = VT * 8, OWN = K / 4;
+  SHARED(memory);
+  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, c = (lane & 3) * 2;
+  const int member = warp & 3, group = warp >> 2;
+  const int v_tile = blockIdx.x * VT, mine = group * 16, own = member * OWN;
+  u16 *shared_state = (u16 *)(memory + L::bytes) + group * (16 * K + 16 * 64);
+  u16 *shared_y = shared_state + 16 * K;
+  Stages<RULE, K, VT, BACK, THREADS, E> stages(p, memory);
+
+  float S[OWN / 8][4];
+  const float *begin = BACK ? p.d_final : p.initial;
+  const long long state_at = (long long)blockIdx.y * p.keys * p.values;
+#pragma unroll
+  for (int n = 0; n < OWN / 8; n++)
+#pragma unroll
+    for (int e = 0; e < 4; e++) {
+      const int key = own + n * 8 + c + (e & 1), value = v_tile + mine + g + (e >> 1) * 8;
+      S[n][e] = begin && key < p.keys && value < p.values
+                    ? begin[state_at + (long long)key * p.values + value]
+                    : 0.0f;
+    }
+  uint4 *keep = (uint4 *)(BACK ? p.state_gradients : p.states);
+  const int v_blocks = (p.values + 15) / 16, v_block = (v_tile + mine) / 16;
+
+#pragma unroll 1
+  for (int step = 0; step < p.chunks; step++) {
+    const int chunk = stages.chunk(step);
+    unsigned char *stage = stages.at_step(step);
+    const u16 *tiles = (const u16 *)(stage - L::from);
+    const u16 *rows = (const u16 *)(stage + L::rows);
+    const float *d = (const float *)(tiles + R::D);
+    store_tile<K>(shared_state, 0, own, S);
+    stages.advance(step);
+
+    u32 s[STEPS][4];
+#pragma unroll
+    for (int i = 0; i < STEPS; i++) load_a<K>(s[i], shared_state, 0, i * 16);
+    if (keep && v_block < v_blocks) {
+      uint4 *to = keep + (((long long)blockIdx.y * p.chunks + chunk) * v_blocks + v_block) * STEPS * 32 + lane;
+#pragma unroll
+      for (int i = 0; i < STEPS; i++)
+        if ((i & 3) == member) to[i * 32] = {s[i][0], s[i][1], s[i][2], s[i][3]};
+    }
+    if (RULE != LINEAR) {
+      // This member's 16 tokens; two chains for each accumulator.
+      float y[2][4], y_odd[2][4];
+      clear(y);
+      clear(y_odd);
+      const u16 *w = tiles + (BACK ? R::B : R::W);
+#pragma unroll
+      for (int i = 0; i < STEPS; i++) {
+        u32 b[4];
+        load_b<K>(b, w, member * 16, i * 16);
+        mma(i & 1 ? y_odd[0] : y[0], s[i], b[0], b[1]);
+        mma(i & 1 ? y_odd[1] : y[1], s[i], b[2], b[3]);
+      }
+#pragma unroll
+      for (int n = 0; n < 2; n++)
+#pragma unroll
+        for (int e = 0; e < 4; e++) y[n][e] += y_odd[n][e];
+      store_tile<64>(shared_y, 0, member * 16, y);
+    }
+    u32 va[4][4];
+#pragma unroll
+    for (int j = 0; j < 4; j++) load_a_t<VT>(va[j], rows, mine, j * 16);
+    float o[2][4];
+    if (!BACK) {
+      float o_odd[2][4];
+      clear(o);
+      clear(o_odd);
+#pragma unroll
+      for (int i = 0; i < STEPS; i++) {
+        u32 a[4];
+        load_a<K>(a, tiles + R::Q, member * 16, i * 16);
+        mma(i & 1 ? o_odd[0] : o[0], a, s[i][0], s[i][2]);
+        mma(i & 1 ? o_odd[1] : o[1], a, s[i][1], s[i][3]);
+      }
+#pragma unroll
+      for (int j = 0; j < 4; j++)
+        if (j <= member) {
+          u32 a[4];
+          load_a<64>(a, tiles + R::P, member * 16, j * 16);
+          mma(o[0], a, va[j][0], va[j][2]);
+          mma(o[1], a, va[j][1], va[j][3]);
+        }
+#pragma unroll
+      for (int n = 0; n < 2; n++)
+#pragma unroll
+        for (int e = 0; e < 4; e++) o[n][e] += o_odd[n][e];
+    }
+#pragma unroll
+    for (int n = 0; n < OWN / 8; n++) {
+      const two f = *(const two *)(d + own + n * 8 + c);
+      S[n][0] *= f.x;
+      S[n][1] *= f.y;
+      S[n][2] *= f.x;
+      S[n][3] *= f.y;
+    }
+    const u16 *direct = tiles + (BACK ? R::Q : R::KT), *indirect = tiles + (BACK ? R::W : R::B);
+#pragma unroll
+    for (int j = 0; j < 4; j++)
+#pragma unroll
+      for (int n = 0; n < OWN / 16; n++) {
+        u32 b[4];
+        load_b_t<K>(b, direct, own + n * 16, j * 16);
+        mma(S[n * 2], va[j], b[0], b[1]);
+        mma(S[n * 2 + 1], va[j], b[2], b[3]);
+      }
+    // The state is read from shared memory before anyone's next one goes there.
+    __syncthreads();
+    if (RULE != LINEAR) {
+#pragma unroll
+      for (int j = 0; j < 4; j++) {
+        u32 a[4];
+        load_a<64>(a, shared_y, 0, j * 16);
+#pragma unroll
+        for (int n = 0; n < OWN / 16; n++) {
+          u32 b[4];
+          load_b_t<K>(b, indirect, own + n * 16, j * 16);
+          mma(S[n * 2], a, b[0], b[1]);
+          mma(S[n * 2 + 1], a, b[2], b[3]);
+        }
+      }
+    }
+    if (!BACK)
+#pragma unroll
+      for (int h = 0; h < 2; h++) {
+        const int t = chunk * CHUNK + member * 16 + g + h * 8;
+        const long long row = stages.row_base + t * stages.token_stride;
+#pragma unroll
+        for (int n = 0; n < 2; n++) {
+          const int value = mine + n * 8 + c;
+          if (t < p.tokens && v_tile + value < p.values)
+            store_two((E *)p.y, row + value, o[n][h * 2], o[n][h * 2 + 1]);
+        }
+      }
+  }
+  copy_wait<0>();
+  float *end = BACK ? p.d_initial : p.final;
+  if (end)
+#pragma unroll
+    for (int n = 0; n < OWN / 8; n++)
+#pragma unroll
+      for (int e = 0; e < 4; e++) {
+        const int key = own + n * 8 + c + (e & 1), value = v_tile + mine + g + (e >> 1) * 8;
         if (key < p.keys && value < p.values)
           end[state_at + (long long)key * p.values + value] = S[n][e];
       }

@@ -17,9 +17,14 @@
                prepare<BETA, K, true, E>(args))                                                 \
   ENTRY_BLOCKS(delta_rule_general_prepare_##e##_k##K, MixerArgs, 128, 2, prepare<GENERAL, K, false, E>(args))    \
   DELTA_RULE_WALK(E, e, K, 64, )                                                                \
-  DELTA_RULE_WALK(E, e, K, 32, _v32)                                                            \
-  DELTA_RULE_WALK(E, e, K, 16, _v16)
+  DELTA_RULE_TEAM(E, e, K, 64) \
+  DELTA_RULE_TEAM(E, e, K, 32)
 
+#define DELTA_RULE_TEAM(E, e, K, VT)                                                 \
+  ENTRY(delta_rule_walk_##e##_k##K##_team##VT, MixerArgs, 8 * VT,                   \
+        walk_team<BETA, K, VT, false, E>(args))                                      \
+  ENTRY(delta_rule_walk_back_##e##_k##K##_team##VT, MixerArgs, 8 * VT,              \
+        walk_team<BETA, K, VT, true, E>(args))
 #define DELTA_RULE_GRADIENT(E, e, K, V)                                                   \
   ENTRY(delta_rule_beta_gradient_##e##_k##K##_v##V, MixerArgs, 256, gradient<BETA, K, V, E>(args)) \
   ENTRY(delta_rule_general_gradient_##e##_k##K##_v##V, MixerArgs, 256,                    \

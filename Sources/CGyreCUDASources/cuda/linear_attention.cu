@@ -15,9 +15,14 @@
   ENTRY_BLOCKS(linear_attention_prepare_scalar_##e##_k##K, MixerArgs, 128, 4,             \
                prepare<LINEAR, K, true, E>(args))                                         \
   LINEAR_ATTENTION_WALK(E, e, K, 64, )                                                    \
-  LINEAR_ATTENTION_WALK(E, e, K, 32, _v32)                                                \
-  LINEAR_ATTENTION_WALK(E, e, K, 16, _v16)
+  LINEAR_ATTENTION_TEAM(E, e, K, 64) \
+  LINEAR_ATTENTION_TEAM(E, e, K, 32)
 
+#define LINEAR_ATTENTION_TEAM(E, e, K, VT)                                                 \
+  ENTRY(linear_attention_walk_##e##_k##K##_team##VT, MixerArgs, 8 * VT,                   \
+        walk_team<LINEAR, K, VT, false, E>(args))                                      \
+  ENTRY(linear_attention_walk_back_##e##_k##K##_team##VT, MixerArgs, 8 * VT,              \
+        walk_team<LINEAR, K, VT, true, E>(args))
 #define LINEAR_ATTENTION_GRADIENT(E, e, K, V)                           \
   ENTRY(linear_attention_gradient_##e##_k##K##_v##V, MixerArgs, 256,    \
         gradient<LINEAR, K, V, E>(args))
