@@ -276,7 +276,8 @@ class Mixer:
 
     def gradient(self):
         a = self.args()
-        self.dev.launch(self.name("gradient") + f"_v{self.KP}", (self.N, self.B * self.H, 1), 256, gradient_bytes(self.rule, self.KP, self.KP), a)
+        scalar = "_scalar" if self.gate_kind < 3 and self.rule != GENERAL else ""
+        self.dev.launch(self.name("gradient" + scalar) + f"_v{self.KP}", (self.N, self.B * self.H, 1), 256, gradient_bytes(self.rule, self.KP, self.KP), a)
 
     def forward(self):
         self.prepare()

@@ -181,3 +181,53 @@ template <int L>
 DEV bool is_level(int i, int j) {
   return i > j && (i ^ j) >= L && (i ^ j) < 2 * L;
 }
+
+/// What a chunk's tokens have decayed by where one factor serves all channels: the running sum of log2
+/// decays and the number of closed tokens (resets, decays of 0) so far, which no pair may cross.
+struct ScalarDecays {
+  float sum[64], closed[64];
+  float lead[64], tail[64];  // from the chunk's start through a token; after it to the chunk's end
+
+  /// One warp; all must wait for it.
+  DEV_MEMBER void fill(const MixerArgs &p, int batch, int head, int start) {
+    const int lane = threadIdx.x & 31;
+    float g[2], shut[2];
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      const int t = start + lane * 2 + i;
+      const long long row = (long long)batch * p.tokens + t;
+      g[i] = shut[i] = 0.0f;
+      if (t < p.tokens) {
+        if (p.gate_kind) g[i] = load_any(p.gate, p.gate_is_float, p.gate_kind == 1 ? head : row * p.heads + head);
+        if (g[i] < -1e30f || (p.reset && p.reset[row])) {
+          g[i] = 0.0f;
+          shut[i] = 1.0f;
+        }
+      }
+      g[i] *= 1.4426950408889634f;
+    }
+    float s = g[0] + g[1], n = shut[0] + shut[1];
+#pragma unroll
+    for (int d = 1; d < 32; d *= 2) {
+      const float s_before = __shfl_up_sync(0xffffffffu, s, d), n_before = __shfl_up_sync(0xffffffffu, n, d);
+      if (lane >= d) {
+        s += s_before;
+        n += n_before;
+      }
+    }
+    const float all = __shfl_sync(0xffffffffu, s, 31), all_shut = __shfl_sync(0xffffffffu, n, 31);
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      const float c = i ? s : s - g[1], m = i ? n : n - shut[1];
+      sum[lane * 2 + i] = c;
+      closed[lane * 2 + i] = m;
+      lead[lane * 2 + i] = m == 0.0f ? exp2_of(c < 0.0f ? c : 0.0f) : 0.0f;
+      tail[lane * 2 + i] = m == all_shut ? exp2_of(all - c < 0.0f ? all - c : 0.0f) : 0.0f;
+    }
+  }
+  /// The decay from token j through token i ≥ j.
+  DEV_MEMBER float between(int i, int j) const {
+    const float d = sum[i] - sum[j];
+    return closed[i] == closed[j] ? exp2_of(d < 0.0f ? d : 0.0f) : 0.0f;
+  }
+};

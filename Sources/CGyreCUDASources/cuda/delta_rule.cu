@@ -25,10 +25,13 @@
         walk_team<BETA, K, VT, false, E>(args))                                      \
   ENTRY(delta_rule_walk_back_##e##_k##K##_team##VT, MixerArgs, 8 * VT,              \
         walk_team<BETA, K, VT, true, E>(args))
-#define DELTA_RULE_GRADIENT(E, e, K, V)                                                   \
-  ENTRY(delta_rule_beta_gradient_##e##_k##K##_v##V, MixerArgs, 256, gradient<BETA, K, V, E>(args)) \
-  ENTRY(delta_rule_general_gradient_##e##_k##K##_v##V, MixerArgs, 256,                    \
-        gradient<GENERAL, K, V, E>(args))
+#define DELTA_RULE_GRADIENT(E, e, K, V)                                                        \
+  ENTRY(delta_rule_beta_gradient_##e##_k##K##_v##V, MixerArgs, 256,                            \
+        gradient<BETA, K, V, false, E>(args))                                                  \
+  ENTRY_BLOCKS(delta_rule_beta_gradient_scalar_##e##_k##K##_v##V, MixerArgs, 256, (K == 64 ? 2 : 1), \
+               gradient<BETA, K, V, true, E>(args))                                            \
+  ENTRY(delta_rule_general_gradient_##e##_k##K##_v##V, MixerArgs, 256,                         \
+        gradient<GENERAL, K, V, false, E>(args))
 
 DELTA_RULE(bf16, bf16, 64)
 DELTA_RULE(bf16, bf16, 128)

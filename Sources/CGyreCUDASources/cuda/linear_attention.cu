@@ -23,9 +23,11 @@
         walk_team<LINEAR, K, VT, false, E>(args))                                      \
   ENTRY(linear_attention_walk_back_##e##_k##K##_team##VT, MixerArgs, 8 * VT,              \
         walk_team<LINEAR, K, VT, true, E>(args))
-#define LINEAR_ATTENTION_GRADIENT(E, e, K, V)                           \
-  ENTRY(linear_attention_gradient_##e##_k##K##_v##V, MixerArgs, 256,    \
-        gradient<LINEAR, K, V, E>(args))
+#define LINEAR_ATTENTION_GRADIENT(E, e, K, V)                                                  \
+  ENTRY(linear_attention_gradient_##e##_k##K##_v##V, MixerArgs, 256,                           \
+        gradient<LINEAR, K, V, false, E>(args))                                                \
+  ENTRY_BLOCKS(linear_attention_gradient_scalar_##e##_k##K##_v##V, MixerArgs, 256, (K == 64 ? 2 : 1), \
+               gradient<LINEAR, K, V, true, E>(args))
 
 LINEAR_ATTENTION(bf16, bf16, 64)
 LINEAR_ATTENTION(bf16, bf16, 128)
