@@ -5,7 +5,7 @@ forward pass and every gradient with the recurrence in float64 (autograd) on fre
 outputs poisoned by NaN and two runs compared bit for bit, then prints the median times of CUDA events
 next to the time that the bytes alone need.
 
-    python3 gpu_kernels.py [--cubins FOLDER] [--check] [--time] [--only NAME,NAME] [--forward]
+    python3 gpu_kernels.py [--cubins FOLDER] [--check] [--time] [--only NAME,NAME] [--forward] [--shapes 0,1,2]
 """
 import argparse
 import ctypes as C
@@ -50,6 +50,32 @@ def inline(path, seen):
     return "".join(out)
 
 
+def compile(path, key, arch=None, rtc=None, log=False):
+    """A cubin; `key` ends in the element type and size of a mixer."""
+    rtc = rtc or C.CDLL("libnvrtc.so.13")
+    if not arch:
+        major, minor = torch.cuda.get_device_capability()
+        arch = f"sm_{major}{minor}" + ("a" if major == 9 else "")
+    options = [f"--gpu-architecture={arch}", "--std=c++17"] + (["--ptxas-options=-v"] if log else [])
+    m = re.search(r"_(bf16|float)_k(\d+)$", key)
+    if m:
+        options += [f"-DGYRE_KEYS={m[2]}"] + (["-DGYRE_FLOAT"] if m[1] == "float" else [])
+    program, size = C.c_void_p(), C.c_size_t()
+    rtc.nvrtcCreateProgram(C.byref(program), inline(path, set()).encode(), key.encode(), 0, None, None)
+    code = rtc.nvrtcCompileProgram(program, len(options), (C.c_char_p * len(options))(*[o.encode() for o in options]))
+    rtc.nvrtcGetProgramLogSize(program, C.byref(size))
+    text = C.create_string_buffer(size.value)
+    rtc.nvrtcGetProgramLog(program, text)
+    if log:
+        print(text.value.decode())
+    if code:
+        raise SystemExit(text.value.decode())
+    rtc.nvrtcGetCUBINSize(program, C.byref(size))
+    image = C.create_string_buffer(size.value)
+    rtc.nvrtcGetCUBIN(program, image)
+    return image.raw
+
+
 class Cuda:
     """The driver API and NVRTC through ctypes, in torch's context."""
     device = "cuda"
@@ -58,39 +84,23 @@ class Cuda:
         torch.cuda.init()
         torch.empty(1, device="cuda")
         self.cu = C.CDLL("libcuda.so.1")
-        self.functions = {}
-        self.modules = []
-        for name in ("linear_attention", "delta_rule", "diagonal_scan"):
-            path = os.path.join(SOURCES, name + ".cu")
-            if cubins:
-                path = os.path.join(cubins, name + ".cubin")
-                if not os.path.exists(path):
-                    continue
-                image = open(path, "rb").read()
-            else:
-                image = self.compile(path)
-            module = C.c_void_p()
-            self.ok(self.cu.cuModuleLoadData(C.byref(module), image))
-            self.modules.append(module)
+        self.cubins = cubins
+        self.functions, self.modules = {}, {}
 
-    def compile(self, path):
-        rtc = C.CDLL("libnvrtc.so.13")
-        major, minor = torch.cuda.get_device_capability()
-        arch = f"sm_{major}{minor}" + ("a" if major == 9 else "")
-        program = C.c_void_p()
-        rtc.nvrtcCreateProgram(C.byref(program), inline(path, set()).encode(), path.encode(), 0, None, None)
-        options = [f"--gpu-architecture={arch}".encode(), b"--std=c++17"]
-        code = rtc.nvrtcCompileProgram(program, len(options), (C.c_char_p * len(options))(*options))
-        size = C.c_size_t()
-        if code:
-            rtc.nvrtcGetProgramLogSize(program, C.byref(size))
-            log = C.create_string_buffer(size.value)
-            rtc.nvrtcGetProgramLog(program, log)
-            raise SystemExit(log.value.decode())
-        rtc.nvrtcGetCUBINSize(program, C.byref(size))
-        image = C.create_string_buffer(size.value)
-        rtc.nvrtcGetCUBIN(program, image)
-        return image.raw
+    def module(self, kernel):
+        """The compiled source that holds a kernel: one a size and element type."""
+        source = next(n for n in ("linear_attention", "delta_rule", "diagonal_scan") if kernel.startswith(n))
+        key = source
+        if source != "diagonal_scan":
+            key += re.search(r"_(bf16|float)_k\d+$", kernel)[0]
+        if key not in self.modules:
+            if self.cubins:
+                image = open(os.path.join(self.cubins, key + ".cubin"), "rb").read()
+            else:
+                image = compile(os.path.join(SOURCES, source + ".cu"), key)
+            self.modules[key] = C.c_void_p()
+            self.ok(self.cu.cuModuleLoadData(C.byref(self.modules[key]), image))
+        return self.modules[key]
 
     @staticmethod
     def ok(code):
@@ -101,11 +111,7 @@ class Cuda:
         key = (name, smem)
         if key not in self.functions:
             f = C.c_void_p()
-            for module in self.modules:
-                if self.cu.cuModuleGetFunction(C.byref(f), module, name.encode()) == 0:
-                    break
-            else:
-                raise RuntimeError(f"no kernel {name}")
+            self.ok(self.cu.cuModuleGetFunction(C.byref(f), self.module(name), name.encode()))
             self.ok(self.cu.cuFuncSetAttribute(f, 8, smem))  # dynamic shared memory
             self.functions[key] = f
         return self.functions[key]
@@ -122,11 +128,14 @@ class Emulator:
     device = "cpu"
 
     def __init__(self, folder):
-        self.libraries = {n: C.CDLL(os.path.join(folder, f"emu_{k}.so")) for n, k in (
-            ("linear", "LA"), ("delta", "DR"), ("diagonal", "DS")) if os.path.exists(os.path.join(folder, f"emu_{k}.so"))}
+        self.folder, self.libraries = folder, {}
 
     def launch(self, name, grid, threads, smem, args):
-        if self.libraries[name.split("_")[0]].launch(name.encode(), *grid, threads, smem, C.byref(args)):
+        key = "diagonal_scan" if name.startswith("diagonal") else (
+            name.split("_")[0] + re.search(r"_(bf16|float)_k\d+$", name)[0])
+        if key not in self.libraries:
+            self.libraries[key] = C.CDLL(os.path.join(self.folder, f"emu_{key}.so"))
+        if self.libraries[key].launch(name.encode(), *grid, threads, smem, C.byref(args)):
             raise RuntimeError(f"no kernel {name}")
 
 
@@ -159,14 +168,14 @@ def gradient_bytes(rule, K, V):
 
 
 def round_size(K):
-    return next(n for n in (64, 128, 192, 256) if K <= n)
+    return next(n for n in (64, 128) if K <= n)
 
 
 class Mixer:
     """One problem: inputs, outputs, workspaces, launches."""
 
     def __init__(self, dev, rule, B, T, H, K, V, dtype, gate_kind=0, gate_dtype=torch.float32, key_heads=None,
-                 state=False, reset=False, beta_max=1.0, gate_low=-0.2, seed=0, scale=None, backward=True, vt=None, team=None):
+                 state=False, reset=False, beta_max=1.0, gate_low=-0.2, seed=0, scale=None, backward=True, team=None):
         self.dev, self.rule = dev, rule
         self.B, self.T, self.H, self.K, self.V, self.dtype = B, T, H, K, V, dtype
         self.Hk = key_heads or H
@@ -210,10 +219,9 @@ class Mixer:
         self.dy = rand(B, T, H, V).to(dtype)
         self.d_final = rand(B, H, K, V) if state else None
         self.N = (T + 63) // 64
-        self.KP = round_size(max(K, V) if backward else K)
+        self.KP = round_size(max(K, V))
         # Four warps for 16 values where a warp each would leave multiprocessors idle.
-        self.VT = vt or (64 if B * H * ((V + 63) // 64) >= 96 else 32)
-        self.team = team if team is not None else self.VT == 32
+        self.team = team if team is not None else B * H * ((V + 63) // 64) < 96
         self.allocate()
 
     def allocate(self):
@@ -258,26 +266,23 @@ class Mixer:
         e = "bf16" if self.dtype == torch.bfloat16 else "float"
         return f"{PREFIX[self.rule]}_{kernel}_{e}_k{self.KP}"
 
+    def scalar(self):
+        return "_scalar" if self.gate_kind < 3 and self.rule != GENERAL else ""
+
     def prepare(self):
-        a = self.args()
-        scalar = "_scalar" if self.gate_kind < 3 and self.rule != GENERAL else ""
-        self.dev.launch(self.name("prepare" + scalar), (self.N, self.B * self.H, 1), 128, prepare_bytes(self.rule, self.KP), a)
+        self.dev.launch(self.name("prepare" + self.scalar()), (self.N, self.B * self.H, 1), 128,
+                        prepare_bytes(self.rule, self.KP), self.args())
 
     def walk(self, back=False):
-        a = self.args()
-        name = self.name("walk_back" if back else "walk").replace("_beta", "").replace("_general", "")
-        size = walk_bytes(self.rule, self.KP, self.VT, back)
-        threads = 2 * self.VT
-        if self.team:
-            name += f"_team{self.VT}"
-            size += self.VT // 16 * (16 * self.KP + 1024) * 2
-            threads = 8 * self.VT
-        self.dev.launch(name, ((self.V + self.VT - 1) // self.VT, self.B * self.H, 1), threads, size, a)
+        name = self.name(("walk_back" if back else "walk") + ("_team" if self.team else ""))
+        name = name.replace("_beta", "").replace("_general", "")
+        VT = 32 if self.team else 64
+        size = walk_bytes(self.rule, self.KP, VT, back) + (2 * (16 * self.KP + 1024) * 2 if self.team else 0)
+        self.dev.launch(name, ((self.V + VT - 1) // VT, self.B * self.H, 1), 256 if self.team else 128, size, self.args())
 
     def gradient(self):
-        a = self.args()
-        scalar = "_scalar" if self.gate_kind < 3 and self.rule != GENERAL else ""
-        self.dev.launch(self.name("gradient" + scalar) + f"_v{self.KP}", (self.N, self.B * self.H, 1), 256, gradient_bytes(self.rule, self.KP, self.KP), a)
+        self.dev.launch(self.name("gradient" + self.scalar()), (self.N, self.B * self.H, 1), 256,
+                        gradient_bytes(self.rule, self.KP, self.KP), self.args())
 
     def forward(self):
         self.prepare()
@@ -449,14 +454,17 @@ def cases(small):
     yield "gated delta", (BETA, 2, T, 2, 64, 64, bf), dict(gate_kind=2, gate_low=-1, **full)
     yield "kda closed, groups", (BETA, 1, T, 4, 64, 64, bf), dict(gate_kind=3, gate_low=-60, key_heads=2, **full)
     yield "rwkv7 closed", (GENERAL, 1, T, 2, 64, 64, bf), dict(gate_kind=3, gate_low=-60, **full)
-    yield "linear 128", (LINEAR, 1, T, 2, 128, 128, bf), dict(gate_kind=3, gate_low=-2, vt=32, **full)
-    yield "linear team 64", (LINEAR, 1, T, 2, 64, 64, bf), dict(gate_kind=3, gate_low=-2, vt=64, team=True, **full)
-    yield "kda team 64", (BETA, 1, T, 2, 64, 64, bf), dict(gate_kind=3, gate_low=-2, vt=64, team=True, **full)
-    yield "delta plain 128", (BETA, 1, T, 2, 128, 128, bf), dict(vt=64, **full)
+    yield "linear 128", (LINEAR, 1, T, 2, 128, 128, bf), dict(gate_kind=3, gate_low=-2, team=True, **full)
+    yield "linear team 64", (LINEAR, 1, T, 2, 64, 64, bf), dict(gate_kind=3, gate_low=-2, team=True, **full)
+    yield "kda team 64", (BETA, 1, T, 2, 64, 64, bf), dict(gate_kind=3, gate_low=-2, team=True, **full)
+    yield "delta plain 128", (BETA, 1, T, 2, 128, 128, bf), dict(team=False, **full)
     yield "kda 128", (BETA, 1, T, 2, 128, 128, bf), dict(gate_kind=3, gate_low=-2, **full)
-    yield "rwkv7 128", (GENERAL, 1, T, 2, 128, 128, bf), dict(gate_kind=3, gate_low=-0.6, vt=32, **full)
-    yield "kda 96 80", (BETA, 1, T, 2, 96, 80, bf), dict(gate_kind=3, gate_low=-2, vt=32, **full)
-    yield "gla 40 24", (LINEAR, 1, T, 2, 40, 24, bf), dict(gate_kind=3, gate_low=-2, vt=32, **full)
+    yield "rwkv7 128", (GENERAL, 1, T, 2, 128, 128, bf), dict(gate_kind=3, gate_low=-0.6, team=True, **full)
+    yield "kda 96 80", (BETA, 1, T, 2, 96, 80, bf), dict(gate_kind=3, gate_low=-2, team=True, **full)
+    yield "gla 40 24", (LINEAR, 1, T, 2, 40, 24, bf), dict(gate_kind=3, gate_low=-2, team=True, **full)
+    yield "kda float", (BETA, 1, T, 2, 64, 64, torch.float32), dict(gate_kind=3, gate_low=-2, **full)
+    yield "linear float", (LINEAR, 1, T, 2, 64, 48, torch.float32), dict(gate_kind=2, gate_low=-2, **full)
+    yield "rwkv7 float", (GENERAL, 1, T, 2, 64, 64, torch.float32), dict(gate_kind=3, gate_low=-0.6, **full)
     yield "short", (BETA, 4, 1, 8, 64, 64, bf), dict(gate_kind=2, gate_low=-1, state=True)
 
 

@@ -57,6 +57,17 @@ struct MixerArgs {
   float scale;              // s, multiplies the outputs
 };
 
+#ifndef GYRE_KEYS
+#define GYRE_KEYS 64
+#endif
+#ifdef GYRE_FLOAT
+#define MIXER_ENTRIES(M, K) M(float, float, K)
+#else
+#define MIXER_ENTRIES(M, K) M(bf16, bf16, K)
+#endif
+#define MIXER_SIZE(M, K) MIXER_ENTRIES(M, K)
+#define MIXER_MODULE(M) MIXER_SIZE(M, GYRE_KEYS)
+
 enum { LINEAR = 0, BETA = 1, GENERAL = 2 };
 enum { CHUNK = 64 };
 
