@@ -116,14 +116,15 @@ DEV void load_scalar_decays(float *to, const MixerArgs &p, int batch, int head, 
   to[threadIdx.x] = t < p.tokens ? exp2_of(g * 1.4426950408889634f) : 1.0f;
 }
 
-/// The decays of 16 consecutive tokens for two channels, as factors: 0 at resets, 1 past the end.
-/// `scalar` holds load_scalar_decays' for these tokens.
-DEV void load_decays(two (&f)[16], const MixerArgs &p, int batch, int head, int first, int channel,
+/// The decays of consecutive tokens for two channels, as factors: 0 at resets (bits from the first), 1
+/// past the end. `scalar` holds load_scalar_decays' for these tokens.
+template <int COUNT>
+DEV void load_decays(two (&f)[COUNT], const MixerArgs &p, int batch, int head, int first, int channel,
                      u32 resets, const float *scalar) {
   const float log2e = 1.4426950408889634f;
   if (p.gate_kind != 3) {
 #pragma unroll
-    for (int i = 0; i < 16; i++) f[i].x = f[i].y = scalar[i];
+    for (int i = 0; i < COUNT; i++) f[i].x = f[i].y = scalar[i];
   } else {
     // All loads go out before the first is used: places past the end repeat the last.
     const int last = p.tokens - 1, column = channel < p.keys ? channel : 0;
@@ -131,19 +132,19 @@ DEV void load_decays(two (&f)[16], const MixerArgs &p, int batch, int head, int 
     const long long base = ((long long)batch * p.tokens * p.heads + head) * p.keys + column;
     if (p.gate_is_float) {
 #pragma unroll
-      for (int i = 0; i < 16; i++)
+      for (int i = 0; i < COUNT; i++)
         f[i] = load_two((const float *)p.gate, base + (first + i < last ? first + i : last) * stride);
     } else {
-      u32 raw[16];
+      u32 raw[COUNT];
 #pragma unroll
-      for (int i = 0; i < 16; i++)
+      for (int i = 0; i < COUNT; i++)
         raw[i] = load_packed((const bf16 *)p.gate, base + (first + i < last ? first + i : last) * stride);
 #pragma unroll
-      for (int i = 0; i < 16; i++) f[i] = {low_of(raw[i]), high_of(raw[i])};
+      for (int i = 0; i < COUNT; i++) f[i] = {low_of(raw[i]), high_of(raw[i])};
     }
     const bool is_channel = channel < p.keys;
 #pragma unroll
-    for (int i = 0; i < 16; i++) {
+    for (int i = 0; i < COUNT; i++) {
       const bool is_open = !is_channel || first + i >= p.tokens;
       f[i].x = is_open ? 1.0f : exp2_of(f[i].x * log2e);
       f[i].y = is_open ? 1.0f : exp2_of(f[i].y * log2e);
@@ -151,7 +152,7 @@ DEV void load_decays(two (&f)[16], const MixerArgs &p, int batch, int head, int 
   }
   if (resets)
 #pragma unroll
-    for (int i = 0; i < 16; i++)
+    for (int i = 0; i < COUNT; i++)
       if (resets >> i & 1) f[i].x = f[i].y = 0.0f;
 }
 

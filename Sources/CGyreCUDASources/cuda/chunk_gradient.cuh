@@ -779,17 +779,13 @@ DEV void gradient(const MixerArgs &p) {
     }
     add_carry(part);
     const int channel = part * 64 + half * 32 + x.pair * 2;
-    {
-      two f[16];
-      // All 16 tokens' loads are cheap next to the rest; a lane keeps its 8.
-      load_decays(f, p, batch, head, start + w * 16, channel, resets, scalar + w * 16);
+    load_decays(x.before, p, batch, head, start + w * 16 + x.octet * 8, channel, x.resets,
+                scalar + w * 16 + x.octet * 8);
 #pragma unroll
-      for (int i = 0; i < 8; i++) {
-        x.before[i] = x.octet ? f[i + 8] : f[i];
-        x.after[i] = x.dq[i] = x.dk[i] = x.dg[i] = {0.0f, 0.0f};
-        x.after[i] = {1.0f, 1.0f};
-        if (RULE == GENERAL) x.da[RULE == GENERAL ? i : 0] = x.db[RULE == GENERAL ? i : 0] = {0.0f, 0.0f};
-      }
+    for (int i = 0; i < 8; i++) {
+      x.dq[i] = x.dk[i] = x.dg[i] = {0.0f, 0.0f};
+      x.after[i] = {1.0f, 1.0f};
+      if (RULE == GENERAL) x.da[RULE == GENERAL ? i : 0] = x.db[RULE == GENERAL ? i : 0] = {0.0f, 0.0f};
     }
     copy_wait<0>();
     __syncthreads();

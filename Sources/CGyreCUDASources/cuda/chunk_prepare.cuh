@@ -81,7 +81,8 @@ struct Levels {
   DEV_MEMBER void put(u16 *x, u16 *x2, int row, int column, int i, bool is_row, two inclusive,
                       two exclusive) const {
     *(u32 *)(x + at<64>(row, column)) = scaled(is_row ? query(i) : key(i), inclusive);
-    if (RULE == BETA) *(u32 *)(x2 + at<64>(row, column)) = is_row ? scaled(key(i), inclusive) : 0;
+    // Rows that are columns at this level are left as they are: what they give is never used.
+    if (RULE == BETA && is_row) *(u32 *)(x2 + at<64>(row, column)) = scaled(key(i), inclusive);
     if (RULE == GENERAL)
       *(u32 *)(x2 + at<64>(row, column)) = is_row ? scaled(erase(i), exclusive) : scaled(write(i), inclusive);
   }
@@ -114,40 +115,21 @@ struct Levels {
             sum[m][n][e] += d[m][n][e];
   }
 
-  /// The products of each token with itself: no decay.
-  DEV_MEMBER void diagonal(float (&sum)[grams][2][4], u16 *x, u16 *x2) const {
-    const int lane = threadIdx.x & 31;
+  /// The products of each token with itself: no decay, so straight from the raw tiles.
+  DEV_MEMBER void diagonal(float (&sum)[grams][2][4]) const {
+    const int lane = threadIdx.x & 31, part = channel & ~63;
 #pragma unroll
     for (int set = 0; set < (RULE == GENERAL ? 2 : 1); set++) {
-#pragma unroll
-      for (int i = 0; i < 16; i++) {
-        *(u32 *)(x + at<64>(i, lane * 2)) = query(i);
-        if (RULE != LINEAR) *(u32 *)(x2 + at<64>(i, lane * 2)) = set ? write(i) : key(i);
-      }
-      __syncwarp();
       float d[2][4];
       clear(d);
-      if (RULE == LINEAR) {
-        // One set of tiles: the columns come straight from the raw keys.
 #pragma unroll
-        for (int s = 0; s < 4; s++) {
-          u32 f[4], c[4];
-          load_a<64>(f, x, 0, s * 16);
-          load_b<K>(c, k, first, (channel & ~63) + s * 16);
-          mma(d[0], f, c[0], c[1]);
-          mma(d[1], f, c[2], c[3]);
-        }
-      } else {
-#pragma unroll
-        for (int s = 0; s < 4; s++) {
-          u32 f[4], c[4];
-          load_a<64>(f, x, 0, s * 16);
-          load_b<64>(c, x2, 0, s * 16);
-          mma(d[0], f, c[0], c[1]);
-          mma(d[1], f, c[2], c[3]);
-        }
+      for (int s = 0; s < 4; s++) {
+        u32 f[4], c[4];
+        load_a<K>(f, q, first, part + s * 16);
+        load_b<K>(c, set ? b : k, first, part + s * 16);
+        mma(d[0], f, c[0], c[1]);
+        mma(d[1], f, c[2], c[3]);
       }
-      __syncwarp();
       float(&to)[2][4] = sum[set ? grams / 2 : 0];
 #pragma unroll
       for (int n = 0; n < 2; n++)
@@ -520,7 +502,7 @@ DEV void prepare(const MixerArgs &p) {
 #pragma unroll
     for (int i = 0; i < 16; i++) after[i] = {1.0f, 1.0f};
     u16 *own = m + L::scratch + warp * L::sets * 1024, *own2 = own + 1024;
-    levels.diagonal(block, own, own2);
+    levels.diagonal(block);
     levels.template diagonal_level<1>(block, own, own2, before, after);
     widen<1>(before, after);
     levels.template diagonal_level<2>(block, own, own2, before, after);
