@@ -145,7 +145,9 @@ def record_bytes(rule, K):
     return (4096 + (2 if rule == LINEAR else 4) * 64 * K) * 2 + K * 4
 
 
-def prepare_bytes(rule, K):
+def prepare_bytes(rule, K, scalar=False):
+    if scalar and rule == BETA and K == 64:
+        return (6 * 4096 + 2048 + 512 + 256) * 2
     after = record_bytes(rule, K) // 2 - K * 2 + (4096 if rule == LINEAR else 0)
     G = after + (0, 64 * K, 2 * 64 * K)[rule]
     end = G + (0, 8192, 16384)[rule]
@@ -271,7 +273,7 @@ class Mixer:
 
     def prepare(self):
         self.dev.launch(self.name("prepare" + self.scalar()), (self.N, self.B * self.H, 1), 128,
-                        prepare_bytes(self.rule, self.KP), self.args())
+                        prepare_bytes(self.rule, self.KP, bool(self.scalar())), self.args())
 
     def walk(self, back=False):
         name = self.name(("walk_back" if back else "walk") + ("_team" if self.team else ""))

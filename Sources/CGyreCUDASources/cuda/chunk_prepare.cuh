@@ -10,23 +10,27 @@
 #pragma once
 #include "chunk_common.cuh"
 
-/// Shared memory of prepare, in 16-bit elements; the record's tiles first, in the record's order.
-template <int RULE, int K>
+/// Shared memory of prepare, in 16-bit elements. COMPACT lets what comes late take the place of what is
+/// needed no more, for one block more on a multiprocessor; otherwise the record's tiles come first.
+template <int RULE, int K, bool COMPACT>
 struct PrepareLayout {
   typedef Record<RULE, K> R;
   static constexpr int sets = RULE == LINEAR ? 1 : 2;
   static constexpr int record_tiles = R::D;
+  static constexpr int P = 0, Q = COMPACT ? 4096 : R::Q, B = COMPACT ? Q + 64 * K : R::B;
   // Level tiles of 64 tokens: over K̃ and W, which come later.
   static constexpr int level = RULE == LINEAR ? record_tiles : R::KT;
-  static constexpr int after_level = record_tiles + (RULE == LINEAR ? 4096 : 0);
+  static constexpr int after_level =
+      COMPACT ? B + 64 * K : record_tiles + (RULE == LINEAR ? 4096 : 0);
   static constexpr int A = after_level;                              // Ā, or −β K̄
-  static constexpr int H = RULE == LINEAR ? R::KT : RULE == BETA ? R::B : A + 64 * K;  // K̂
+  static constexpr int H = RULE == LINEAR ? R::KT : RULE == BETA ? B : A + 64 * K;  // K̂
   static constexpr int G = A + (RULE == LINEAR ? 0 : RULE == BETA ? 64 * K : 2 * 64 * K);
   static constexpr int T = G + (RULE == LINEAR ? 0 : 4096);
   static constexpr int QB = T + (RULE == LINEAR ? 0 : 4096);
   static constexpr int AK = QB + (RULE == GENERAL ? 4096 : 0);
   static constexpr int end = AK + (RULE == GENERAL ? 4096 : 0);
-  static constexpr int scratch = RULE == LINEAR ? R::P : G;          // level tiles of one warp's 16
+  static constexpr int KT = COMPACT ? G : R::KT, W = COMPACT ? A : R::W;
+  static constexpr int scratch = RULE == LINEAR ? P : G;             // level tiles of one warp's 16
   static constexpr int diagonal = end;                               // float [4][256]
   static constexpr int total = diagonal + 2048;                      // float [4][64]
   static constexpr int beta = total + 512;                           // float [64]
@@ -218,9 +222,9 @@ DEV void invert(u16 *t, const float *diagonal, const u16 *a) {
 }
 
 /// The triangular inverse, what follows from it, and the record.
-template <int RULE, int K>
+template <int RULE, int K, bool COMPACT>
 DEV void finish(const MixerArgs &p, u16 *m, const float *diagonal, const float *beta, unsigned char *record) {
-  typedef PrepareLayout<RULE, K> L;
+  typedef PrepareLayout<RULE, K, COMPACT> L;
   typedef Record<RULE, K> R;
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, c = (lane & 3) * 2;
   if (RULE != LINEAR) {
@@ -263,7 +267,8 @@ DEV void finish(const MixerArgs &p, u16 *m, const float *diagonal, const float *
             mma(d[n * 2], rows_of_t[j], b[0], b[1]);
             mma(d[n * 2 + 1], rows_of_t[j], b[2], b[3]);
           }
-      store_tile<K>(m + R::W, warp * 16, part * 64, d);
+      if (COMPACT) __syncthreads();  // one part only
+      store_tile<K>(m + L::W, warp * 16, part * 64, d);
     }
     __syncthreads();
     // P̃, over P: no other warp reads these rows.
@@ -288,12 +293,12 @@ DEV void finish(const MixerArgs &p, u16 *m, const float *diagonal, const float *
             d[n][h * 2] *= beta[n * 8 + c];
             d[n][h * 2 + 1] *= beta[n * 8 + c + 1];
           } else {
-            const u32 old = *(const u32 *)(m + R::P + at<64>(warp * 16 + g + h * 8, n * 8 + c));
+            const u32 old = *(const u32 *)(m + L::P + at<64>(warp * 16 + g + h * 8, n * 8 + c));
             d[n][h * 2] += low_of(old);
             d[n][h * 2 + 1] += high_of(old);
           }
         }
-      store_tile<64>(m + R::P, warp * 16, 0, d);
+      store_tile<64>(m + L::P, warp * 16, 0, d);
     }
 #pragma unroll 1
     for (int part = 0; part < K / 64; part++) {
@@ -302,7 +307,7 @@ DEV void finish(const MixerArgs &p, u16 *m, const float *diagonal, const float *
       for (int n = 0; n < 8; n++)
 #pragma unroll
         for (int h = 0; h < 2; h++) {
-          const u32 old = *(const u32 *)(m + R::Q + at<K>(warp * 16 + g + h * 8, part * 64 + n * 8 + c));
+          const u32 old = *(const u32 *)(m + L::Q + at<K>(warp * 16 + g + h * 8, part * 64 + n * 8 + c));
           d[n][h * 2] = low_of(old);
           d[n][h * 2 + 1] = high_of(old);
         }
@@ -312,11 +317,11 @@ DEV void finish(const MixerArgs &p, u16 *m, const float *diagonal, const float *
 #pragma unroll
           for (int n = 0; n < 4; n++) {
             u32 b[4];
-            load_b_t<K>(b, m + R::W, part * 64 + n * 16, j * 16);
+            load_b_t<K>(b, m + L::W, part * 64 + n * 16, j * 16);
             mma(d[n * 2], rows_of_p[j], b[0], b[1]);
             mma(d[n * 2 + 1], rows_of_p[j], b[2], b[3]);
           }
-      store_tile<K>(m + R::Q, warp * 16, part * 64, d);
+      store_tile<K>(m + L::Q, warp * 16, part * 64, d);
     }
     // K̃: columns of T (or M) from this block's rows on.
 #pragma unroll 1
@@ -331,7 +336,7 @@ DEV void finish(const MixerArgs &p, u16 *m, const float *diagonal, const float *
 #pragma unroll
           for (int n = 0; n < 4; n++) {
             u32 b[4];
-            load_b_t<K>(b, m + R::B, part * 64 + n * 16, j * 16);
+            load_b_t<K>(b, m + L::B, part * 64 + n * 16, j * 16);
             mma(d[n * 2], a, b[0], b[1]);
             mma(d[n * 2 + 1], a, b[2], b[3]);
           }
@@ -350,7 +355,7 @@ DEV void finish(const MixerArgs &p, u16 *m, const float *diagonal, const float *
             d[n][h * 2 + 1] += high_of(old);
           }
         }
-      store_tile<K>(m + R::KT, warp * 16, part * 64, d);
+      store_tile<K>(m + L::KT, warp * 16, part * 64, d);
     }
     __syncthreads();
     if (p.extras) {
@@ -364,7 +369,18 @@ DEV void finish(const MixerArgs &p, u16 *m, const float *diagonal, const float *
       }
     }
   }
-  for (int i = threadIdx.x; i < R::D / 8; i += 128) ((uint4 *)record)[i] = *(const uint4 *)(m + i * 8);
+  const auto copy = [&](int to, int from, int count) {
+    for (int i = threadIdx.x * 8; i < count; i += 128 * 8)
+      *(uint4 *)(record + (to + i) * 2) = *(const uint4 *)(m + from + i);
+  };
+  if (COMPACT) {
+    copy(R::P, L::P, 4096);
+    copy(R::KT, L::KT, 64 * K);
+    copy(R::W, L::W, 64 * K);
+    copy(R::Q, L::Q, 2 * 64 * K);
+  } else {
+    copy(0, 0, R::D);
+  }
 }
 
 DEV uint4 scaled8(uint4 v, float f) {
@@ -373,10 +389,10 @@ DEV uint4 scaled8(uint4 v, float f) {
 }
 
 /// prepare's products and decayed rows where one factor serves all channels.
-template <int RULE, int K>
+template <int RULE, int K, bool COMPACT>
 DEV void prepare_scalar(const MixerArgs &p, u16 *m, const ScalarDecays &decays, const float *beta,
                         float *diagonal, float *d) {
-  typedef PrepareLayout<RULE, K> L;
+  typedef PrepareLayout<RULE, K, COMPACT> L;
   typedef Record<RULE, K> R;
   constexpr int grams = RULE == LINEAR ? 1 : 2;
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, c = (lane & 3) * 2;
@@ -386,7 +402,7 @@ DEV void prepare_scalar(const MixerArgs &p, u16 *m, const ScalarDecays &decays, 
 #pragma unroll
   for (int s = 0; s < K / 16; s++) {
     u32 a[4], a2[4], b[4];
-    load_a<K>(a, m + R::Q, warp * 16, s * 16);
+    load_a<K>(a, m + L::Q, warp * 16, s * 16);
     if (RULE != LINEAR) load_a<K>(a2, m + L::H, warp * 16, s * 16);
 #pragma unroll
     for (int j = 0; j < 4; j++)
@@ -413,12 +429,12 @@ DEV void prepare_scalar(const MixerArgs &p, u16 *m, const ScalarDecays &decays, 
         if (n / 2 == warp) diagonal[warp * 256 + (g + (e >> 1) * 8) * 16 + (n & 1) * 8 + c + (e & 1)] = x;
       }
     }
-  store_tile<64>(m + R::P, warp * 16, 0, sum[0]);
+  store_tile<64>(m + L::P, warp * 16, 0, sum[0]);
   if (RULE != LINEAR) store_tile<64>(m + L::G, warp * 16, 0, sum[grams - 1]);
   __syncthreads();
   for (int i = threadIdx.x; i < 64 * K / 8; i += 128) {
     const int row = i / (K / 8);  // the pieces of a row stay in it
-    uint4 *q = (uint4 *)(m + R::Q) + i, *k = (uint4 *)(m + L::H) + i;
+    uint4 *q = (uint4 *)(m + L::Q) + i, *k = (uint4 *)(m + L::H) + i;
     const float lead = decays.lead[row];
     *q = scaled8(*q, p.scale * lead);
     const uint4 key = *k;
@@ -428,12 +444,17 @@ DEV void prepare_scalar(const MixerArgs &p, u16 *m, const ScalarDecays &decays, 
   if (threadIdx.x < K) d[threadIdx.x] = decays.lead[63];
 }
 
+DEV_CONST bool is_compact(int rule, int keys, bool is_scalar) {
+  return is_scalar && rule == BETA && keys == 64;
+}
+
 /// Grid (N, B·H), 128 threads, PrepareLayout::bytes of shared memory.
 /// Reads q, k, a, b, gate, beta, reset; writes records, and extras where given. SCALAR: gate kinds 0 to
 /// 2 only, and faster; without it any kind.
 template <int RULE, int K, bool SCALAR, typename E>
 DEV void prepare(const MixerArgs &p) {
-  typedef PrepareLayout<RULE, K> L;
+  constexpr bool COMPACT = is_compact(RULE, K, SCALAR);
+  typedef PrepareLayout<RULE, K, COMPACT> L;
   typedef Record<RULE, K> R;
   constexpr int grams = Levels<RULE, K>::grams;
   SHARED(memory);
@@ -450,12 +471,12 @@ DEV void prepare(const MixerArgs &p) {
   const long long token = (long long)batch * p.tokens + start;
   const long long key_row = (token * p.key_heads + key_head) * p.keys;
   const long long key_stride = (long long)p.key_heads * p.keys;
-  load_rows<K>(m + R::Q, (const E *)p.q, key_row, key_stride, rows, p.keys, 128);
+  load_rows<K>(m + L::Q, (const E *)p.q, key_row, key_stride, rows, p.keys, 128);
   load_rows<K>(m + L::H, (const E *)p.k, key_row, key_stride, rows, p.keys, 128);
   if (RULE == GENERAL) {
     const long long row = (token * p.heads + head) * p.keys, stride = (long long)p.heads * p.keys;
     load_rows<K>(m + L::A, (const E *)p.a, row, stride, rows, p.keys, 128);
-    load_rows<K>(m + R::B, (const E *)p.b, row, stride, rows, p.keys, 128);
+    load_rows<K>(m + L::B, (const E *)p.b, row, stride, rows, p.keys, 128);
   }
   copy_commit();
   if (RULE == BETA && threadIdx.x < CHUNK) {
@@ -471,9 +492,9 @@ DEV void prepare(const MixerArgs &p) {
     if (warp == 0) decays.fill(p, batch, head, start);
     copy_wait<0>();
     __syncthreads();
-    prepare_scalar<RULE, K>(p, m, decays, beta, diagonal, d_out);
+    prepare_scalar<RULE, K, COMPACT>(p, m, decays, beta, diagonal, d_out);
     __syncthreads();
-    finish<RULE, K>(p, m, diagonal, beta, record);
+    finish<RULE, K, COMPACT>(p, m, diagonal, beta, record);
     return;
   }
   load_scalar_decays(scalar, p, batch, head, start);
@@ -496,7 +517,7 @@ DEV void prepare(const MixerArgs &p) {
 #pragma unroll 1
   for (int part = 0; part < K / 64; part++) {
     const int channel = part * 64 + lane * 2;
-    Levels<RULE, K> levels = {m + R::Q, m + L::H, m + L::A, m + R::B, warp * 16, channel, resets};
+    Levels<RULE, K> levels = {m + L::Q, m + L::H, m + L::A, m + L::B, warp * 16, channel, resets};
     if (part || p.gate_kind != 3)
       load_decays(before, p, batch, head, first, channel, resets, scalar + warp * 16);
 #pragma unroll
@@ -558,9 +579,9 @@ DEV void prepare(const MixerArgs &p) {
       if (RULE == GENERAL) {
         *(u32 *)(m + L::A + place) =
             scaled(levels.erase(i), times(i ? before[i ? i - 1 : 0] : one, lead));
-        *(u32 *)(m + R::B + place) = scaled(levels.write(i), to_end);
+        *(u32 *)(m + L::B + place) = scaled(levels.write(i), to_end);
       }
-      *(u32 *)(m + R::Q + place) = scaled(query, times(from_start, {p.scale, p.scale}));
+      *(u32 *)(m + L::Q + place) = scaled(query, times(from_start, {p.scale, p.scale}));
       *(u32 *)(m + L::H + place) = scaled(key, to_end);
     }
   }
@@ -596,5 +617,5 @@ DEV void prepare(const MixerArgs &p) {
   }
   __syncthreads();
 
-  finish<RULE, K>(p, m, diagonal, beta, record);
+  finish<RULE, K, COMPACT>(p, m, diagonal, beta, record);
 }

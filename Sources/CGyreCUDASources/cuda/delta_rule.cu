@@ -11,7 +11,7 @@
 #define DELTA_RULE(E, e, K)                                                                      \
   ENTRY_BLOCKS(delta_rule_beta_prepare_##e##_k##K, MixerArgs, 128, (K == 64 ? 3 : 2),            \
                prepare<BETA, K, false, E>(args))                                                 \
-  ENTRY_BLOCKS(delta_rule_beta_prepare_scalar_##e##_k##K, MixerArgs, 128, (K == 64 ? 3 : 2),     \
+  ENTRY_BLOCKS(delta_rule_beta_prepare_scalar_##e##_k##K, MixerArgs, 128, (K == 64 ? 4 : 2),     \
                prepare<BETA, K, true, E>(args))                                                  \
   ENTRY_BLOCKS(delta_rule_general_prepare_##e##_k##K, MixerArgs, 128, 2,                         \
                prepare<GENERAL, K, false, E>(args))                                              \

@@ -19,6 +19,7 @@ struct bf16 {
 #else
 #define DEV static __device__ __forceinline__
 #define DEV_MEMBER __device__ __forceinline__
+#define DEV_CONST __device__ constexpr
 #define ENTRY(name, Args, threads, ...)                                                    \
   extern "C" __global__ void __launch_bounds__(threads) name(const __grid_constant__ Args args) { \
     __VA_ARGS__;                                                                           \

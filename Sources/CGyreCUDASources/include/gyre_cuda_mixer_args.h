@@ -79,7 +79,8 @@ static inline long gyre_cuda_mixer_state_bytes(int values, int size) {
 }
 
 // Dynamic shared memory.
-static inline int gyre_cuda_mixer_prepare_shared(enum gyre_cuda_mixer_rule rule, int size) {
+static inline int gyre_cuda_mixer_prepare_shared(enum gyre_cuda_mixer_rule rule, int size, int is_scalar) {
+  if (is_scalar && rule == GYRE_CUDA_MIXER_BETA && size == 64) return (6 * 4096 + 2048 + 512 + 256) * 2;
   const int tiles = 64 * size;
   int n = 4096 + (rule == GYRE_CUDA_MIXER_LINEAR ? 2 : 4) * tiles;
   n += rule == GYRE_CUDA_MIXER_LINEAR ? 4096 : rule * tiles + rule * 8192;
