@@ -54,12 +54,14 @@ struct MixerArgs {
   void *d_gate;  // [B, T, H, K] in the gate's type; float [B, T, H] for gate kinds 1 and 2; or null
   float *d_beta;     // [B, T, H]
   float *d_initial;  // [B, H, K, V] or null
+  float *norms;      // [B·H, N, 2, 64] or null: 1 / length of the rows of q and k, by prepare
   int batch, tokens, heads, key_heads, keys, values;
   int chunks;         // N
   int gate_kind;      // 0: none, 1: [H], 2: [B, T, H], 3: [B, T, H, K]
   int gate_is_float;  // the gate's type: 1 float32, 0 bf16
   int beta_is_float;  // likewise
   float scale;        // s, multiplies the outputs
+  int normalize;      // 1: q and k are divided by √(Σ² + 1e-6); dq, dk are those of the results
 };
 
 #ifndef GYRE_KEYS
@@ -258,3 +260,45 @@ struct ScalarDecays {
     return closed[i] == closed[j] ? exp2_of(d < 0.0f ? d : 0.0f) : 0.0f;
   }
 };
+
+DEV uint4 scaled8(uint4 v, float f) {
+  const two s = {f, f};
+  return {scaled(v.x, s), scaled(v.y, s), scaled(v.z, s), scaled(v.w, s)};
+}
+
+/// Multiplies row `threadIdx.x & 63` of a [64, K] tile, in an order free of bank conflicts.
+template <int K>
+DEV void scale_row(u16 *tile, float f) {
+  const int row = threadIdx.x & 63;
+#pragma unroll
+  for (int i = 0; i < K / 8; i++) {
+    uint4 *x = (uint4 *)(tile + row * K) + (i ^ (row & 7));
+    *x = scaled8(*x, f);
+  }
+}
+
+/// Threads 0 to 127: rows of q and k to unit length, in place; all must wait.
+template <int K>
+DEV void normalize_rows(const MixerArgs &p, u16 *q, u16 *k, long long place) {
+  if (threadIdx.x >= 128) return;
+  const int row = threadIdx.x & 63, is_key = threadIdx.x >> 6;
+  u16 *tile = is_key ? k : q;
+  float sum = 1e-6f;
+#pragma unroll
+  for (int i = 0; i < K / 8; i++) {
+    const uint4 x = ((const uint4 *)(tile + row * K))[i ^ (row & 7)];
+    const u32 part[4] = {x.x, x.y, x.z, x.w};
+#pragma unroll
+    for (int j = 0; j < 4; j++)
+      sum += low_of(part[j]) * low_of(part[j]) + high_of(part[j]) * high_of(part[j]);
+  }
+  const float f = 1.0f / sqrtf(sum);
+  scale_row<K>(tile, f);
+  if (p.norms) p.norms[place * 128 + threadIdx.x] = f;
+}
+
+/// Threads 0 to 127: the same for 64 columns, with the lengths that normalize_rows kept.
+DEV void scale_raw(const MixerArgs &p, u16 *q, u16 *k, long long place) {
+  if (threadIdx.x < 128)
+    scale_row<64>(threadIdx.x >> 6 ? k : q, p.norms[place * 128 + threadIdx.x]);
+}

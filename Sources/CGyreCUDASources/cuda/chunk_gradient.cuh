@@ -82,6 +82,7 @@ DEV void gradient(const MixerArgs &p) {
   const u32 resets = SCALAR ? 0 : load_resets(p, batch, start + w * 16);
   copy_wait<0>();
   __syncthreads();
+  if (p.normalize) scale_raw(p, m + L::raw_q, m + L::raw_k, place);  // read after later barriers
 
   // Stage 1, rows of block w, half of the value columns: N, dV, R.
   constexpr int VN = V / 16;  // accumulators of V / 2 columns
@@ -299,6 +300,10 @@ DEV void gradient(const MixerArgs &p) {
     }
     copy_wait<0>();
     __syncthreads();
+    if (part && p.normalize) {
+      scale_raw(p, m + L::raw_q, m + L::raw_k, place);
+      __syncthreads();
+    }
 
     block_level<RULE, 1, L>(x, m, low, up);
     widen8<1>(x.before, x.after);

@@ -32,6 +32,10 @@ DEV void scalar_gradients(const MixerArgs &p, u16 *m, const ScalarDecays &decays
       copy_commit();
       copy_wait<0>();
       __syncthreads();
+      if (p.normalize) {
+        scale_raw(p, m + L::raw_q, m + L::raw_k, (long long)blockIdx.y * p.chunks + blockIdx.x);
+        __syncthreads();
+      }
     }
     float dq[4][4], dk_row[4][4], dk[4][4], r[4][4];
     clear(dq);

@@ -119,11 +119,6 @@ struct Levels {
   }
 };
 
-DEV uint4 scaled8(uint4 v, float f) {
-  const two s = {f, f};
-  return {scaled(v.x, s), scaled(v.y, s), scaled(v.z, s), scaled(v.w, s)};
-}
-
 /// prepare's products and decayed rows where one factor serves all channels.
 template <int RULE, int K, bool COMPACT>
 DEV void prepare_scalar(const MixerArgs &p, u16 *m, const ScalarDecays &decays, const float *beta,
@@ -229,6 +224,10 @@ DEV void prepare(const MixerArgs &p) {
     if (warp == 0) decays.fill(p, batch, head, start);
     copy_wait<0>();
     __syncthreads();
+    if (p.normalize) {
+      normalize_rows<K>(p, m + L::Q, m + L::H, (long long)blockIdx.y * p.chunks + chunk);
+      __syncthreads();
+    }
     prepare_scalar<RULE, K, COMPACT>(p, m, decays, beta, diagonal, d_out);
     __syncthreads();
     finish<RULE, K, COMPACT>(p, m, diagonal, beta, record);
@@ -241,6 +240,10 @@ DEV void prepare(const MixerArgs &p) {
   if (p.gate_kind == 3) load_decays(before, p, batch, head, first, lane * 2, resets, nullptr);
   copy_wait<0>();
   __syncthreads();
+  if (p.normalize) {
+    normalize_rows<K>(p, m + L::Q, m + L::H, (long long)blockIdx.y * p.chunks + chunk);
+    __syncthreads();
+  }
 
   float block[grams][2][4], near[grams][2][4], far[grams][2][4];
 #pragma unroll

@@ -32,12 +32,15 @@ struct gyre_cuda_mixer_args {
   void *d_gate;   // [B, T, H, K] in the gate's type; float [B, T, H] for gate kinds 1, 2; or null
   float *d_beta;  // [B, T, H] or null
   float *d_initial;  // [B, H, K, V] or null
+  float *norms;      // [B·H, N, 2, 64] or null: 1 / length of the rows of q and k; by prepare, for
+                     // gradient
   int batch, tokens, heads, key_heads, keys, values;
   int chunks;         // N = ⌈T / 64⌉
   int gate_kind;      // 0: none, 1: [H], 2: [B, T, H], 3: [B, T, H, K]
   int gate_is_float;  // the gate's type: 1 float32, 0 bf16
   int beta_is_float;  // likewise
   float scale;        // multiplies the outputs
+  int normalize;      // 1: q and k are divided by √(Σ² + 1e-6); dq, dk are those of the results
 };
 
 struct gyre_cuda_scan_args {
