@@ -11,7 +11,12 @@ struct GradientLayout {
   static constexpr int p = stage, kt = p + 4096, w = kt + 64 * K;
   static constexpr int b = w + (RULE == LINEAR ? 0 : 64 * K);
   static constexpr int t = b + (RULE == GENERAL ? 64 * K : 0);
+<<<<<<< HEAD
   static constexpr int m = t + (RULE == LINEAR ? 0 : 4096), qb_tile = m + (RULE == GENERAL ? 4096 : 0);
+=======
+  static constexpr int m = t + (RULE == LINEAR ? 0 : 4096),
+                       qb_tile = m + (RULE == GENERAL ? 4096 : 0);
+>>>>>>> cudalinear
   static constexpr int stage_end = qb_tile + (RULE == GENERAL ? 4096 : 0);
   static constexpr int n = stage, r = n + (RULE == LINEAR ? 0 : 64 * V);
   static constexpr int qk = r + (RULE == LINEAR ? 0 : 64 * V);
@@ -23,6 +28,7 @@ struct GradientLayout {
   static constexpr int raw_q = stage_end > result_end ? stage_end : result_end;
   static constexpr int raw_k = raw_q + 4096;
   static constexpr int exchange = raw_k + 4096;  // 8 warps × 1280: level tiles, or float [16][40]
+<<<<<<< HEAD
   static constexpr int total = exchange + 8 * 1280;   // float [4][64]
   static constexpr int cross = total + 512;           // float [4][4][64]
   static constexpr int carry = cross + 2048;          // float [8][64]
@@ -47,6 +53,46 @@ DEV void load_state(u16 *tile, const void *kept, long long chunk, int values) {
     *(u32 *)(tile + at<K>(row + 8, column + 8)) = x.w;
   }
 }
+=======
+  static constexpr int total = exchange + 8 * 1280;  // float [4][64]
+  static constexpr int cross = total + 512;          // float [4][4][64]
+  static constexpr int carry = cross + 2048;         // float [8][64]
+  static constexpr int sums = carry + 1024;          // float [2][64]
+  static constexpr int beta = sums + 256, scalar = beta + 128,
+                       strength = scalar + 128;  // float [2][64]
+  static constexpr int bytes = (strength + 256) * 2;
+};
+
+/// A kept state on its way from the walk's order to a [V, K] tile: fetched early, put later.
+template <int K, int V>
+struct KeptState {
+  static constexpr int pieces = V / 16 * (K / 16) * 32 / 256;
+  uint4 piece[pieces];
+
+  DEV_MEMBER void fetch(const void *kept, long long chunk, int values) {
+    const int blocks = (values + 15) / 16;
+    const uint4 *from = (const uint4 *)kept + chunk * blocks * (K / 16) * 32;
+#pragma unroll
+    for (int n = 0; n < pieces; n++) {
+      const int i = threadIdx.x + n * 256;
+      piece[n] = {0, 0, 0, 0};
+      if ((i >> 5) / (K / 16) < blocks) piece[n] = from[i];
+    }
+  }
+  DEV_MEMBER void put(u16 *tile) const {
+#pragma unroll
+    for (int n = 0; n < pieces; n++) {
+      const int i = threadIdx.x + n * 256, lane = i & 31;
+      const int row = (i >> 5) / (K / 16) * 16 + (lane >> 2);
+      const int column = (i >> 5) % (K / 16) * 16 + (lane & 3) * 2;
+      *(u32 *)(tile + at<K>(row, column)) = piece[n].x;
+      *(u32 *)(tile + at<K>(row + 8, column)) = piece[n].y;
+      *(u32 *)(tile + at<K>(row, column + 8)) = piece[n].z;
+      *(u32 *)(tile + at<K>(row + 8, column + 8)) = piece[n].w;
+    }
+  }
+};
+>>>>>>> cudalinear
 
 /// r += a (16×16) times 16 rows of x from `row`, 32 columns from `column`.
 template <int W>
