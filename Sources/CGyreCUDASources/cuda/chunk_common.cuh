@@ -8,19 +8,12 @@
 // (no W, B̂ in linear attention). Gates, β and the triangular solve are folded into the tiles, so:
 //
 //   prepare    one block a chunk and head: q, k, gates … → the record [P̃ | K̃ | W | Q̃ | B̂ | d]
-<<<<<<< HEAD
-//   walk       one warp owns 16 value columns of a head's state and walks its records: y, final state,
-//              and the state entering each chunk where `states` is given
-//   walk_back  the mirror image, from the last chunk to the first:
-//              X = B̂ dS,  dS ← diag(d) dS + Q̃ᵀ dO + Wᵀ X; keeps dS of each chunk, gives dS of the initial
-=======
 //   walk       one warp owns 16 value columns of a head's state and walks its records: y, final
 //   state,
 //              and the state entering each chunk where `states` is given
 //   walk_back  the mirror image, from the last chunk to the first:
 //              X = B̂ dS,  dS ← diag(d) dS + Q̃ᵀ dO + Wᵀ X; keeps dS of each chunk, gives dS of the
 //              initial
->>>>>>> cudalinear
 //   gradient   one block a chunk and head: all gradients from the kept S and dS
 //
 // Decays are products of factors in [0, 1] (a reset is a factor 0), never of an exponential of a
@@ -28,44 +21,6 @@
 // group of 2, 4, … 64 tokens that holds both, and each level of that hierarchy is one product of
 // matrices. So closed gates, −∞ included, and resets are exact.
 //
-<<<<<<< HEAD
-// Matrix products take bf16 operands and float32 accumulators; the states, decays, the inverse of the
-// 16-row diagonal blocks and all reductions are float32. No atomics: results repeat bit for bit.
-#pragma once
-#include "mma.cuh"
-
-/// Arguments of all four kernels; a kernel reads what its comment names. T is the kernel's element type.
-/// Letters: B batch, T tokens, H heads, Hk key heads (head h reads key head h / (H / Hk)), K, V sizes
-/// of keys and values (multiples of 8), N = ⌈T / 64⌉ chunks.
-struct MixerArgs {
-  const void *q, *k;        // T [B, T, Hk, K]
-  const void *v;            // T [B, T, H, V]
-  const void *a, *b;        // T [B, T, H, K], erase and write vectors of the generalised rule
-  const void *gate;         // log decay ≤ 0, −∞ allowed; shape by gate_kind
-  const void *beta;         // [B, T, H], write strength of the delta rule
-  const int *reset;         // [B, T] or null; nonzero: the state is zero before the token
-  const float *initial;     // [B, H, K, V] or null: the state before the first token
-  void *y;                  // T [B, T, H, V]
-  float *final;             // [B, H, K, V] or null
-  unsigned char *records;   // workspace, B·H·N records of RECORD bytes (see LAUNCH.md), 128-byte aligned
-  unsigned char *extras;    // workspace, B·H·N of EXTRA bytes, or null: written by prepare for gradient
-  void *states;             // bf16 [B, H, N, V/16, K/16, 32, 8] or null: states entering the chunks
-  void *state_gradients;    // the same shape: gradients of the states that leave the chunks
-  const void *dy;           // T [B, T, H, V]
-  const float *d_final;     // [B, H, K, V] or null: zeros
-  void *dq, *dk;            // T [B, T, H, K]: per value head, the caller sums the heads of a group
-  void *dv;                 // T [B, T, H, V]
-  void *da, *db;            // T [B, T, H, K]
-  void *d_gate;             // [B, T, H, K] in the gate's type; float [B, T, H] for gate kinds 1 and 2; or null
-  float *d_beta;            // [B, T, H]
-  float *d_initial;         // [B, H, K, V] or null
-  int batch, tokens, heads, key_heads, keys, values;
-  int chunks;               // N
-  int gate_kind;            // 0: none, 1: [H], 2: [B, T, H], 3: [B, T, H, K]
-  int gate_is_float;        // the gate's type: 1 float32, 0 bf16
-  int beta_is_float;        // likewise
-  float scale;              // s, multiplies the outputs
-=======
 // Matrix products take bf16 operands and float32 accumulators; the states, decays, the inverse of
 // the 16-row diagonal blocks and all reductions are float32. No atomics: results repeat bit for
 // bit.
@@ -107,7 +62,6 @@ struct MixerArgs {
   int beta_is_float;  // likewise
   float scale;        // s, multiplies the outputs
   int normalize;      // 1: q and k are divided by √(Σ² + 1e-6); dq, dk are those of the results
->>>>>>> cudalinear
 };
 
 #ifndef GYRE_KEYS
@@ -136,22 +90,6 @@ struct Record {
   static constexpr int extra = RULE == LINEAR ? 0 : RULE == BETA ? 8192 : 3 * 8192;
 };
 
-<<<<<<< HEAD
-/// Fills a [64, W] tile with rows of `from`, columns < `width`; zeros elsewhere. Element (row, column)
-/// is at from[offset + row * stride + column]. bf16 rows arrive asynchronously.
-template <int W>
-DEV void load_rows(u16 *tile, const bf16 *from, long long offset, long long stride, int rows, int width,
-                   int threads) {
-  for (int i = threadIdx.x; i < 64 * (W / 8); i += threads) {
-    const int row = i / (W / 8), column = i % (W / 8) * 8;
-    const bool present = row < rows && column < width;
-    copy16(tile + at<W>(row, column), from + (present ? offset + row * stride + column : 0), present);
-  }
-}
-template <int W>
-DEV void load_rows(u16 *tile, const float *from, long long offset, long long stride, int rows, int width,
-                   int threads) {
-=======
 /// Fills a [64, W] tile with rows of `from`, columns < `width`; zeros elsewhere. Element (row,
 /// column) is at from[offset + row * stride + column]. bf16 rows arrive asynchronously.
 template <int W>
@@ -167,7 +105,6 @@ DEV void load_rows(u16 *tile, const bf16 *from, long long offset, long long stri
 template <int W>
 DEV void load_rows(u16 *tile, const float *from, long long offset, long long stride, int rows,
                    int width, int threads) {
->>>>>>> cudalinear
   for (int i = threadIdx.x; i < 64 * (W / 2); i += threads) {
     const int row = i / (W / 2), column = i % (W / 2) * 2;
     const bool present = row < rows && column < width;
@@ -187,19 +124,11 @@ DEV void load_scalar_decays(float *to, const MixerArgs &p, int batch, int head, 
   to[threadIdx.x] = t < p.tokens ? exp2_of(g * 1.4426950408889634f) : 1.0f;
 }
 
-<<<<<<< HEAD
-/// The decays of consecutive tokens for two channels, as factors: 0 at resets (bits from the first), 1
-/// past the end. `scalar` holds load_scalar_decays' for these tokens.
-template <int COUNT>
-DEV void load_decays(two (&f)[COUNT], const MixerArgs &p, int batch, int head, int first, int channel,
-                     u32 resets, const float *scalar) {
-=======
 /// The decays of consecutive tokens for two channels, as factors: 0 at resets (bits from the
 /// first), 1 past the end. `scalar` holds load_scalar_decays' for these tokens.
 template <int COUNT>
 DEV void load_decays(two (&f)[COUNT], const MixerArgs &p, int batch, int head, int first,
                      int channel, u32 resets, const float *scalar) {
->>>>>>> cudalinear
   const float log2e = 1.4426950408889634f;
   if (p.gate_kind != 3) {
 #pragma unroll
@@ -212,22 +141,14 @@ DEV void load_decays(two (&f)[COUNT], const MixerArgs &p, int batch, int head, i
     if (p.gate_is_float) {
 #pragma unroll
       for (int i = 0; i < COUNT; i++)
-<<<<<<< HEAD
-        f[i] = load_two((const float *)p.gate, base + (first + i < last ? first + i : last) * stride);
-=======
         f[i] =
             load_two((const float *)p.gate, base + (first + i < last ? first + i : last) * stride);
->>>>>>> cudalinear
     } else {
       u32 raw[COUNT];
 #pragma unroll
       for (int i = 0; i < COUNT; i++)
-<<<<<<< HEAD
-        raw[i] = load_packed((const bf16 *)p.gate, base + (first + i < last ? first + i : last) * stride);
-=======
         raw[i] = load_packed((const bf16 *)p.gate,
                              base + (first + i < last ? first + i : last) * stride);
->>>>>>> cudalinear
 #pragma unroll
       for (int i = 0; i < COUNT; i++) f[i] = {low_of(raw[i]), high_of(raw[i])};
     }
@@ -258,17 +179,12 @@ DEV u32 load_resets(const MixerArgs &p, int batch, int first) {
   return bits;
 }
 
-<<<<<<< HEAD
-DEV two times(two a, two b) { return {a.x * b.x, a.y * b.y}; }
-DEV u32 scaled(u32 v, two f) { return pack2(low_of(v) * f.x, high_of(v) * f.y); }
-=======
 DEV two times(two a, two b) {
   return {a.x * b.x, a.y * b.y};
 }
 DEV u32 scaled(u32 v, two f) {
   return pack2(low_of(v) * f.x, high_of(v) * f.y);
 }
->>>>>>> cudalinear
 
 /// From products over aligned groups of L tokens to groups of 2L. before[i]: from the group's start
 /// through i; after[i]: past i to the group's end.
@@ -292,14 +208,9 @@ DEV bool is_level(int i, int j) {
   return i > j && (i ^ j) >= L && (i ^ j) < 2 * L;
 }
 
-<<<<<<< HEAD
-/// What a chunk's tokens have decayed by where one factor serves all channels: the running sum of log2
-/// decays and the number of closed tokens (resets, decays of 0) so far, which no pair may cross.
-=======
 /// What a chunk's tokens have decayed by where one factor serves all channels: the running sum of
 /// log2 decays and the number of closed tokens (resets, decays of 0) so far, which no pair may
 /// cross.
->>>>>>> cudalinear
 struct ScalarDecays {
   float sum[64], closed[64];
   float lead[64], tail[64];  // from the chunk's start through a token; after it to the chunk's end
@@ -314,12 +225,8 @@ struct ScalarDecays {
       const long long row = (long long)batch * p.tokens + t;
       g[i] = shut[i] = 0.0f;
       if (t < p.tokens) {
-<<<<<<< HEAD
-        if (p.gate_kind) g[i] = load_any(p.gate, p.gate_is_float, p.gate_kind == 1 ? head : row * p.heads + head);
-=======
         if (p.gate_kind)
           g[i] = load_any(p.gate, p.gate_is_float, p.gate_kind == 1 ? head : row * p.heads + head);
->>>>>>> cudalinear
         if (g[i] < -1e30f || (p.reset && p.reset[row])) {
           g[i] = 0.0f;
           shut[i] = 1.0f;
@@ -330,12 +237,8 @@ struct ScalarDecays {
     float s = g[0] + g[1], n = shut[0] + shut[1];
 #pragma unroll
     for (int d = 1; d < 32; d *= 2) {
-<<<<<<< HEAD
-      const float s_before = __shfl_up_sync(0xffffffffu, s, d), n_before = __shfl_up_sync(0xffffffffu, n, d);
-=======
       const float s_before = __shfl_up_sync(0xffffffffu, s, d),
                   n_before = __shfl_up_sync(0xffffffffu, n, d);
->>>>>>> cudalinear
       if (lane >= d) {
         s += s_before;
         n += n_before;
@@ -357,8 +260,6 @@ struct ScalarDecays {
     return closed[i] == closed[j] ? exp2_of(d < 0.0f ? d : 0.0f) : 0.0f;
   }
 };
-<<<<<<< HEAD
-=======
 
 DEV uint4 scaled8(uint4 v, float f) {
   const two s = {f, f};
@@ -401,4 +302,3 @@ DEV void scale_raw(const MixerArgs &p, u16 *q, u16 *k, long long place) {
   if (threadIdx.x < 128)
     scale_row<64>(threadIdx.x >> 6 ? k : q, p.norms[place * 128 + threadIdx.x]);
 }
->>>>>>> cudalinear

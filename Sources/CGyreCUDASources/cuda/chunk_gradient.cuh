@@ -7,31 +7,18 @@
 //
 // The gradients of the masked products, dA_qk = s tril(dO Xᵀ) with X = N (generalised: V, and
 // dA_qb with N), dA_kk = −strict(dV Nᵀ), dA_ak = strict(R Vᵀ), dA_ab = strict(R Nᵀ), go to the rows
-<<<<<<< HEAD
-// and columns through the same hierarchy of halves as in prepare. The gradient of a token's log decay
-// is the sum over all pairs whose path crosses it; each level's pairs cross the tokens of the later
-// half up to the row and those of the earlier half from the column on, so nothing is subtracted.
-=======
 // and columns through the same hierarchy of halves as in prepare. The gradient of a token's log
 // decay is the sum over all pairs whose path crosses it; each level's pairs cross the tokens of the
 // later half up to the row and those of the earlier half from the column on, so nothing is
 // subtracted.
->>>>>>> cudalinear
 #pragma once
 #include "chunk_gradient_levels.cuh"
 #include "chunk_gradient_scalar.cuh"
 
-<<<<<<< HEAD
-/// Grid (N, B·H), 256 threads, GradientLayout::bytes of shared memory; V: values rounded up to 64 or 128.
-/// Reads q, k, v, a, b, gate, beta, reset, records, extras, states, state_gradients, dy; writes dq, dk,
-/// dv, da, db, d_gate, d_beta. SCALAR: gate kinds 0 to 2, linear attention and the delta rule only, and
-/// faster; without it any kind.
-=======
 /// Grid (N, B·H), 256 threads, GradientLayout::bytes of shared memory; V: values rounded up to 64
 /// or 128. Reads q, k, v, a, b, gate, beta, reset, records, extras, states, state_gradients, dy;
 /// writes dq, dk, dv, da, db, d_gate, d_beta. SCALAR: gate kinds 0 to 2, linear attention and the
 /// delta rule only, and faster; without it any kind.
->>>>>>> cudalinear
 template <int RULE, int K, int V, bool SCALAR, typename E>
 DEV void gradient(const MixerArgs &p) {
   typedef GradientLayout<RULE, K, V> L;
@@ -56,17 +43,12 @@ DEV void gradient(const MixerArgs &p) {
   const long long value_stride = (long long)p.heads * p.values;
   const long long key_row = (token * p.key_heads + key_head) * p.keys;
   const long long key_stride = (long long)p.key_heads * p.keys;
-<<<<<<< HEAD
-  const long long head_row = (token * p.heads + head) * p.keys, head_stride = (long long)p.heads * p.keys;
-
-=======
   const long long head_row = (token * p.heads + head) * p.keys,
                   head_stride = (long long)p.heads * p.keys;
 
   KeptState<K, V> state, state_gradient;
   state.fetch(p.states, place, p.values);
   state_gradient.fetch(p.state_gradients, place, p.values);
->>>>>>> cudalinear
   load_rows<V>(m + L::v, (const E *)p.v, value_row, value_stride, rows, p.values, 256);
   load_rows<V>(m + L::dy, (const E *)p.dy, value_row, value_stride, rows, p.values, 256);
   const auto image = [&](int to, const u16 *from, int count) {
@@ -82,13 +64,8 @@ DEV void gradient(const MixerArgs &p) {
   load_rows<64>(m + L::raw_q, (const E *)p.q, key_row, key_stride, rows, p.keys, 256);
   load_rows<64>(m + L::raw_k, (const E *)p.k, key_row, key_stride, rows, p.keys, 256);
   copy_commit();
-<<<<<<< HEAD
-  load_state<K, V>(m + L::s, p.states, place, p.values);
-  load_state<K, V>(m + L::ds, p.state_gradients, place, p.values);
-=======
   state.put(m + L::s);
   state_gradient.put(m + L::ds);
->>>>>>> cudalinear
   if (RULE == BETA && threadIdx.x < CHUNK) {
     float x = 0.0f;
     if ((int)threadIdx.x < rows)
@@ -105,10 +82,7 @@ DEV void gradient(const MixerArgs &p) {
   const u32 resets = SCALAR ? 0 : load_resets(p, batch, start + w * 16);
   copy_wait<0>();
   __syncthreads();
-<<<<<<< HEAD
-=======
   if (p.normalize) scale_raw(p, m + L::raw_q, m + L::raw_k, place);  // read after later barriers
->>>>>>> cudalinear
 
   // Stage 1, rows of block w, half of the value columns: N, dV, R.
   constexpr int VN = V / 16;  // accumulators of V / 2 columns
@@ -118,11 +92,7 @@ DEV void gradient(const MixerArgs &p) {
   clear(nv);
   clear(rv);
   // d += (a tile of rows) × [k][n] tile, or × [n][k] tile of keys.
-<<<<<<< HEAD
-  const auto with_values = [&](float(&d)[VN][4], const u32(&a)[4], const u16 *tile, int row) {
-=======
   const auto with_values = [&](float (&d)[VN][4], const u32(&a)[4], const u16 *tile, int row) {
->>>>>>> cudalinear
 #pragma unroll
     for (int n = 0; n < VN / 2; n++) {
       u32 b[4];
@@ -131,11 +101,7 @@ DEV void gradient(const MixerArgs &p) {
       mma(d[n * 2 + 1], a, b[2], b[3]);
     }
   };
-<<<<<<< HEAD
-  const auto with_state = [&](float(&d)[VN][4], const u16 *keys, const u16 *state) {
-=======
   const auto with_state = [&](float (&d)[VN][4], const u16 *keys, const u16 *state) {
->>>>>>> cudalinear
 #pragma unroll
     for (int s = 0; s < K / 16; s++) {
       u32 a[4];
@@ -185,22 +151,14 @@ DEV void gradient(const MixerArgs &p) {
       for (int n = 0; n < VN; n++) {
         const int column = v0 + n * 8 + c;
         if (column < p.values)
-<<<<<<< HEAD
-          store_two((E *)p.dv, value_row + row * value_stride + column, dv[n][h * 2], dv[n][h * 2 + 1]);
-=======
           store_two((E *)p.dv, value_row + row * value_stride + column, dv[n][h * 2],
                     dv[n][h * 2 + 1]);
->>>>>>> cudalinear
       }
     if (RULE == BETA) {
       float sum = 0.0f;
 #pragma unroll
-<<<<<<< HEAD
-      for (int n = 0; n < VN; n++) sum += dv[n][h * 2] * nv[n][h * 2] + dv[n][h * 2 + 1] * nv[n][h * 2 + 1];
-=======
       for (int n = 0; n < VN; n++)
         sum += dv[n][h * 2] * nv[n][h * 2] + dv[n][h * 2 + 1] * nv[n][h * 2 + 1];
->>>>>>> cudalinear
       sum += __shfl_xor_sync(0xffffffffu, sum, 1);
       sum += __shfl_xor_sync(0xffffffffu, sum, 2);
       if ((lane & 3) == 0) strengths[half * 64 + row] = sum;
@@ -245,17 +203,11 @@ DEV void gradient(const MixerArgs &p) {
   }
   __syncthreads();
 
-<<<<<<< HEAD
-  // Stage 2: gradients of the masked products; warp (w, half) makes column blocks 2 half, 2 half + 1.
-  {
-    const auto masked = [&](const u16 *left, const u16 *right, u16 *to, float factor, bool is_strict) {
-=======
   // Stage 2: gradients of the masked products; warp (w, half) makes column blocks 2 half, 2 half
   // + 1.
   {
     const auto masked = [&](const u16 *left, const u16 *right, u16 *to, float factor,
                             bool is_strict) {
->>>>>>> cudalinear
 #pragma unroll
       for (int j = 0; j < 2; j++) {
         const int block = half * 2 + j;
@@ -292,13 +244,8 @@ DEV void gradient(const MixerArgs &p) {
   }
   __syncthreads();
   if (SCALAR) {
-<<<<<<< HEAD
-    scalar_gradients<RULE, K, V, E>(p, m, decays, key_row, key_stride, head_row, head_stride, rows, token,
-                                    head);
-=======
     scalar_gradients<RULE, K, V, E>(p, m, decays, key_row, key_stride, head_row, head_stride, rows,
                                     token, head);
->>>>>>> cudalinear
     return;
   }
 
@@ -327,14 +274,6 @@ DEV void gradient(const MixerArgs &p) {
     if (part || RULE == GENERAL) {
       if (part) {
         __syncthreads();
-<<<<<<< HEAD
-        load_rows<64>(m + L::raw_q, (const E *)p.q, key_row + part * 64, key_stride, rows, p.keys - part * 64, 256);
-        load_rows<64>(m + L::raw_k, (const E *)p.k, key_row + part * 64, key_stride, rows, p.keys - part * 64, 256);
-      }
-      if (RULE == GENERAL) {
-        load_rows<64>(m + L::raw_a, (const E *)p.a, head_row + part * 64, head_stride, rows, p.keys - part * 64, 256);
-        load_rows<64>(m + L::raw_b, (const E *)p.b, head_row + part * 64, head_stride, rows, p.keys - part * 64, 256);
-=======
         load_rows<64>(m + L::raw_q, (const E *)p.q, key_row + part * 64, key_stride, rows,
                       p.keys - part * 64, 256);
         load_rows<64>(m + L::raw_k, (const E *)p.k, key_row + part * 64, key_stride, rows,
@@ -345,7 +284,6 @@ DEV void gradient(const MixerArgs &p) {
                       p.keys - part * 64, 256);
         load_rows<64>(m + L::raw_b, (const E *)p.b, head_row + part * 64, head_stride, rows,
                       p.keys - part * 64, 256);
->>>>>>> cudalinear
       }
       copy_commit();
     }
@@ -357,12 +295,6 @@ DEV void gradient(const MixerArgs &p) {
     for (int i = 0; i < 8; i++) {
       x.dq[i] = x.dk[i] = x.dg[i] = {0.0f, 0.0f};
       x.after[i] = {1.0f, 1.0f};
-<<<<<<< HEAD
-      if (RULE == GENERAL) x.da[RULE == GENERAL ? i : 0] = x.db[RULE == GENERAL ? i : 0] = {0.0f, 0.0f};
-    }
-    copy_wait<0>();
-    __syncthreads();
-=======
       if (RULE == GENERAL)
         x.da[RULE == GENERAL ? i : 0] = x.db[RULE == GENERAL ? i : 0] = {0.0f, 0.0f};
     }
@@ -372,7 +304,6 @@ DEV void gradient(const MixerArgs &p) {
       scale_raw(p, m + L::raw_q, m + L::raw_k, place);
       __syncthreads();
     }
->>>>>>> cudalinear
 
     block_level<RULE, 1, L>(x, m, low, up);
     widen8<1>(x.before, x.after);
@@ -426,12 +357,8 @@ DEV void gradient(const MixerArgs &p) {
     if (x.octet) *(two *)(cross + w * 64 + column) = far;
 
     // Pairs with the state before and the state after the chunk.
-<<<<<<< HEAD
-    const auto state_product = [&](float(&r)[4][4], const u16 *left, const u16 *state, float factor) {
-=======
     const auto state_product = [&](float (&r)[4][4], const u16 *left, const u16 *state,
                                    float factor) {
->>>>>>> cudalinear
       clear(r);
 #pragma unroll
       for (int s = 0; s < V / 16; s++) {
@@ -470,12 +397,8 @@ DEV void gradient(const MixerArgs &p) {
     // What crosses the whole block: pairs of other blocks, and the state carried through.
     two through = {0.0f, 0.0f};
 #pragma unroll
-<<<<<<< HEAD
-    for (int i = 0; i < 8; i++) Adjoint<RULE>::add(through, *(const two *)(carries + i * 64 + column));
-=======
     for (int i = 0; i < 8; i++)
       Adjoint<RULE>::add(through, *(const two *)(carries + i * 64 + column));
->>>>>>> cudalinear
     through = times(through, times(times(all[0], all[1]), times(all[2], all[3])));
     const int partner = w == 2 ? 3 : w == 1 ? 0 : -1;
     if (partner >= 0) Adjoint<RULE>::add(through, *(const two *)(cross + partner * 64 + column));
@@ -504,15 +427,10 @@ DEV void gradient(const MixerArgs &p) {
         store_two((E *)p.dq, to, x.dq[i].x, x.dq[i].y);
         store_two((E *)p.dk, to, x.dk[i].x, x.dk[i].y);
         if (RULE == GENERAL) {
-<<<<<<< HEAD
-          store_two((E *)p.da, to, x.da[RULE == GENERAL ? i : 0].x, x.da[RULE == GENERAL ? i : 0].y);
-          store_two((E *)p.db, to, x.db[RULE == GENERAL ? i : 0].x, x.db[RULE == GENERAL ? i : 0].y);
-=======
           store_two((E *)p.da, to, x.da[RULE == GENERAL ? i : 0].x,
                     x.da[RULE == GENERAL ? i : 0].y);
           store_two((E *)p.db, to, x.db[RULE == GENERAL ? i : 0].x,
                     x.db[RULE == GENERAL ? i : 0].y);
->>>>>>> cudalinear
         }
         if (p.gate_kind == 3 && p.d_gate) {
           if (p.gate_is_float)
@@ -532,11 +450,7 @@ DEV void gradient(const MixerArgs &p) {
   if (p.d_gate && (p.gate_kind == 1 || p.gate_kind == 2)) {
     __syncthreads();
     if (threadIdx.x < rows)
-<<<<<<< HEAD
-      ((float *)p.d_gate)[(token + threadIdx.x) * p.heads + head] = sums[threadIdx.x] + sums[64 + threadIdx.x];
-=======
       ((float *)p.d_gate)[(token + threadIdx.x) * p.heads + head] =
           sums[threadIdx.x] + sums[64 + threadIdx.x];
->>>>>>> cudalinear
   }
 }

@@ -11,12 +11,8 @@ struct GradientLayout {
   static constexpr int p = stage, kt = p + 4096, w = kt + 64 * K;
   static constexpr int b = w + (RULE == LINEAR ? 0 : 64 * K);
   static constexpr int t = b + (RULE == GENERAL ? 64 * K : 0);
-<<<<<<< HEAD
-  static constexpr int m = t + (RULE == LINEAR ? 0 : 4096), qb_tile = m + (RULE == GENERAL ? 4096 : 0);
-=======
   static constexpr int m = t + (RULE == LINEAR ? 0 : 4096),
                        qb_tile = m + (RULE == GENERAL ? 4096 : 0);
->>>>>>> cudalinear
   static constexpr int stage_end = qb_tile + (RULE == GENERAL ? 4096 : 0);
   static constexpr int n = stage, r = n + (RULE == LINEAR ? 0 : 64 * V);
   static constexpr int qk = r + (RULE == LINEAR ? 0 : 64 * V);
@@ -28,32 +24,6 @@ struct GradientLayout {
   static constexpr int raw_q = stage_end > result_end ? stage_end : result_end;
   static constexpr int raw_k = raw_q + 4096;
   static constexpr int exchange = raw_k + 4096;  // 8 warps × 1280: level tiles, or float [16][40]
-<<<<<<< HEAD
-  static constexpr int total = exchange + 8 * 1280;   // float [4][64]
-  static constexpr int cross = total + 512;           // float [4][4][64]
-  static constexpr int carry = cross + 2048;          // float [8][64]
-  static constexpr int sums = carry + 1024;           // float [2][64]
-  static constexpr int beta = sums + 256, scalar = beta + 128, strength = scalar + 128;  // float [2][64]
-  static constexpr int bytes = (strength + 256) * 2;
-};
-
-/// A kept state, in the walk's order, as a [V, K] tile.
-template <int K, int V>
-DEV void load_state(u16 *tile, const void *kept, long long chunk, int values) {
-  const int blocks = (values + 15) / 16;
-  const uint4 *from = (const uint4 *)kept + chunk * blocks * (K / 16) * 32;
-  for (int i = threadIdx.x; i < V / 16 * (K / 16) * 32; i += 256) {
-    const int lane = i & 31, step = (i >> 5) % (K / 16), block = (i >> 5) / (K / 16);
-    const int row = block * 16 + (lane >> 2), column = step * 16 + (lane & 3) * 2;
-    uint4 x = {0, 0, 0, 0};
-    if (block < blocks) x = from[i];
-    *(u32 *)(tile + at<K>(row, column)) = x.x;
-    *(u32 *)(tile + at<K>(row + 8, column)) = x.y;
-    *(u32 *)(tile + at<K>(row, column + 8)) = x.z;
-    *(u32 *)(tile + at<K>(row + 8, column + 8)) = x.w;
-  }
-}
-=======
   static constexpr int total = exchange + 8 * 1280;  // float [4][64]
   static constexpr int cross = total + 512;          // float [4][4][64]
   static constexpr int carry = cross + 2048;         // float [8][64]
@@ -92,7 +62,6 @@ struct KeptState {
     }
   }
 };
->>>>>>> cudalinear
 
 /// r += a (16×16) times 16 rows of x from `row`, 32 columns from `column`.
 template <int W>

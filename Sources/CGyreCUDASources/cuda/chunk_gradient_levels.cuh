@@ -1,11 +1,3 @@
-<<<<<<< HEAD
-// The gradient's last stage where channels have decays of their own: the adjoint of the hierarchy of
-// halves, for rows, columns and log decays.
-#pragma once
-#include "chunk_gradient_layout.cuh"
-
-/// A warp's view of 16 tokens and 32 of a part's 64 channels; a lane holds two channels of 8 tokens.
-=======
 // The gradient's last stage where channels have decays of their own: the adjoint of the hierarchy
 // of halves, for rows, columns and log decays.
 #pragma once
@@ -13,20 +5,12 @@
 
 /// A warp's view of 16 tokens and 32 of a part's 64 channels; a lane holds two channels of 8
 /// tokens.
->>>>>>> cudalinear
 template <int RULE>
 struct Adjoint {
   const u16 *q, *k, *a, *b;  // raw tiles of 64 columns
   float *exchange;           // the warp's [16][40]
   int block, half;           // which 16 tokens, which 32 channels
   int pair, octet;
-<<<<<<< HEAD
-  u32 resets;                // of this lane's 8 tokens
-  two before[8], after[8];
-  two dq[8], dk[8], da[RULE == GENERAL ? 8 : 1], db[RULE == GENERAL ? 8 : 1], dg[8];
-
-  DEV_MEMBER int place(int i) const { return at<64>(block * 16 + octet * 8 + i, half * 32 + pair * 2); }
-=======
   u32 resets;  // of this lane's 8 tokens
   two before[8], after[8];
   two dq[8], dk[8], da[RULE == GENERAL ? 8 : 1], db[RULE == GENERAL ? 8 : 1], dg[8];
@@ -34,7 +18,6 @@ struct Adjoint {
   DEV_MEMBER int place(int i) const {
     return at<64>(block * 16 + octet * 8 + i, half * 32 + pair * 2);
   }
->>>>>>> cudalinear
   DEV_MEMBER u32 query(int i) const { return *(const u32 *)(q + place(i)); }
   DEV_MEMBER u32 key(int i) const { return *(const u32 *)(k + place(i)); }
   DEV_MEMBER u32 write(int i) const { return *(const u32 *)(b + place(i)); }
@@ -47,12 +30,8 @@ struct Adjoint {
     *(u32 *)(x + at<W>(row, column)) = scaled(is_row ? query(i) : key(i), inclusive);
     if (RULE == BETA) *(u32 *)(x2 + at<W>(row, column)) = is_row ? scaled(key(i), inclusive) : 0;
     if (RULE == GENERAL)
-<<<<<<< HEAD
-      *(u32 *)(x2 + at<W>(row, column)) = is_row ? scaled(erase(i), exclusive) : scaled(write(i), inclusive);
-=======
       *(u32 *)(x2 + at<W>(row, column)) =
           is_row ? scaled(erase(i), exclusive) : scaled(write(i), inclusive);
->>>>>>> cudalinear
   }
 
   /// Accumulators [16, 32] → this lane's 8 tokens.
@@ -75,16 +54,10 @@ struct Adjoint {
   }
   DEV_MEMBER static two value(u32 v) { return {low_of(v), high_of(v)}; }
 
-<<<<<<< HEAD
-  /// What row i gets as a later token: to dq and the erase row; returns its share of the pairs through
-  /// token i, and through the tokens before i only.
-  DEV_MEMBER void later(int i, two r1, two r2, two inclusive, two exclusive, two &through, two &past) {
-=======
   /// What row i gets as a later token: to dq and the erase row; returns its share of the pairs
   /// through token i, and through the tokens before i only.
   DEV_MEMBER void later(int i, two r1, two r2, two inclusive, two exclusive, two &through,
                         two &past) {
->>>>>>> cudalinear
     const two x = times(r1, inclusive);
     add(dq[i], x);
     through = times(value(query(i)), x);
@@ -136,12 +109,8 @@ struct Adjoint {
       for (int n = 0; n < L; n++) {
         const int i = start + L - 1 - n;
         two through, past;
-<<<<<<< HEAD
-        later(i, x[i], y[i], before[i], i & (L - 1) ? before[i ? i - 1 : 0] : two{1.0f, 1.0f}, through, past);
-=======
         later(i, x[i], y[i], before[i], i & (L - 1) ? before[i ? i - 1 : 0] : two{1.0f, 1.0f},
               through, past);
->>>>>>> cudalinear
         add(run, through);
         add(dg[i], run);
         add(run, past);
@@ -159,17 +128,10 @@ struct Adjoint {
     spread_half<8>(x, y, start, is_row);
   }
 
-<<<<<<< HEAD
-  /// The same for products that cover the whole block; factors as given, `first` the exclusive one of
-  /// the lane's first token. Returns the sum over the block: what crosses other blocks.
-  DEV_MEMBER two spread_block(const float (&r1)[4][4], const float (&r2)[4][4], bool is_row, two outer,
-                              two first) {
-=======
   /// The same for products that cover the whole block; factors as given, `first` the exclusive one
   /// of the lane's first token. Returns the sum over the block: what crosses other blocks.
   DEV_MEMBER two spread_block(const float (&r1)[4][4], const float (&r2)[4][4], bool is_row,
                               two outer, two first) {
->>>>>>> cudalinear
     two x[8], y[8], run = {0.0f, 0.0f};
     turn(x, r1);
     if (RULE != LINEAR) turn(y, r2);
@@ -179,13 +141,8 @@ struct Adjoint {
       for (int n = 0; n < 8; n++) {
         const int i = 7 - n;
         two through, past;
-<<<<<<< HEAD
-        later(i, x[i], y[i], times(before[i], outer), times(i ? before[i ? i - 1 : 0] : first, outer),
-              through, past);
-=======
         later(i, x[i], y[i], times(before[i], outer),
               times(i ? before[i ? i - 1 : 0] : first, outer), through, past);
->>>>>>> cudalinear
         add(run, through);
         local[i] = run;
         add(run, past);
@@ -197,12 +154,8 @@ struct Adjoint {
         add(run, earlier(i, x[i], y[i], times(after[i], outer)));
       }
     }
-<<<<<<< HEAD
-    const two other = {__shfl_xor_sync(0xffffffffu, run.x, 16), __shfl_xor_sync(0xffffffffu, run.y, 16)};
-=======
     const two other = {__shfl_xor_sync(0xffffffffu, run.x, 16),
                        __shfl_xor_sync(0xffffffffu, run.y, 16)};
->>>>>>> cudalinear
     // Rows reach back over earlier tokens, columns forward over later ones.
     const bool is_crossed = is_row ? octet == 0 : octet == 1;
 #pragma unroll
@@ -263,10 +216,6 @@ DEV void add_blocks(float (&r1)[4][4], float (&r2)[4][4], const u16 *m, int w, i
 
 /// One level of the block's own pairs.
 template <int RULE, int LEVEL, typename L>
-<<<<<<< HEAD
-DEV void block_level(Adjoint<RULE> &x, const u16 *m, const u32 (&low)[RULE == LINEAR ? 1 : RULE == BETA ? 2 : 4][4],
-                     const u32 (&up)[RULE == LINEAR ? 1 : RULE == BETA ? 2 : 4][4]) {
-=======
 DEV void block_level(Adjoint<RULE> &x, const u16 *m,
                      const u32 (&low)[RULE == LINEAR ? 1
                                       : RULE == BETA ? 2
@@ -274,19 +223,14 @@ DEV void block_level(Adjoint<RULE> &x, const u16 *m,
                      const u32 (&up)[RULE == LINEAR ? 1
                                      : RULE == BETA ? 2
                                                     : 4][4]) {
->>>>>>> cudalinear
   const int lane = threadIdx.x & 31, g = lane >> 2, c = (lane & 3) * 2;
   u16 *t = (u16 *)x.exchange, *t2 = t + 512;
   __syncwarp();
 #pragma unroll
   for (int i = 0; i < 8; i++) {
     const bool is_row = LEVEL == 8 ? x.octet == 1 : (i & LEVEL) != 0;
-<<<<<<< HEAD
-    x.template put<32>(t, t2, x.octet * 8 + i, x.pair * 2, i, is_row, is_row ? x.before[i] : x.after[i],
-=======
     x.template put<32>(t, t2, x.octet * 8 + i, x.pair * 2, i, is_row,
                        is_row ? x.before[i] : x.after[i],
->>>>>>> cudalinear
                        i & (LEVEL - 1) ? x.before[i ? i - 1 : 0] : two{1.0f, 1.0f});
   }
   __syncwarp();
@@ -315,12 +259,8 @@ DEV void block_level(Adjoint<RULE> &x, const u16 *m,
     add_product<32>(r2, f, t, 0, 0);
   }
   if (RULE == GENERAL) {  // products in the order qk, ak, qb, ab
-<<<<<<< HEAD
-    constexpr int ak = RULE == GENERAL ? 1 : 0, qb = RULE == GENERAL ? 2 : 0, ab = RULE == GENERAL ? 3 : 0;
-=======
     constexpr int ak = RULE == GENERAL ? 1 : 0, qb = RULE == GENERAL ? 2 : 0,
                   ab = RULE == GENERAL ? 3 : 0;
->>>>>>> cudalinear
     both(f, low[qb], up[ak]);
     add_product<32>(r1, f, t2, 0, 0);
     both(f, low[ak], up[qb]);

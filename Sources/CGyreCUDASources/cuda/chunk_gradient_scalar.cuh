@@ -2,16 +2,10 @@
 #pragma once
 #include "chunk_gradient_layout.cuh"
 
-<<<<<<< HEAD
-/// The last stage where one decay serves all channels: decayed products act on the raw rows, and with
-/// r_i, l_j the shares of row i and column j in the pairs inside the chunk, a token's log decay gets
-/// Σ_{i ≥ t} (r_i − l_i); pairs on one side of t cancel, as both shares sum the same rounded products.
-=======
 /// The last stage where one decay serves all channels: decayed products act on the raw rows, and
 /// with r_i, l_j the shares of row i and column j in the pairs inside the chunk, a token's log
 /// decay gets Σ_{i ≥ t} (r_i − l_i); pairs on one side of t cancel, as both shares sum the same
 /// rounded products.
->>>>>>> cudalinear
 template <int RULE, int K, int V, typename E>
 DEV void scalar_gradients(const MixerArgs &p, u16 *m, const ScalarDecays &decays, long long key_row,
                           long long key_stride, long long head_row, long long head_stride, int rows,
@@ -31,13 +25,6 @@ DEV void scalar_gradients(const MixerArgs &p, u16 *m, const ScalarDecays &decays
   for (int part = 0; part < K / 64; part++) {
     if (part) {
       __syncthreads();
-<<<<<<< HEAD
-      load_rows<64>(m + L::raw_q, (const E *)p.q, key_row + part * 64, key_stride, rows, p.keys - part * 64, 256);
-      load_rows<64>(m + L::raw_k, (const E *)p.k, key_row + part * 64, key_stride, rows, p.keys - part * 64, 256);
-      copy_commit();
-      copy_wait<0>();
-      __syncthreads();
-=======
       load_rows<64>(m + L::raw_q, (const E *)p.q, key_row + part * 64, key_stride, rows,
                     p.keys - part * 64, 256);
       load_rows<64>(m + L::raw_k, (const E *)p.k, key_row + part * 64, key_stride, rows,
@@ -49,7 +36,6 @@ DEV void scalar_gradients(const MixerArgs &p, u16 *m, const ScalarDecays &decays
         scale_raw(p, m + L::raw_q, m + L::raw_k, (long long)blockIdx.y * p.chunks + blockIdx.x);
         __syncthreads();
       }
->>>>>>> cudalinear
     }
     float dq[4][4], dk_row[4][4], dk[4][4], r[4][4];
     clear(dq);
@@ -103,11 +89,7 @@ DEV void scalar_gradients(const MixerArgs &p, u16 *m, const ScalarDecays &decays
         }
       }
     };
-<<<<<<< HEAD
-    const auto add_scaled = [&](float(&to)[4][4], const float(&f)[2], float sign) {
-=======
     const auto add_scaled = [&](float (&to)[4][4], const float (&f)[2], float sign) {
->>>>>>> cudalinear
 #pragma unroll
       for (int n = 0; n < 4; n++)
 #pragma unroll
@@ -139,12 +121,8 @@ DEV void scalar_gradients(const MixerArgs &p, u16 *m, const ScalarDecays &decays
           if (channel >= p.keys) continue;
           const long long to = head_row + row_of(h) * head_stride + channel;
           store_two((E *)p.dq, to, dq[n][h * 2], dq[n][h * 2 + 1]);
-<<<<<<< HEAD
-          store_two((E *)p.dk, to, dk[n][h * 2] + dk_row[n][h * 2], dk[n][h * 2 + 1] + dk_row[n][h * 2 + 1]);
-=======
           store_two((E *)p.dk, to, dk[n][h * 2] + dk_row[n][h * 2],
                     dk[n][h * 2 + 1] + dk_row[n][h * 2 + 1]);
->>>>>>> cudalinear
         }
     if (p.d_gate) {
       const int pair = threadIdx.x & 31;
@@ -194,13 +172,8 @@ DEV void scalar_gradients(const MixerArgs &p, u16 *m, const ScalarDecays &decays
     }
   }
   __syncwarp();
-<<<<<<< HEAD
-  shares[t0] = back;            // Σ from t0 on
-  shares[t0 + 1] = back - x0;   // Σ from t0 + 1 on
-=======
   shares[t0] = back;           // Σ from t0 on
   shares[t0 + 1] = back - x0;  // Σ from t0 + 1 on
->>>>>>> cudalinear
   shares[128 + lane * 2] = ahead - y1 - y0;
   shares[128 + lane * 2 + 1] = ahead - y1;
   __syncwarp();

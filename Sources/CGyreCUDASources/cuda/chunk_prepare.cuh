@@ -1,14 +1,8 @@
 // prepare: everything of a chunk that does not depend on the state.
 //
-<<<<<<< HEAD
-//     P_ij = s q_i·(e^{c_i − c_j} k_j), j ≤ i                       (and A likewise, strictly lower)
-//     delta rule:        T = (I + βA)⁻¹          W = −T β K̄    Q̃ = Q̄ + P W    K̃ = β Tᵀ K̂    P̃ = P T β
-//     generalised rule:  T = (I − A_ab)⁻¹, M = T A_ak
-=======
 //     P_ij = s q_i·(e^{c_i − c_j} k_j), j ≤ i                       (and A likewise, strictly
 //     lower) delta rule:        T = (I + βA)⁻¹          W = −T β K̄    Q̃ = Q̄ + P W    K̃ = β Tᵀ K̂ P̃ =
 //     P T β generalised rule:  T = (I − A_ab)⁻¹, M = T A_ak
->>>>>>> cudalinear
 //                        W = T Ā    Q̃ = Q̄ + A_qb W    K̃ = K̂ + Mᵀ B̂    P̃ = A_qk + A_qb M
 //
 // with Q̄, K̄, Ā decayed from the chunk's start and K̂, B̂ to its end. T comes from 16-row blocks
@@ -18,15 +12,10 @@
 
 /// Products of the rows of X with the columns of X, both sets, over 64 channels.
 template <int RULE, int W>
-<<<<<<< HEAD
-DEV void gram(float (&d)[RULE == LINEAR ? 1 : RULE == BETA ? 2 : 4][2][4], const u16 *x, const u16 *x2,
-              int row, const u16 *c, const u16 *c2, int column) {
-=======
 DEV void gram(float (&d)[RULE == LINEAR ? 1
                          : RULE == BETA ? 2
                                         : 4][2][4],
               const u16 *x, const u16 *x2, int row, const u16 *c, const u16 *c2, int column) {
->>>>>>> cudalinear
 #pragma unroll
   for (int s = 0; s < 4; s++) {
     u32 a[4], b[4], a2[4], b2[4];
@@ -49,13 +38,8 @@ DEV void gram(float (&d)[RULE == LINEAR ? 1
   }
 }
 
-<<<<<<< HEAD
-/// One warp's rows and columns at a level: later tokens as rows, decayed from the middle; earlier ones
-/// as columns, decayed to the middle.
-=======
 /// One warp's rows and columns at a level: later tokens as rows, decayed from the middle; earlier
 /// ones as columns, decayed to the middle.
->>>>>>> cudalinear
 template <int RULE, int K>
 struct Levels {
   static constexpr int grams = RULE == LINEAR ? 1 : RULE == BETA ? 2 : 4;
@@ -78,14 +62,6 @@ struct Levels {
     // Rows that are columns at this level are left as they are: what they give is never used.
     if (RULE == BETA && is_row) *(u32 *)(x2 + at<64>(row, column)) = scaled(key(i), inclusive);
     if (RULE == GENERAL)
-<<<<<<< HEAD
-      *(u32 *)(x2 + at<64>(row, column)) = is_row ? scaled(erase(i), exclusive) : scaled(write(i), inclusive);
-  }
-
-  template <int L>
-  DEV_MEMBER void diagonal_level(float (&sum)[grams][2][4], u16 *x, u16 *x2, const two (&before)[16],
-                                 const two (&after)[16]) const {
-=======
       *(u32 *)(x2 + at<64>(row, column)) =
           is_row ? scaled(erase(i), exclusive) : scaled(write(i), inclusive);
   }
@@ -93,7 +69,6 @@ struct Levels {
   template <int L>
   DEV_MEMBER void diagonal_level(float (&sum)[grams][2][4], u16 *x, u16 *x2,
                                  const two (&before)[16], const two (&after)[16]) const {
->>>>>>> cudalinear
     const int lane = threadIdx.x & 31;
 #pragma unroll
     for (int i = 0; i < 16; i++) {
@@ -134,11 +109,7 @@ struct Levels {
         mma(d[0], f, c[0], c[1]);
         mma(d[1], f, c[2], c[3]);
       }
-<<<<<<< HEAD
-      float(&to)[2][4] = sum[set ? grams / 2 : 0];
-=======
       float (&to)[2][4] = sum[set ? grams / 2 : 0];
->>>>>>> cudalinear
 #pragma unroll
       for (int n = 0; n < 2; n++)
 #pragma unroll
@@ -148,14 +119,6 @@ struct Levels {
   }
 };
 
-<<<<<<< HEAD
-DEV uint4 scaled8(uint4 v, float f) {
-  const two s = {f, f};
-  return {scaled(v.x, s), scaled(v.y, s), scaled(v.z, s), scaled(v.w, s)};
-}
-
-=======
->>>>>>> cudalinear
 /// prepare's products and decayed rows where one factor serves all channels.
 template <int RULE, int K, bool COMPACT>
 DEV void prepare_scalar(const MixerArgs &p, u16 *m, const ScalarDecays &decays, const float *beta,
@@ -194,12 +157,8 @@ DEV void prepare_scalar(const MixerArgs &p, u16 *m, const ScalarDecays &decays, 
       if (RULE != LINEAR) {
         const float x = j < i ? sum[grams - 1][n][e] * f * beta[i] : 0.0f;
         sum[grams - 1][n][e] = x;
-<<<<<<< HEAD
-        if (n / 2 == warp) diagonal[warp * 256 + (g + (e >> 1) * 8) * 16 + (n & 1) * 8 + c + (e & 1)] = x;
-=======
         if (n / 2 == warp)
           diagonal[warp * 256 + (g + (e >> 1) * 8) * 16 + (n & 1) * 8 + c + (e & 1)] = x;
->>>>>>> cudalinear
       }
     }
   store_tile<64>(m + L::P, warp * 16, 0, sum[0]);
@@ -222,13 +181,8 @@ DEV_CONST bool is_compact(int rule, int keys, bool is_scalar) {
 }
 
 /// Grid (N, B·H), 128 threads, PrepareLayout::bytes of shared memory.
-<<<<<<< HEAD
-/// Reads q, k, a, b, gate, beta, reset; writes records, and extras where given. SCALAR: gate kinds 0 to
-/// 2 only, and faster; without it any kind.
-=======
 /// Reads q, k, a, b, gate, beta, reset; writes records, and extras where given. SCALAR: gate kinds
 /// 0 to 2 only, and faster; without it any kind.
->>>>>>> cudalinear
 template <int RULE, int K, bool SCALAR, typename E>
 DEV void prepare(const MixerArgs &p) {
   constexpr bool COMPACT = is_compact(RULE, K, SCALAR);
@@ -270,13 +224,10 @@ DEV void prepare(const MixerArgs &p) {
     if (warp == 0) decays.fill(p, batch, head, start);
     copy_wait<0>();
     __syncthreads();
-<<<<<<< HEAD
-=======
     if (p.normalize) {
       normalize_rows<K>(p, m + L::Q, m + L::H, (long long)blockIdx.y * p.chunks + chunk);
       __syncthreads();
     }
->>>>>>> cudalinear
     prepare_scalar<RULE, K, COMPACT>(p, m, decays, beta, diagonal, d_out);
     __syncthreads();
     finish<RULE, K, COMPACT>(p, m, diagonal, beta, record);
@@ -289,13 +240,10 @@ DEV void prepare(const MixerArgs &p) {
   if (p.gate_kind == 3) load_decays(before, p, batch, head, first, lane * 2, resets, nullptr);
   copy_wait<0>();
   __syncthreads();
-<<<<<<< HEAD
-=======
   if (p.normalize) {
     normalize_rows<K>(p, m + L::Q, m + L::H, (long long)blockIdx.y * p.chunks + chunk);
     __syncthreads();
   }
->>>>>>> cudalinear
 
   float block[grams][2][4], near[grams][2][4], far[grams][2][4];
 #pragma unroll
@@ -388,11 +336,7 @@ DEV void prepare(const MixerArgs &p) {
     const bool is_solved = RULE == BETA ? i == 1 : i == 3;
 #pragma unroll
     for (int where = 0; where < 3; where++) {
-<<<<<<< HEAD
-      float(&d)[2][4] = where == 0 ? block[i] : where == 1 ? near[i] : far[i];
-=======
       float (&d)[2][4] = where == 0 ? block[i] : where == 1 ? near[i] : far[i];
->>>>>>> cudalinear
       const int row = where == 2 ? far_row : warp * 16;
       const int column = where == 0 ? row : where == 1 ? warp * 16 - 16 : far_column;
       if (where == 1 && !(warp & 1)) continue;
@@ -409,12 +353,8 @@ DEV void prepare(const MixerArgs &p) {
     }
     // Blocks above the diagonal.
     for (int z = lane; z < 16 * 32; z += 32)
-<<<<<<< HEAD
-      if ((z & 31) * 2 >= warp * 16 + 16) *(u32 *)(to + at<64>(warp * 16 + (z >> 5), (z & 31) * 2)) = 0;
-=======
       if ((z & 31) * 2 >= warp * 16 + 16)
         *(u32 *)(to + at<64>(warp * 16 + (z >> 5), (z & 31) * 2)) = 0;
->>>>>>> cudalinear
   }
   __syncthreads();
 

@@ -2,14 +2,9 @@
 #pragma once
 #include "chunk_common.cuh"
 
-<<<<<<< HEAD
-/// Shared memory of prepare, in 16-bit elements. COMPACT lets what comes late take the place of what is
-/// needed no more, for one block more on a multiprocessor; otherwise the record's tiles come first.
-=======
 /// Shared memory of prepare, in 16-bit elements. COMPACT lets what comes late take the place of
 /// what is needed no more, for one block more on a multiprocessor; otherwise the record's tiles
 /// come first.
->>>>>>> cudalinear
 template <int RULE, int K, bool COMPACT>
 struct PrepareLayout {
   typedef Record<RULE, K> R;
@@ -20,11 +15,7 @@ struct PrepareLayout {
   static constexpr int level = RULE == LINEAR ? record_tiles : R::KT;
   static constexpr int after_level =
       COMPACT ? B + 64 * K : record_tiles + (RULE == LINEAR ? 4096 : 0);
-<<<<<<< HEAD
-  static constexpr int A = after_level;                              // Ā, or −β K̄
-=======
   static constexpr int A = after_level;                                             // Ā, or −β K̄
->>>>>>> cudalinear
   static constexpr int H = RULE == LINEAR ? R::KT : RULE == BETA ? B : A + 64 * K;  // K̂
   static constexpr int G = A + (RULE == LINEAR ? 0 : RULE == BETA ? 64 * K : 2 * 64 * K);
   static constexpr int T = G + (RULE == LINEAR ? 0 : 4096);
@@ -32,18 +23,6 @@ struct PrepareLayout {
   static constexpr int AK = QB + (RULE == GENERAL ? 4096 : 0);
   static constexpr int end = AK + (RULE == GENERAL ? 4096 : 0);
   static constexpr int KT = COMPACT ? G : R::KT, W = COMPACT ? A : R::W;
-<<<<<<< HEAD
-  static constexpr int scratch = RULE == LINEAR ? P : G;             // level tiles of one warp's 16
-  static constexpr int diagonal = end;                               // float [4][256]
-  static constexpr int total = diagonal + 2048;                      // float [4][64]
-  static constexpr int beta = total + 512;                           // float [64]
-  static constexpr int scalar = beta + 128;                          // float [64]
-  static constexpr int bytes = (scalar + 128) * 2;
-};
-
-/// T = (I + A)⁻¹ of a 64×64 strictly lower A: `diagonal` holds its 16×16 diagonal blocks in float32,
-/// `a` the blocks below them. `t` must be free; its blocks above the diagonal become 0. Four warps.
-=======
   static constexpr int scratch = RULE == LINEAR ? P : G;  // level tiles of one warp's 16
   static constexpr int diagonal = end;                    // float [4][256]
   static constexpr int total = diagonal + 2048;           // float [4][64]
@@ -55,7 +34,6 @@ struct PrepareLayout {
 /// T = (I + A)⁻¹ of a 64×64 strictly lower A: `diagonal` holds its 16×16 diagonal blocks in
 /// float32, `a` the blocks below them. `t` must be free; its blocks above the diagonal become 0.
 /// Four warps.
->>>>>>> cudalinear
 DEV void invert(u16 *t, const float *diagonal, const u16 *a) {
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, column = lane & 15;
   float x[16];
@@ -133,12 +111,8 @@ DEV void invert(u16 *t, const float *diagonal, const u16 *a) {
 
 /// The triangular inverse, what follows from it, and the record.
 template <int RULE, int K, bool COMPACT>
-<<<<<<< HEAD
-DEV void finish(const MixerArgs &p, u16 *m, const float *diagonal, const float *beta, unsigned char *record) {
-=======
 DEV void finish(const MixerArgs &p, u16 *m, const float *diagonal, const float *beta,
                 unsigned char *record) {
->>>>>>> cudalinear
   typedef PrepareLayout<RULE, K, COMPACT> L;
   typedef Record<RULE, K> R;
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, c = (lane & 3) * 2;
@@ -222,12 +196,8 @@ DEV void finish(const MixerArgs &p, u16 *m, const float *diagonal, const float *
       for (int n = 0; n < 8; n++)
 #pragma unroll
         for (int h = 0; h < 2; h++) {
-<<<<<<< HEAD
-          const u32 old = *(const u32 *)(m + L::Q + at<K>(warp * 16 + g + h * 8, part * 64 + n * 8 + c));
-=======
           const u32 old =
               *(const u32 *)(m + L::Q + at<K>(warp * 16 + g + h * 8, part * 64 + n * 8 + c));
->>>>>>> cudalinear
           d[n][h * 2] = low_of(old);
           d[n][h * 2 + 1] = high_of(old);
         }

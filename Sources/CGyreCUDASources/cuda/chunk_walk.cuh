@@ -1,12 +1,6 @@
-<<<<<<< HEAD
-// walk: the state from chunk to chunk, forward or backward in time. A warp owns 16 value columns of a
-// head's state, transposed ([16 values, K]) in the accumulators of its products, so that nothing but
-// the copies of the next records is shared between warps.
-=======
 // walk: the state from chunk to chunk, forward or backward in time. A warp owns 16 value columns of
 // a head's state, transposed ([16 values, K]) in the accumulators of its products, so that nothing
 // but the copies of the next records is shared between warps.
->>>>>>> cudalinear
 #pragma once
 #include "chunk_common.cuh"
 
@@ -67,13 +61,6 @@ struct Stages {
       if (GYRE_BULK) {
         if (threadIdx.x == 0) bulk_copy(to, from, L::copied, barriers + step % L::stages);
       } else {
-<<<<<<< HEAD
-        for (int i = threadIdx.x * 16; i < L::copied; i += THREADS * 16) copy16(to + i, from + i, true);
-      }
-      const int start = chunk(step) * CHUNK;
-      load_rows<VT>((u16 *)(to + L::rows), values, row_base + start * token_stride, token_stride,
-                    p.tokens - start < CHUNK ? p.tokens - start : CHUNK, p.values - v_tile, THREADS);
-=======
         for (int i = threadIdx.x * 16; i < L::copied; i += THREADS * 16)
           copy16(to + i, from + i, true);
       }
@@ -81,7 +68,6 @@ struct Stages {
       load_rows<VT>((u16 *)(to + L::rows), values, row_base + start * token_stride, token_stride,
                     p.tokens - start < CHUNK ? p.tokens - start : CHUNK, p.values - v_tile,
                     THREADS);
->>>>>>> cudalinear
     }
     copy_commit();
   }
@@ -133,13 +119,9 @@ DEV void walk(const MixerArgs &p) {
 #pragma unroll
     for (int i = 0; i < STEPS; i++) as_a(s[i], S[i * 2], S[i * 2 + 1]);
     if (keep && v_block < v_blocks) {
-<<<<<<< HEAD
-      uint4 *to = keep + (((long long)blockIdx.y * p.chunks + chunk) * v_blocks + v_block) * STEPS * 32 + lane;
-=======
       uint4 *to = keep +
                   (((long long)blockIdx.y * p.chunks + chunk) * v_blocks + v_block) * STEPS * 32 +
                   lane;
->>>>>>> cudalinear
 #pragma unroll
       for (int i = 0; i < STEPS; i++) to[i * 32] = {s[i][0], s[i][1], s[i][2], s[i][3]};
     }
@@ -236,15 +218,9 @@ DEV void walk(const MixerArgs &p) {
       }
 }
 
-<<<<<<< HEAD
-/// The same with four warps for 16 value columns, each owning a quarter of the keys: for few heads and
-/// many tokens. They exchange the state and Y through shared memory, as bf16.
-/// Grid (⌈V / VT⌉, B·H), 8 VT threads, WalkLayout::bytes + TEAM_BYTES of shared memory.
-=======
 /// The same with four warps for 16 value columns, each owning a quarter of the keys: for few heads
 /// and many tokens. They exchange the state and Y through shared memory, as bf16. Grid (⌈V / VT⌉,
 /// B·H), 8 VT threads, WalkLayout::bytes + TEAM_BYTES of shared memory.
->>>>>>> cudalinear
 template <int K, int VT>
 struct TeamLayout {
   static constexpr int bytes = VT / 16 * (16 * K + 16 * 64) * 2;
@@ -291,13 +267,9 @@ DEV void walk_team(const MixerArgs &p) {
 #pragma unroll
     for (int i = 0; i < STEPS; i++) load_a<K>(s[i], shared_state, 0, i * 16);
     if (keep && v_block < v_blocks) {
-<<<<<<< HEAD
-      uint4 *to = keep + (((long long)blockIdx.y * p.chunks + chunk) * v_blocks + v_block) * STEPS * 32 + lane;
-=======
       uint4 *to = keep +
                   (((long long)blockIdx.y * p.chunks + chunk) * v_blocks + v_block) * STEPS * 32 +
                   lane;
->>>>>>> cudalinear
 #pragma unroll
       for (int i = 0; i < STEPS; i++)
         if ((i & 3) == member) to[i * 32] = {s[i][0], s[i][1], s[i][2], s[i][3]};

@@ -1,18 +1,9 @@
 // The delta rule. `beta`: S ← D S, then S ← S + k (β (v − Sᵀ k))ᵀ (DeltaNet, Gated DeltaNet, KDA).
-<<<<<<< HEAD
-// `general`: S ← D S + b (aᵀ S) + k vᵀ (RWKV-7). y = s Sᵀ q. See chunk_common.cuh, and LAUNCH.md for
-// grids, shared memory and workspaces.
-//
-// One module a size and element type, as linear_attention.cu. Both rules have the same records, so they
-// share the walks.
-// Variants: GYRE_KEYS=64,128
-=======
 // `general`: S ← D S + b (aᵀ S) + k vᵀ (RWKV-7). y = s Sᵀ q. See chunk_common.cuh, and LAUNCH.md
 // for grids, shared memory and workspaces.
 //
 // One module a size and element type, as linear_attention.cu. Both rules have the same records, so
 // they share the walks.
->>>>>>> cudalinear
 #include "chunk_gradient.cuh"
 #include "chunk_prepare.cuh"
 #include "chunk_walk.cuh"
@@ -27,15 +18,10 @@
   ENTRY(delta_rule_walk_##e##_k##K, MixerArgs, 128, walk<BETA, K, 64, false, E>(args))           \
   ENTRY(delta_rule_walk_back_##e##_k##K, MixerArgs, 128, walk<BETA, K, 64, true, E>(args))       \
   ENTRY(delta_rule_walk_team_##e##_k##K, MixerArgs, 256, walk_team<BETA, K, 32, false, E>(args)) \
-<<<<<<< HEAD
-  ENTRY(delta_rule_walk_back_team_##e##_k##K, MixerArgs, 256, walk_team<BETA, K, 32, true, E>(args)) \
-  ENTRY(delta_rule_beta_gradient_##e##_k##K, MixerArgs, 256, gradient<BETA, K, K, false, E>(args)) \
-=======
   ENTRY(delta_rule_walk_back_team_##e##_k##K, MixerArgs, 256,                                    \
         walk_team<BETA, K, 32, true, E>(args))                                                   \
   ENTRY_BLOCKS(delta_rule_beta_gradient_##e##_k##K, MixerArgs, 256, (K == 64 ? 2 : 1),           \
                gradient<BETA, K, K, false, E>(args))                                             \
->>>>>>> cudalinear
   ENTRY_BLOCKS(delta_rule_beta_gradient_scalar_##e##_k##K, MixerArgs, 256, (K == 64 ? 2 : 1),    \
                gradient<BETA, K, K, true, E>(args))                                              \
   ENTRY(delta_rule_general_gradient_##e##_k##K, MixerArgs, 256,                                  \

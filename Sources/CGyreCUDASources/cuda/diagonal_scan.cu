@@ -1,26 +1,6 @@
 // The diagonal recurrence h ← a ∘ h + u over [B, T, D] and its gradients, one pass over the data.
 //
 // A block owns C channels of one row of the batch and walks the time in tiles of 16 · 8 · 64 / C
-<<<<<<< HEAD
-// tokens. A thread holds two channels of 8 consecutive tokens and has the next tile's loads in flight;
-// threads exchange (Π a, h with zero start) through shuffles and shared memory.
-#include "mma.cuh"
-
-struct ScanArgs {
-  const void *decay;     // [B, T, D]: a, or ln a ≤ 0
-  const void *input;     // [B, T, D]: u
-  const float *initial;  // [B, D] or null
-  const int *reset;      // [B, T] or null; nonzero: h is zero before the token
-  void *h;               // [B, T, D], written forward, read backward
-  float *final;          // [B, D] or null
-  const void *dh;        // [B, T, D]
-  const float *d_final;  // [B, D] or null
-  void *da, *du;         // gradients of decay and input, in their types
-  float *d_initial;      // [B, D] or null
-  int batch, tokens, channels;  // D even
-  int decay_is_log;
-  int decay_is_float;    // not read: the kernel's name says it
-=======
 // tokens. A thread holds two channels of 8 consecutive tokens and has the next tile's loads in
 // flight; threads exchange (Π a, h with zero start) through shuffles and shared memory.
 #include "mma.cuh"
@@ -39,7 +19,6 @@ struct ScanArgs {
   int batch, tokens, channels;  // D even
   int decay_is_log;
   int decay_is_float;  // not read: the kernel's name says it
->>>>>>> cudalinear
 };
 
 template <typename E>
@@ -138,11 +117,7 @@ DEV void scan(const ScanArgs &p) {
         all = {all.x * ax, all.y * ay};
       }
     }
-<<<<<<< HEAD
-    float(*table)[PAIRS][4] = carries[tile & 1];
-=======
     float (*table)[PAIRS][4] = carries[tile & 1];
->>>>>>> cudalinear
     if (lane / PAIRS == GROUPS - 1) {
       float *to = table[warp][pair];
       to[0] = all.x;
@@ -174,12 +149,8 @@ DEV void scan(const ScanArgs &p) {
         const two total = {x[i].x + enter.x, x[i].y + enter.y};
         if (t == 0) {
           before[i] = {0.0f, 0.0f};
-<<<<<<< HEAD
-          if (p.initial) before[i] = load_two(p.initial, (long long)blockIdx.y * p.channels + channel);
-=======
           if (p.initial)
             before[i] = load_two(p.initial, (long long)blockIdx.y * p.channels + channel);
->>>>>>> cudalinear
         }
         enter = {a[i].x * total.x, a[i].y * total.y};
         two slope = {total.x * before[i].x, total.y * before[i].y};
@@ -199,14 +170,9 @@ DEV void scan(const ScanArgs &p) {
     store_two(last, (long long)blockIdx.y * p.channels + channel, carry.x, carry.y);
 }
 
-<<<<<<< HEAD
-#define DIAGONAL_SCAN(E, e, G, g, C)                                                      \
-  ENTRY(diagonal_scan_forward_##e##_##g##_c##C, ScanArgs, SCAN_THREADS, scan<C, false, E, G>(args)) \
-=======
 #define DIAGONAL_SCAN(E, e, G, g, C)                                    \
   ENTRY(diagonal_scan_forward_##e##_##g##_c##C, ScanArgs, SCAN_THREADS, \
         scan<C, false, E, G>(args))                                     \
->>>>>>> cudalinear
   ENTRY(diagonal_scan_backward_##e##_##g##_c##C, ScanArgs, SCAN_THREADS, scan<C, true, E, G>(args))
 
 DIAGONAL_SCAN(bf16, bf16, bf16, bf16, 64)

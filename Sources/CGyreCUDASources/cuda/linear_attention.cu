@@ -1,38 +1,13 @@
-<<<<<<< HEAD
-// Linear attention with decay: S ← D S + k vᵀ, y = s Sᵀ q, with D the identity, one factor a head or
-// token (RetNet, Mamba-2, simple GLA) or one a key channel (GLA, HGRN2). See chunk_common.cuh, and
-// LAUNCH.md for grids, shared memory and workspaces.
-//
-// One module a size and element type: -DGYRE_KEYS=64 (default) or 128 is the larger of K and V, rounded
-// up; -DGYRE_FLOAT takes float32 q, k, v, y and their gradients instead of bf16.
-// Variants: GYRE_KEYS=64,128
-=======
 // Linear attention with decay: S ← D S + k vᵀ, y = s Sᵀ q, with D the identity, one factor a head
 // or token (RetNet, Mamba-2, simple GLA) or one a key channel (GLA, HGRN2). See chunk_common.cuh,
 // and LAUNCH.md for grids, shared memory and workspaces.
 //
 // One module a size and element type: -DGYRE_KEYS=64 (default) or 128 is the larger of K and V,
 // rounded up; -DGYRE_FLOAT takes float32 q, k, v, y and their gradients instead of bf16.
->>>>>>> cudalinear
 #include "chunk_gradient.cuh"
 #include "chunk_prepare.cuh"
 #include "chunk_walk.cuh"
 
-<<<<<<< HEAD
-#define LINEAR_ATTENTION(E, e, K)                                                                \
-  ENTRY_BLOCKS(linear_attention_prepare_##e##_k##K, MixerArgs, 128, 4,                           \
-               prepare<LINEAR, K, false, E>(args))                                               \
-  ENTRY_BLOCKS(linear_attention_prepare_scalar_##e##_k##K, MixerArgs, 128, 4,                    \
-               prepare<LINEAR, K, true, E>(args))                                                \
-  ENTRY(linear_attention_walk_##e##_k##K, MixerArgs, 128, walk<LINEAR, K, 64, false, E>(args))   \
-  ENTRY(linear_attention_walk_back_##e##_k##K, MixerArgs, 128, walk<LINEAR, K, 64, true, E>(args)) \
-  ENTRY(linear_attention_walk_team_##e##_k##K, MixerArgs, 256,                                   \
-        walk_team<LINEAR, K, 32, false, E>(args))                                                \
-  ENTRY(linear_attention_walk_back_team_##e##_k##K, MixerArgs, 256,                              \
-        walk_team<LINEAR, K, 32, true, E>(args))                                                 \
-  ENTRY(linear_attention_gradient_##e##_k##K, MixerArgs, 256, gradient<LINEAR, K, K, false, E>(args)) \
-  ENTRY_BLOCKS(linear_attention_gradient_scalar_##e##_k##K, MixerArgs, 256, (K == 64 ? 2 : 1),   \
-=======
 #define LINEAR_ATTENTION(E, e, K)                                                                  \
   ENTRY_BLOCKS(linear_attention_prepare_##e##_k##K, MixerArgs, 128, 4,                             \
                prepare<LINEAR, K, false, E>(args))                                                 \
@@ -47,7 +22,6 @@
   ENTRY_BLOCKS(linear_attention_gradient_##e##_k##K, MixerArgs, 256, (K == 64 ? 2 : 1),            \
                gradient<LINEAR, K, K, false, E>(args))                                             \
   ENTRY_BLOCKS(linear_attention_gradient_scalar_##e##_k##K, MixerArgs, 256, (K == 64 ? 2 : 1),     \
->>>>>>> cudalinear
                gradient<LINEAR, K, K, true, E>(args))
 
 MIXER_MODULE(LINEAR_ATTENTION)

@@ -1,15 +1,9 @@
 // Warp-level matrix products, asynchronous copies and bf16 for the sequence-mixer kernels.
 //
-<<<<<<< HEAD
-// Only inline PTX of sm_80 and later; sm_90 copies whole tiles with one bulk copy. No toolkit header.
-// Tiles in shared memory are row-major, their 16-byte pieces exchanged within each row (`at`), so that
-// `ldmatrix` reads 8 rows of any 8 columns without a bank conflict; global records hold the same image.
-=======
 // Only inline PTX of sm_80 and later; sm_90 copies whole tiles with one bulk copy. No toolkit
 // header. Tiles in shared memory are row-major, their 16-byte pieces exchanged within each row
 // (`at`), so that `ldmatrix` reads 8 rows of any 8 columns without a bank conflict; global records
 // hold the same image.
->>>>>>> cudalinear
 #pragma once
 
 typedef unsigned int u32;
@@ -27,15 +21,6 @@ struct bf16 {
 #define DEV static __device__ __forceinline__
 #define DEV_MEMBER __device__ __forceinline__
 #define DEV_CONST __device__ constexpr
-<<<<<<< HEAD
-#define ENTRY(name, Args, threads, ...)                                                    \
-  extern "C" __global__ void __launch_bounds__(threads) name(const __grid_constant__ Args args) { \
-    __VA_ARGS__;                                                                           \
-  }
-#define ENTRY_BLOCKS(name, Args, threads, blocks, ...)                                     \
-  extern "C" __global__ void __launch_bounds__(threads, blocks) name(const __grid_constant__ Args args) { \
-    __VA_ARGS__;                                                                           \
-=======
 #define ENTRY(name, Args, threads, ...)                                                           \
   extern "C" __global__ void __launch_bounds__(threads) name(const __grid_constant__ Args args) { \
     __VA_ARGS__;                                                                                  \
@@ -44,7 +29,6 @@ struct bf16 {
   extern "C" __global__ void __launch_bounds__(threads, blocks) \
       name(const __grid_constant__ Args args) {                 \
     __VA_ARGS__;                                                \
->>>>>>> cudalinear
   }
 #define SHARED(name) extern __shared__ __align__(1024) unsigned char name[]
 
@@ -58,17 +42,12 @@ DEV float exp2_of(float x) {
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
-<<<<<<< HEAD
-DEV float lowest_bits(u32 x) { return __uint_as_float(x); }
-DEV u32 shared_address(const void *p) { return (u32)__cvta_generic_to_shared(p); }
-=======
 DEV float lowest_bits(u32 x) {
   return __uint_as_float(x);
 }
 DEV u32 shared_address(const void *p) {
   return (u32)__cvta_generic_to_shared(p);
 }
->>>>>>> cudalinear
 DEV void ldsm4(u32 (&r)[4], const u16 *p) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -94,13 +73,9 @@ DEV void copy16(void *to, const void *from, bool present) {
                "r"(present ? 16 : 0)
                : "memory");
 }
-<<<<<<< HEAD
-DEV void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-=======
 DEV void copy_commit() {
   asm volatile("cp.async.commit_group;" ::: "memory");
 }
->>>>>>> cudalinear
 template <int N>
 DEV void copy_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
@@ -110,16 +85,6 @@ DEV void copy_wait() {
 DEV void barrier_init(u64 *b) {
   asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(shared_address(b)) : "memory");
 }
-<<<<<<< HEAD
-DEV void barrier_fence() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
-/// One thread: `bytes` from global memory to shared memory; `b` completes with them.
-DEV void bulk_copy(void *to, const void *from, u32 bytes, u64 *b) {
-  asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(shared_address(b)), "r"(bytes)
-               : "memory");
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-          shared_address(to)),
-=======
 DEV void barrier_fence() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
@@ -131,7 +96,6 @@ DEV void bulk_copy(void *to, const void *from, u32 bytes, u64 *b) {
   asm volatile(
       "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
           "r"(shared_address(to)),
->>>>>>> cudalinear
       "l"(from), "r"(bytes), "r"(shared_address(b))
       : "memory");
 }
@@ -139,12 +103,8 @@ DEV void barrier_wait(u64 *b, u32 parity) {
   u32 done = 0;
   while (!done)
     asm volatile(
-<<<<<<< HEAD
-        "{\n .reg .pred p;\n mbarrier.try_wait.parity.shared.b64 p, [%1], %2;\n selp.u32 %0, 1, 0, p;\n}"
-=======
         "{\n .reg .pred p;\n mbarrier.try_wait.parity.shared.b64 p, [%1], %2;\n selp.u32 %0, 1, 0, "
         "p;\n}"
->>>>>>> cudalinear
         : "=r"(done)
         : "r"(shared_address(b)), "r"(parity)
         : "memory");
@@ -158,11 +118,6 @@ DEV void barrier_wait(u64 *, u32) {}
 #endif
 #endif
 
-<<<<<<< HEAD
-DEV float low_of(u32 x) { return lowest_bits(x << 16); }
-DEV float high_of(u32 x) { return lowest_bits(x & 0xffff0000u); }
-DEV u16 bits_of(float x) { return (u16)(pack2(x, 0.0f) & 0xffffu); }
-=======
 DEV float low_of(u32 x) {
   return lowest_bits(x << 16);
 }
@@ -172,7 +127,6 @@ DEV float high_of(u32 x) {
 DEV u16 bits_of(float x) {
   return (u16)(pack2(x, 0.0f) & 0xffffu);
 }
->>>>>>> cudalinear
 
 struct two {
   float x, y;
@@ -181,32 +135,22 @@ DEV two load_two(const bf16 *p, long long i) {
   const u32 v = *(const u32 *)(p + i);
   return {low_of(v), high_of(v)};
 }
-<<<<<<< HEAD
-DEV two load_two(const float *p, long long i) { return *(const two *)(p + i); }
-DEV u32 load_packed(const bf16 *p, long long i) { return *(const u32 *)(p + i); }
-=======
 DEV two load_two(const float *p, long long i) {
   return *(const two *)(p + i);
 }
 DEV u32 load_packed(const bf16 *p, long long i) {
   return *(const u32 *)(p + i);
 }
->>>>>>> cudalinear
 DEV u32 load_packed(const float *p, long long i) {
   const two v = *(const two *)(p + i);
   return pack2(v.x, v.y);
 }
-<<<<<<< HEAD
-DEV void store_two(bf16 *p, long long i, float x, float y) { *(u32 *)(p + i) = pack2(x, y); }
-DEV void store_two(float *p, long long i, float x, float y) { *(two *)(p + i) = {x, y}; }
-=======
 DEV void store_two(bf16 *p, long long i, float x, float y) {
   *(u32 *)(p + i) = pack2(x, y);
 }
 DEV void store_two(float *p, long long i, float x, float y) {
   *(two *)(p + i) = {x, y};
 }
->>>>>>> cudalinear
 /// An element of an array that is float32 or bf16.
 DEV float load_any(const void *p, bool is_float, long long i) {
   return is_float ? ((const float *)p)[i] : lowest_bits((u32)((const bf16 *)p)[i].bits << 16);
@@ -230,14 +174,9 @@ DEV int at(int row, int column) {
 }
 
 // Operands of m16n8k16 from tiles: A is [m, k], B is [k, n]; `_t` marks a tile stored the other way
-<<<<<<< HEAD
-// round from the first name: load_a reads [m][k], load_a_t [k][m]; load_b reads [n][k], load_b_t [k][n].
-// B comes for 16 columns at a time: r[0], r[1] for the first eight, r[2], r[3] for the rest.
-=======
 // round from the first name: load_a reads [m][k], load_a_t [k][m]; load_b reads [n][k], load_b_t
 // [k][n]. B comes for 16 columns at a time: r[0], r[1] for the first eight, r[2], r[3] for the
 // rest.
->>>>>>> cudalinear
 template <int W>
 DEV void load_a(u32 (&r)[4], const u16 *tile, int m, int k) {
   const int lane = threadIdx.x & 31;

@@ -1,49 +1,12 @@
 // Arguments and launch sizes of the chunkwise kernels of matrix states and of the diagonal scan:
-<<<<<<< HEAD
-// cuda/linear_attention.cu, cuda/delta_rule.cu, cuda/diagonal_scan.cu. cuda/LAUNCH.md says which kernel
-// runs when; cuda/chunk_common.cuh is the device's view of the same structure.
-=======
 // cuda/linear_attention.cu, cuda/delta_rule.cu, cuda/diagonal_scan.cu. cuda/LAUNCH.md says which
 // kernel runs when; cuda/chunk_common.cuh is the device's view of the same structure.
->>>>>>> cudalinear
 #pragma once
 
 #ifdef __cplusplus
 extern "C" {
 #endif
 
-<<<<<<< HEAD
-/// B batch, T tokens, H heads, Hk key heads, K and V sizes of keys and values (multiples of 8), N chunks
-/// of 64 tokens. "element": bf16, or float32 in the kernels named `_float_`. Null pointers where allowed.
-struct gyre_cuda_mixer_args {
-  const void *q, *k;        // element [B, T, Hk, K]
-  const void *v;            // element [B, T, H, V]
-  const void *a, *b;        // element [B, T, H, K], erase and write vectors, generalised rule only
-  const void *gate;         // log decay ≤ 0, −∞ allowed; shape by gate_kind
-  const void *beta;         // [B, T, H], delta rule only
-  const int *reset;         // [B, T] or null; nonzero: the state is zero before the token
-  const float *initial;     // [B, H, K, V] or null: zeros
-  void *y;                  // element [B, T, H, V]
-  float *final_state;       // [B, H, K, V] or null
-  unsigned char *records;   // workspace, B·H·N × gyre_cuda_mixer_record_bytes, 128-byte aligned
-  unsigned char *extras;    // workspace, B·H·N × gyre_cuda_mixer_extra_bytes; null without gradients
-  void *states;             // bf16, B·H·N × gyre_cuda_mixer_state_bytes; null without gradients
-  void *state_gradients;    // the same size
-  const void *dy;           // element [B, T, H, V]
-  const float *d_final;     // [B, H, K, V] or null: zeros
-  void *dq, *dk;            // element [B, T, H, K], of each value head; sum over the heads of a group
-  void *dv;                 // element [B, T, H, V]
-  void *da, *db;            // element [B, T, H, K], generalised rule only
-  void *d_gate;             // [B, T, H, K] in the gate's type; float [B, T, H] for gate kinds 1, 2; or null
-  float *d_beta;            // [B, T, H] or null
-  float *d_initial;         // [B, H, K, V] or null
-  int batch, tokens, heads, key_heads, keys, values;
-  int chunks;               // N = ⌈T / 64⌉
-  int gate_kind;            // 0: none, 1: [H], 2: [B, T, H], 3: [B, T, H, K]
-  int gate_is_float;        // the gate's type: 1 float32, 0 bf16
-  int beta_is_float;        // likewise
-  float scale;              // multiplies the outputs
-=======
 /// B batch, T tokens, H heads, Hk key heads, K and V sizes of keys and values (multiples of 8), N
 /// chunks of 64 tokens. "element": bf16, or float32 in the kernels named `_float_`. Null pointers
 /// where allowed.
@@ -78,7 +41,6 @@ struct gyre_cuda_mixer_args {
   int beta_is_float;  // likewise
   float scale;        // multiplies the outputs
   int normalize;      // 1: q and k are divided by √(Σ² + 1e-6); dq, dk are those of the results
->>>>>>> cudalinear
 };
 
 struct gyre_cuda_scan_args {
@@ -94,11 +56,7 @@ struct gyre_cuda_scan_args {
   float *d_initial;      // [B, D] or null
   int batch, tokens, channels;
   int decay_is_log;
-<<<<<<< HEAD
-  int decay_is_float;    // not read
-=======
   int decay_is_float;  // not read
->>>>>>> cudalinear
 };
 
 enum gyre_cuda_mixer_rule {
@@ -125,15 +83,10 @@ static inline long gyre_cuda_mixer_state_bytes(int values, int size) {
 }
 
 // Dynamic shared memory.
-<<<<<<< HEAD
-static inline int gyre_cuda_mixer_prepare_shared(enum gyre_cuda_mixer_rule rule, int size, int is_scalar) {
-  if (is_scalar && rule == GYRE_CUDA_MIXER_BETA && size == 64) return (6 * 4096 + 2048 + 512 + 256) * 2;
-=======
 static inline int gyre_cuda_mixer_prepare_shared(enum gyre_cuda_mixer_rule rule, int size,
                                                  int is_scalar) {
   if (is_scalar && rule == GYRE_CUDA_MIXER_BETA && size == 64)
     return (6 * 4096 + 2048 + 512 + 256) * 2;
->>>>>>> cudalinear
   const int tiles = 64 * size;
   int n = 4096 + (rule == GYRE_CUDA_MIXER_LINEAR ? 2 : 4) * tiles;
   n += rule == GYRE_CUDA_MIXER_LINEAR ? 4096 : rule * tiles + rule * 8192;
@@ -151,15 +104,6 @@ static inline int gyre_cuda_mixer_walk_shared(enum gyre_cuda_mixer_rule rule, in
 }
 static inline int gyre_cuda_mixer_gradient_shared(enum gyre_cuda_mixer_rule rule, int size) {
   const int tile = 64 * size;
-<<<<<<< HEAD
-  const int first = 4096 + tile + (rule == GYRE_CUDA_MIXER_LINEAR ? 0
-                                   : rule == GYRE_CUDA_MIXER_BETA ? tile + 4096
-                                                                  : 2 * tile + 3 * 4096);
-  const int second = rule == GYRE_CUDA_MIXER_LINEAR ? 4096
-                     : rule == GYRE_CUDA_MIXER_BETA ? 2 * tile + 2 * 4096
-                                                    : 2 * tile + 6 * 4096;
-  return (2 * tile + 2 * size * size + (first > second ? first : second) + 2 * 4096 + 8 * 1280 + 4352) * 2;
-=======
   const int first = 4096 + tile +
                     (rule == GYRE_CUDA_MIXER_LINEAR ? 0
                      : rule == GYRE_CUDA_MIXER_BETA ? tile + 4096
@@ -170,7 +114,6 @@ static inline int gyre_cuda_mixer_gradient_shared(enum gyre_cuda_mixer_rule rule
   return (2 * tile + 2 * size * size + (first > second ? first : second) + 2 * 4096 + 8 * 1280 +
           4352) *
          2;
->>>>>>> cudalinear
 }
 
 #ifdef __cplusplus
