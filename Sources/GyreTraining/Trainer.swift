@@ -142,11 +142,13 @@ public final class Trainer {
     step += 1
     let newton = try reports.take()
     let bits: Double = loss / 0.693_147_180_559_945_3
-    return Metrics(
-      step: step, tokens: step * c.batch * c.length * c.accumulation,
-      trainBitsPerByte: bits / shards.train.bytesPerToken,
+    let tokens: Int = step * c.batch * c.length * c.accumulation
+    var metrics = Metrics(
+      step: step, tokens: tokens, trainBitsPerByte: bits / shards.train.bytesPerToken,
       validationBitsPerByte: nil, learningRate: c.learningRate * rate, gradientNorm: norm,
-      tokensPerSecond: 0, skipped: problem, newton: newton.isEmpty ? nil : newton)
+      tokensPerSecond: 0, skipped: problem)
+    if !newton.isEmpty { metrics.newton = newton }
+    return metrics
   }
 
   private func differentiate(
