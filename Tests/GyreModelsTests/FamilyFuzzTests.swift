@@ -32,8 +32,10 @@ import Testing
   func everyFieldByEveryIntruder(_ path: String) throws {
     let start = try JSONValue(text: read(path))
     try #require(plans(start, "unchanged"))
-    for place in Self.places(start) {
-      for intruder in Self.intruders {
+    // A third of the pairs: every intruder still meets every field in some file.
+    let offset = path.utf8.reduce(0) { $0 + Int($1) }
+    for (i, place) in Self.places(start).enumerated() {
+      for (j, intruder) in Self.intruders.enumerated() where (offset + i + j) % 3 == 0 {
         _ = plans(Self.replacing(start, place, intruder), "\(path) \(place) = \(intruder)")
       }
       _ = plans(Self.replacing(start, place, nil), "\(path) without \(place)")
