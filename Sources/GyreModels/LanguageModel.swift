@@ -131,20 +131,41 @@ public struct LanguageModel: Sendable {
 
   /// What training minimises, the mean cross-entropy in nats of predicting `targets` `[B, T]`
   /// (negative: ignored) plus λ times the routers' balance loss where the configuration has a
-  /// `balanceFactor`; and the cross-entropy of each token.
+  /// `balanceFactor`, and with the gradient of the penalty on large logits where it has a
+  /// `logitPenalty`; and the cross-entropy of each token.
   public func loss(
     _ tokens: Tensor, targets: Tensor, state: inout ModelState, form: SequenceForm = .chunkwise,
     reset: Tensor? = nil
   ) -> (mean: Tensor, rows: Tensor) {
     var context = SequenceContext(form: form, reset: reset)
     let h = hidden(tokens, state: &state, context: &context)
-    let (mean, rows) =
+    var (mean, rows) =
       configuration.logitCap != nil
       ? logits(h).crossEntropy(targets) : h.crossEntropy(head: headWeight.value, targets)
-    guard let factor = configuration.balanceFactor, let balance = context.balanceLoss else {
-      return (mean, rows)
+    if let factor = configuration.balanceFactor, let balance = context.balanceLoss {
+      mean = mean + balance * factor
     }
-    return (mean + balance * factor, rows)
+    if let factor = configuration.logitPenalty, Tape.current != nil {
+      let penalty = logitPenalty(h) * factor
+      mean = mean + (penalty - penalty.detached())
+    }
+    return (mean, rows)
+  }
+
+  /// Half the mean square of each position's largest logit (RWKV's L2Wrap). Logits exist for some rows
+  /// at a time; only the largest ones are on the tape.
+  private func logitPenalty(_ hidden: Tensor) -> Tensor {
+    let flat = hidden.reshaped([-1, hidden.shape.last])
+    let (rows, vocabulary) = (flat.shape[0], headWeight.shape[0])
+    let piece = max(1, (1 << 25) / vocabulary)
+    var sum = Tensor.zeros([1], on: hidden.device)
+    for start in stride(from: 0, to: rows, by: piece) {
+      let x = flat.sliced(start..<min(start + piece, rows), axis: 0)
+      let largest = Tape.$current.withValue(nil) { x.linear(headWeight.value).argmax() }
+      let top = (x * headWeight.value.rows(largest)).summed(to: [x.shape[0], 1])
+      sum = sum + apply(SumOfSquares(), [top])[0]
+    }
+    return sum / Double(max(2 * rows, 1))
   }
 }
 

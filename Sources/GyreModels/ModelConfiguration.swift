@@ -50,6 +50,9 @@ public struct ModelConfiguration: Codable, Hashable, Sendable {
   public var embeddingScale = 1.0
   /// c·tanh(logits/c); nil for none.
   public var logitCap: Double?
+  /// p: the gradient, not the value, of the loss has p/2 times the mean square of the largest logits;
+  /// nil for none. RWKV trains with 1e-4.
+  public var logitPenalty: Double?
   /// λ: the loss has λ times the balance loss of the routers, where there are any; nil for none.
   public var balanceFactor: Double?
   /// The text of the public `config.json` that the model was converted from.
@@ -87,6 +90,7 @@ public struct ModelConfiguration: Codable, Hashable, Sendable {
     case embeddingScale = "embedding_scale"
     case logitCap = "logit_cap"
     case balanceFactor = "balance_factor"
+    case logitPenalty = "logit_penalty"
     case origin
   }
 
@@ -120,6 +124,7 @@ public struct ModelConfiguration: Codable, Hashable, Sendable {
     try value(.embeddingScale, &embeddingScale)
     logitCap = try c.decodeIfPresent(Double.self, forKey: .logitCap)
     balanceFactor = try c.decodeIfPresent(Double.self, forKey: .balanceFactor)
+    logitPenalty = try c.decodeIfPresent(Double.self, forKey: .logitPenalty)
     origin = try c.decodeIfPresent(String.self, forKey: .origin)
   }
 
@@ -148,6 +153,7 @@ public struct ModelConfiguration: Codable, Hashable, Sendable {
     try c.encode(embeddingScale, forKey: .embeddingScale)
     try c.encode(logitCap, forKey: .logitCap)
     try c.encodeIfPresent(balanceFactor, forKey: .balanceFactor)
+    try c.encodeIfPresent(logitPenalty, forKey: .logitPenalty)
     try c.encodeIfPresent(origin, forKey: .origin)
   }
 
@@ -197,6 +203,9 @@ public struct ModelConfiguration: Codable, Hashable, Sendable {
       initialDeviation > 0 && initialDeviation.isFinite, "initial_deviation", "must be positive")
     try require(embeddingScale.isFinite, "embedding_scale", "must be finite")
     try require((balanceFactor ?? 0).isFinite, "balance_factor", "must be finite")
+    try require((logitPenalty ?? 0).isFinite, "logit_penalty", "must be finite")
+    try require(
+      logitPenalty == nil || logitCap == nil, "logit_penalty", "does not go with logit_cap")
     if let finalNormEpsilon {
       try require(
         finalNormEpsilon > 0 && finalNormEpsilon < 1, "final_norm_epsilon",

@@ -48,6 +48,7 @@ struct FlaLayout {
     model.normEpsilon = try c.double("norm_eps", default: 1e-6)
     model.tiesEmbedding = try c.bool("tie_word_embeddings", default: false)
     model.initialDeviation = try c.double("initializer_range", default: 0.02)
+    model.logitPenalty = try c.logitPenalty()
     var mlp = GatedMLP.Configuration()
     mlp.hidden = try Self.intermediate(c, width: model.width, ratio: ratio)
     mlp.activation = try Self.activation(c)
@@ -207,6 +208,11 @@ struct FlaAttention {
 extension ForeignConfiguration {
   /// Whether a field is there and null, where that differs from absent.
   func isNull(_ key: String) -> Bool { value.members?[key] == .null }
+
+  /// `use_l2warp`: the library's factor where it is on.
+  func logitPenalty(default isOn: Bool = false) throws(ConfigurationError) -> Double? {
+    try bool("use_l2warp", default: isOn) ? 1e-4 : nil
+  }
 
   /// A null or false flag is off; an absent one is on.
   func affine(_ key: String = "elementwise_affine") throws(ConfigurationError) -> Bool {

@@ -87,6 +87,7 @@ private struct FlaMambaStack {
     model.normEpsilon = try c.double("norm_eps", default: 1e-5)
     model.tiesEmbedding = try c.bool("tie_word_embeddings", default: false)
     model.initialDeviation = try c.double("initializer_range", default: 0.02)
+    model.logitPenalty = try c.logitPenalty()
     model.feedForward = nil
   }
 

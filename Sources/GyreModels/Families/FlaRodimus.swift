@@ -20,6 +20,7 @@ public enum FlaRodimusFamily: CheckpointFamily {
     model.normEpsilon = try c.double("norm_eps", default: 1e-5)
     model.tiesEmbedding = try c.bool("tie_word_embeddings", default: true)
     model.initialDeviation = try c.double("initializer_range", default: 0.02)
+    model.logitPenalty = try c.logitPenalty()
     let width = model.width
     let mixer = try mixer(c, normEpsilon: model.normEpsilon)
     let isPlus =

@@ -67,6 +67,7 @@ extension ModelConfiguration {
     c.origin = nil
     c.initialDeviation = 1
     c.balanceFactor = nil
+    c.logitPenalty = nil
     c.mixers = [:]
     c.feedForwardOptions = .object([:])
     c.feedForward = nil

@@ -36,9 +36,9 @@ struct RWKVStack {
     if !bias { model.normBias = false }
     model.normalizesEmbedding = try c.bool("norm_first", default: true)
     model.tiesEmbedding = try c.bool("tie_word_embeddings", default: false)
+    model.logitPenalty = try c.logitPenalty(default: c["model_type"]?.text == "rwkv7")
     attention = try FlaAttention.read(
-      c, layers: model.layers, width: model.width,
-      fields: FlaAttention.fields.subtracting(["qk_norm"]))
+      c, layers: model.layers, width: model.width, fields: FlaAttention.fields)
 
     tensors.embedding("model.embeddings.weight", tied: model.tiesEmbedding)
     tensors.linear("norm", "model.norm", bias: bias)
