@@ -27,6 +27,8 @@ public struct Mamba1: SequenceMixer {
     public var convolutionBias = true
     /// Activation after the convolution.
     public var activation = "silu"
+    /// Of the gate z.
+    public var gateActivation = "silu"
     /// Bias of the input and output maps.
     public var bias = false
     public var innerNorm = InnerNorm.none
@@ -49,6 +51,7 @@ public struct Mamba1: SequenceMixer {
       try HeadSizes.convolution(convolution)
       try HeadSizes.positive(convolution, "convolution")
       try HeadSizes.activation(activation)
+      try HeadSizes.activation(gateActivation, "gateActivation")
       try HeadSizes.epsilon(innerNormEpsilon, "innerNormEpsilon")
     }
   }
@@ -57,6 +60,7 @@ public struct Mamba1: SequenceMixer {
     with(Configuration()) {
       $0.stateSize = 5; $0.inner = 40; $0.rank = 3; $0.convolution = 2; $0.convolutionBias = false
       $0.activation = "geluTanh"; $0.bias = true; $0.innerNorm = .rms; $0.innerNormEpsilon = 1e-3
+      $0.gateActivation = "geluTanh"
     },
     with(Configuration()) {
       $0.stateSize = 4; $0.innerNorm = .plain; $0.innerNormEpsilon = 1e-3
@@ -69,10 +73,12 @@ public struct Mamba1: SequenceMixer {
   private let norms: [NormLayer]
   private let engine: SelectiveScan
   private let inner, rank, stateSize: Int
+  private let gate: Unary.Kind
 
   public init(
     _ c: Configuration, width: Int, layer: LayerPosition, parameters p: inout ParameterBuilder
   ) throws(ConfigurationError) {
+    gate = Unary.Kind.named(c.gateActivation) ?? .silu
     inner = c.innerSize(width)
     rank = c.rankSize(width)
     let n = c.stateSize
@@ -115,6 +121,6 @@ public struct Mamba1: SequenceMixer {
         x: x, step: step(selected[0]).softplus(), A: -logRate.value.exp(), B: selected[1],
         C: selected[2], skip: skip.value),
       state: &state, form: context.form, reset: context.reset)
-    return output(y * parts[1].silu())
+    return output(y * parts[1].unary(gate))
   }
 }

@@ -31,8 +31,9 @@ public struct Mamba2: SequenceMixer {
     public var normEpsilon = 1e-5
     /// Norm before the gate: RMSNorm(y) ∘ silu(z).
     public var normsFirst = false
-    /// Whether there is the norm; without it y ∘ silu(z).
+    /// Whether there is the norm; without it y ∘ act(z).
     public var normalizes = true
+    public var gateActivation = "silu"
     /// D a channel rather than a head.
     public var skipPerChannel = false
     /// Bounds of Δ.
@@ -58,6 +59,9 @@ public struct Mamba2: SequenceMixer {
       try HeadSizes.convolution(convolution)
       try HeadSizes.positive(convolution, "convolution")
       try HeadSizes.activation(activation)
+      try HeadSizes.activation(gateActivation, "gateActivation")
+      try require(
+        !normalizes || gateActivation == "silu", "gateActivation", "must be silu with a norm")
       try require(normGroups >= 0, "normGroups", "must not be negative, is \(normGroups)")
       try HeadSizes.divide(
         expansion * width, by: normGroupCount(), field: "normGroups", of: "inner width")
@@ -81,7 +85,7 @@ public struct Mamba2: SequenceMixer {
       $0.skipPerChannel = true; $0.stepLow = 0.02; $0.stepHigh = 0.06; $0.normEpsilon = 1e-3
     },
     with(Configuration()) {
-      $0.headSize = 16; $0.stateSize = 8; $0.normalizes = false
+      $0.headSize = 16; $0.stateSize = 8; $0.normalizes = false; $0.gateActivation = "sigmoid"
     },
   ]
 
@@ -90,6 +94,7 @@ public struct Mamba2: SequenceMixer {
   private let convolution: ShortConvolutionLayer
   private let stepBias, logRate, skip: Parameter
   private let norm: Parameter?
+  private let gate: Unary.Kind
   private let engine: LinearAttention
   private let c: Configuration
   private let inner: Int
@@ -99,6 +104,7 @@ public struct Mamba2: SequenceMixer {
     _ c: Configuration, width: Int, layer: LayerPosition, parameters p: inout ParameterBuilder
   ) throws(ConfigurationError) {
     self.c = c
+    gate = Unary.Kind.named(c.gateActivation) ?? .silu
     inner = c.expansion * width
     heads = inner / c.headSize
     let mixed = inner + 2 * c.groups * c.stateSize
@@ -140,7 +146,7 @@ public struct Mamba2: SequenceMixer {
       state: &state, form: context.form, reset: context.reset)
     let size = c.skipPerChannel ? c.headSize : 1
     let skipped = y + v * skip.value.reshaped([heads, size])
-    guard let norm else { return output(skipped.mergedHeads() * parts[0].silu()) }
+    guard let norm else { return output(skipped.mergedHeads() * parts[0].unary(gate)) }
     let groups = c.normGroupCount()
     return output(
       skipped.mergedHeads().heads(groups).gatedNorm(

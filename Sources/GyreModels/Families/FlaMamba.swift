@@ -22,6 +22,8 @@ public enum FlaMambaFamily: CheckpointFamily {
     o.convolution = try c.taps("conv_kernel")
     o.convolutionBias = try c.bool("use_conv_bias", default: true)
     o.activation = try c.flaActivation("hidden_act", default: "silu")
+    // Only the library's own path takes other functions than silu, and there they gate as well.
+    o.gateActivation = o.activation
     o.bias = try c.bool("use_bias", default: false)
     try stack.model.setMixer(Mamba1.self, o)
     return stack.plan { t, ours, theirs in MambaLayout.map(&t, ours, theirs, o, width: width) }
@@ -62,6 +64,7 @@ public enum FlaMamba2Family: CheckpointFamily {
     o.activation = try c.flaActivation("hidden_act", default: "silu")
     o.bias = try c.bool("use_bias", default: false)
     o.normalizes = try c.bool("rmsnorm", default: true)
+    if !o.normalizes { o.gateActivation = o.activation }
     o.normEpsilon = stack.model.normEpsilon
     o.normsFirst = try c.bool("norm_before_gate", default: false)
     o.skipPerChannel = try c.bool("D_has_hdim", default: false)
