@@ -116,7 +116,7 @@ VARIANTS = {
                                gate_logit_normalizer=4)),
     "gsa_hybrid": ("GSA", dict(num_heads=2, num_slots=None, feature_map="relu", exapnd_k=0.5,
                                elementwise_affine=False, attn=HYBRID)),
-    "abc_plain": ("ABC", dict(num_heads=2, num_slots=5, use_short_conv=True, use_rope=False, clamp_min=-1,
+    "abc_plain": ("ABC", dict(num_heads=2, num_slots=4, use_short_conv=True, use_rope=False, clamp_min=-1,
                               clamp_max=1)),
     "abc_hybrid": ("ABC", dict(num_heads=2, num_slots=None, exapnd_k=1, elementwise_affine=False, attn=HYBRID)),
     "mom": ("Mom", dict(num_heads=2, head_dim=8)),
