@@ -110,7 +110,7 @@ public struct MesaForward: Op {
 
   public static let cases: [OpCase] = {
     func make(_ label: String, K: Int, V: Int, full: Bool) -> OpCase {
-      let (B, T, H) = (2, 19, 3)
+      let (B, T, H) = (2, 11, 2)
       // Symmetric and positive, as every memory is.
       var start: [Double] = []
       for head in 0..<B * H {
@@ -136,8 +136,8 @@ public struct MesaForward: Op {
         differentiableOutputs: 1)
     }
     return [
-      make("plain", K: 12, V: 12, full: false), make("full", K: 12, V: 20, full: true),
-      make("wide", K: 37, V: 16, full: true),
+      make("plain", K: 12, V: 12, full: false), make("full", K: 8, V: 20, full: true),
+      make("wide", K: 19, V: 8, full: true),
     ]
   }()
 }
