@@ -73,14 +73,25 @@ struct RotaryParameters {
         p.place("rope_type"),
         "must be default, linear, dynamic, yarn, llama3 or longrope, is \"\(type.prefix(40))\"")
     }
+    // The library's rates for an odd number of channels are those of another base for one more.
+    let given = Int(Double(headSize) * fraction)
+    if given > 0, given % 2 == 1 {
+      try p.require(
+        scaling == nil || scaling?.kind == .linear, "partial_rotary_factor",
+        "must rotate an even number of channels with \(type) positions, rotates \(given)")
+      base = Functions.pow(base, Double(given + 1) / Double(given))
+    }
     guard let scaling else { return }
     do throws(ConfigurationError) {
       try scaling.validate(rotated: channels(headSize))
     } catch { throw error.under(p.path) }
   }
 
-  /// Channels of a head that rotate.
-  func channels(_ headSize: Int) -> Int { Int(Double(headSize) * fraction) }
+  /// Channels of a head that rotate: an odd number is made even.
+  func channels(_ headSize: Int) -> Int {
+    let given = Int(Double(headSize) * fraction)
+    return given + given % 2
+  }
 
   /// Writes these positions into options of `softmax_attention`.
   func apply(to c: inout AttentionMixer.Configuration, headSize: Int) {
