@@ -96,8 +96,8 @@ let package = Package(
     target(
       "GyreEvolution",
       [
-        "GyreTensors", "GyreLayers", "GyreRecurrence", "GyreModels", "GyreTokenizers",
-        "GyreCheckpoints", "GyreTraining", "GyreInference",
+        "GyreTensors", "GyreLayers", "GyreRecurrence", "GyreMixers", "GyreModels",
+        "GyreTokenizers", "GyreCheckpoints", "GyreTraining", "GyreInference",
       ]),
     // Tests
     test("GyreInference", ["GyreModels", "GyreLayers", "GyrePlatform", "GyreTokenizers"]),
@@ -123,7 +123,7 @@ let package = Package(
       "GyreEvolution",
       [
         "GyreTensors", "GyreCPU", "GyreRecurrence", "GyreLayers", "GyreModels", "GyreTraining",
-        "GyreCheckpoints", "GyreInference",
+        "GyreCheckpoints", "GyreInference", "GyreConformance", "GyreTokenizers",
       ]),
     test("GyreCheckpoints", ["GyreTensors"]),
     test("GyreTokenizers", resources: [.copy("Fixtures")]),

@@ -84,6 +84,7 @@ struct KernelTables: @unchecked Sendable {
   var convolution = ck_short_convolution_table()
   var rotary = ck_rotary_table()
   var egg = ck_egg_table()
+  var evolution = ck_evolution_table()
 
   init?(_ level: ck_level) {
     guard ck_gemm_table_for(level, &gemm), ck_pointwise_table_for(level, &pointwise),
@@ -93,7 +94,7 @@ struct KernelTables: @unchecked Sendable {
       ck_delta_rule_table_for(level, &deltaRule), ck_cell_scan_table_for(level, &cellScan),
       ck_attention_table_for(level, &attention),
       ck_short_convolution_table_for(level, &convolution), ck_rotary_table_for(level, &rotary),
-      ck_egg_table_for(level, &egg)
+      ck_egg_table_for(level, &egg), ck_evolution_table_for(level, &evolution)
     else { return nil }
   }
 
@@ -126,6 +127,7 @@ struct CPUKernel: Sendable {
     for family in [
       pointwise, layout, products, norms, losses, optimizers, scans, linearAttention, deltaRule,
       sequence, selectiveScans, cells, attention, egg,
+      evolution,
     ] {
       for kernel in family { table[kernel.op] = kernel }
     }

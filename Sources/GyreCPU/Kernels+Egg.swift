@@ -44,7 +44,8 @@ extension CPUKernel {
     },
   ]
 
-  private static func model(_ shape: EggShape, _ weights: UnsafeMutablePointer<Int8>) -> ck_egg_model
+  private static func model(_ shape: EggShape, _ weights: UnsafeMutablePointer<Int8>)
+    -> ck_egg_model
   {
     ck_egg_model(width: shape.width, layers: shape.layers, weights: UnsafePointer(weights))
   }

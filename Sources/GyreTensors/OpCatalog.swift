@@ -28,5 +28,7 @@ public enum OpCatalog {
     LinearCrossEntropy.self,
     AdamWStep.self,
     MomentumStep.self,
+    EvolutionNoise.self,
+    LowRankAdd.self,
   ]
 }

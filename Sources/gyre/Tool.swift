@@ -18,7 +18,8 @@ struct Tool: AsyncParsableCommand {
       """,
     version: "0.1.0",
     subcommands: [
-      Train.self, Evolve.self, Generate.self, Evaluate.self, Logits.self, Inspect.self, Bench.self, Doctor.self,
+      Train.self, Evolve.self, Generate.self, Evaluate.self, Logits.self, Inspect.self, Bench.self,
+      Doctor.self,
     ])
 
   static func main() async {

@@ -16,6 +16,8 @@ public struct EggConfiguration: Codable, Hashable, Sendable {
   /// D.
   public var width = 64
   public var layers = 1
+  /// Standard deviation of a matrix's first weights; 16 is one, and what was published.
+  public var deviation = 16.0
   /// Members scored in one generation, an even number.
   public var population = 4096
   /// Bytes that every member reads in one generation.
@@ -40,7 +42,7 @@ public struct EggConfiguration: Codable, Hashable, Sendable {
   public init() {}
 
   enum CodingKeys: String, CodingKey, CaseIterable {
-    case width, layers, population, tokens, generations, streams, alpha, schedule, seed
+    case width, layers, deviation, population, tokens, generations, streams, alpha, schedule, seed
     case sigmaShift = "sigma_shift"
     case finalAlpha = "final_alpha"
     case noiseReuse = "noise_reuse"
@@ -73,6 +75,8 @@ public struct EggConfiguration: Codable, Hashable, Sendable {
     }
     try integer(width, .width, 1...4096)
     try integer(layers, .layers, 0...1024)
+    try require(
+      deviation >= 0 && deviation <= 127, "deviation", "must be in 0...127, is \(deviation)")
     try integer(population, .population, 2...1 << 24)
     try require(population % 2 == 0, "population", "must be even, is \(population)")
     try integer(tokens, .tokens, 1...1 << 20)

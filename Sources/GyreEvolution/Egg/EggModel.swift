@@ -12,8 +12,10 @@ public struct EggModel: Sendable {
   /// int8 `[parameterCount]`, in the order of `EggShape.leaves`. Evolution writes into it.
   public let weights: Tensor
 
-  /// Matrices round(16 z) with z standard normal, clipped to ±127; norms 16, which is one; biases 0.
-  public init(_ shape: EggShape, seed: UInt64, device: any Device) {
+  /// Matrices round(deviation z) with z standard normal, clipped to ±127; norms 16, which is one; biases 0.
+  public init(
+    _ shape: EggShape, deviation: Double = 16, seed: UInt64, device: any Device
+  ) {
     self.shape = shape
     var values: [Int8] = []
     values.reserveCapacity(shape.parameterCount)
@@ -22,7 +24,7 @@ public struct EggModel: Sendable {
       if leaf.isMatrix {
         let z = CounterGenerator(seed: seed, name: leaf.name).normals(count)
         values += z.map {
-          Int8(min(max((16 * $0).rounded(.toNearestOrEven), -127), 127))
+          Int8(min(max((Float(deviation) * $0).rounded(.toNearestOrEven), -127), 127))
         }
       } else {
         let isBias = leaf.name.hasSuffix("bf") || leaf.name.hasSuffix("bh")

@@ -13,6 +13,8 @@ public struct EvolutionMetrics: Codable, Sendable, Equatable {
   public var meanFitness: Double
   public var bestFitness: Double
   public var validationBitsPerByte: Double?
+  /// Mean return, or score, of the model itself.
+  public var validationReturn: Double? = nil
   /// Seconds of the generation, and their parts.
   public var seconds: Double
   public var forward, noise, update, scoring: Double
@@ -22,6 +24,7 @@ public struct EvolutionMetrics: Codable, Sendable, Equatable {
     case meanFitness = "mean_fitness"
     case bestFitness = "best_fitness"
     case validationBitsPerByte = "val_bits_per_byte"
+    case validationReturn = "val_return"
   }
 
   /// The line, keys sorted.

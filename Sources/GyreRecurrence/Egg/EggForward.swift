@@ -74,7 +74,8 @@ public struct EggForward: Op {
 
   public static let cases: [OpCase] = [
     item("plain", EggShape(width: 16, layers: 2), members: 3, .none),
-    item("stored noise", EggShape(width: 20, layers: 1), members: 6, EggNoise(.stored, sigmaShift: 3)),
+    item(
+      "stored noise", EggShape(width: 20, layers: 1), members: 6, EggNoise(.stored, sigmaShift: 3)),
     item(
       "generated noise", EggShape(width: 18, layers: 2), members: 70,
       EggNoise(.generated(seed: 0x1_2345_6789, epoch: 7, firstPair: 40)), tokens: 3, group: 2),

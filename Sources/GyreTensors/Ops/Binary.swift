@@ -172,10 +172,17 @@ public enum Broadcast {
 }
 
 extension Tensor {
-  public static func + (x: Tensor, y: Tensor) -> Tensor { apply(Binary(.add), [x, y])[0] }
-  public static func - (x: Tensor, y: Tensor) -> Tensor { apply(Binary(.subtract), [x, y])[0] }
-  public static func * (x: Tensor, y: Tensor) -> Tensor { apply(Binary(.multiply), [x, y])[0] }
-  public static func / (x: Tensor, y: Tensor) -> Tensor { apply(Binary(.divide), [x, y])[0] }
+  public static func + (x: Tensor, y: Tensor) -> Tensor { arithmetic(.add, x, y) }
+  public static func - (x: Tensor, y: Tensor) -> Tensor { arithmetic(.subtract, x, y) }
+  public static func * (x: Tensor, y: Tensor) -> Tensor { arithmetic(.multiply, x, y) }
+  public static func / (x: Tensor, y: Tensor) -> Tensor { arithmetic(.divide, x, y) }
+
+  private static func arithmetic(_ kind: Binary.Kind, _ x: Tensor, _ y: Tensor) -> Tensor {
+    guard let population = Perturbation.current else { return apply(Binary(kind), [x, y])[0] }
+    return apply(
+      Binary(kind),
+      [population.vector(x, like: y) ?? x, population.vector(y, like: x) ?? y])[0]
+  }
   public func maximum(_ y: Tensor) -> Tensor { apply(Binary(.maximum), [self, y])[0] }
   public func minimum(_ y: Tensor) -> Tensor { apply(Binary(.minimum), [self, y])[0] }
   /// The sum over the axes along which a tensor of shape `shape` would be broadcast to this one.

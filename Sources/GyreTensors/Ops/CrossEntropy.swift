@@ -124,6 +124,9 @@ extension Tensor {
   }
   /// The same for logits = self · headᵀ, which are never stored.
   public func crossEntropy(head: Tensor, _ targets: Tensor) -> (mean: Tensor, rows: Tensor) {
+    if let population = Perturbation.current, population.perturbs(head, shape) {
+      return linear(head).crossEntropy(targets)
+    }
     let op = LinearCrossEntropy(
       computesGradients: Tape.current != nil, precision: ComputePrecision.current)
     let outputs = apply(op, [self, head, targets])

@@ -42,5 +42,8 @@ public struct EmbeddingLookup: Op {
 
 extension Tensor {
   /// The rows that int32 `tokens` name.
-  public func rows(_ tokens: Tensor) -> Tensor { apply(EmbeddingLookup(), [self, tokens])[0] }
+  public func rows(_ tokens: Tensor) -> Tensor {
+    let y = apply(EmbeddingLookup(), [self, tokens])[0]
+    return Perturbation.current?.rows(y, self, tokens) ?? y
+  }
 }

@@ -149,10 +149,11 @@ extension Tensor {
 
   /// x Wᵀ + b.
   public func linear(_ weight: Tensor, bias: Tensor? = nil) -> Tensor {
-    apply(
+    let y = apply(
       LinearMap(precision: ComputePrecision.current),
       bias.map { [self, weight, $0] } ?? [self, weight]
     )[0]
+    return Perturbation.current?.linear(y, self, weight, bias) ?? y
   }
 
   /// op(self) op(other); see `MatMul`.

@@ -244,10 +244,20 @@ public struct L2Normalize: Op {
 
 extension Tensor {
   public func rmsNormalized(weight: Tensor? = nil, epsilon: Double) -> Tensor {
-    apply(Norm(epsilon: epsilon), weight.map { [self, $0] } ?? [self])[0]
+    if let weight, let scale = Perturbation.current?.vector(weight, like: self) {
+      return apply(Norm(epsilon: epsilon), [self])[0] * scale
+    }
+    return apply(Norm(epsilon: epsilon), weight.map { [self, $0] } ?? [self])[0]
   }
   public func layerNormalized(weight: Tensor, bias: Tensor? = nil, epsilon: Double) -> Tensor {
-    apply(
+    if let population = Perturbation.current,
+      let scale = population.vector(weight, like: self)
+    {
+      let one = Tensor.full(1, weight.shape, on: device)
+      let y = apply(Norm(epsilon: epsilon, centers: true), [self, one])[0] * scale
+      return bias.map { y + $0 } ?? y
+    }
+    return apply(
       Norm(epsilon: epsilon, centers: true), bias.map { [self, weight, $0] } ?? [self, weight])[0]
   }
   public func l2Normalized(epsilon: Double = 1e-6) -> Tensor {

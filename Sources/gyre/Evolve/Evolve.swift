@@ -1,5 +1,6 @@
 import ArgumentParser
 import GyreEvolution
+import GyrePlatform
 import GyreTensors
 
 struct Evolve: ParsableCommand {
@@ -10,37 +11,87 @@ struct Evolve: ParsableCommand {
 
         gyre evolve --model egg                      EGG, a language model of whole numbers
         gyre evolve --model egg book.txt --population 16384 --generations 2000 --out runs/egg
+        gyre evolve --model tiny book.txt --reward loss          EGGROLL: any model, low rank
+        gyre evolve --model runs/tiny-1 --reward accuracy --population 512 --sigma 0.01
+        gyre evolve --model runs/tiny-1 --reward "python3 score.py" --prompts prompts.txt
+        gyre evolve --environment cartpole           a recurrent policy: cartpole, pendulum,
+                                                     mountaincar, acrobot, tmaze
         gyre evolve --resume --out runs/egg --generations 4000
+        gyre evolve --evidence rank                  how fast rank r approaches full rank
 
       Texts are files, folders or JSON lines with a field "text"; none: the built-in text. The run
-      folder holds config.json, evolution.json, model.safetensors, metrics.jsonl and report.html;
-      generate, eval and inspect take it. Ctrl-C and SIGTERM save a checkpoint and end; --resume goes
-      on bit for bit.
+      folder holds the model, evolution.json, metrics.jsonl and report.html; generate, eval and inspect
+      take it. Ctrl-C and SIGTERM save a checkpoint and end; --resume goes on bit for bit.
+
+      A program as --reward reads one JSON object a line, {"id", "generation", "member", "prompt",
+      "completion"}, and answers each with {"id", "score"}. It may crash or hang: it is started anew, and
+      at worst the generation is passed over.
       """)
+
+  enum Evidence: String, ExpressibleByArgument { case rank }
 
   @Argument(help: "Text files, folders, .jsonl files; none: the built-in text.")
   var texts: [String] = []
-  @Option(help: "egg.") var model: String?
+  @Option(help: "egg, a preset, a config.json, or the folder of a trained model to go on with.")
+  var model: String?
+  @Option(help: "Evolve a policy for this environment.") var environment: String?
+  @Option(help: "Measure: rank.") var evidence: Evidence?
   @OptionGroup var shared: EvolveOptions
   @OptionGroup(title: "EGG") var egg: EggOptions
+  @OptionGroup(title: "EGGROLL, for float models") var float: FloatOptions
   @OptionGroup var device: DeviceOptions
 
   func validate() throws {
+    if evidence != nil { return }
     if shared.resume, shared.out == nil {
       throw ValidationError("--resume needs --out, the run folder to go on with")
     }
-    if shared.resume, !texts.isEmpty || model != nil {
-      throw ValidationError("--resume takes texts and model from the run folder")
+    if shared.resume, !texts.isEmpty || model != nil || environment != nil {
+      throw ValidationError("--resume takes texts, model and environment from the run folder")
     }
-    if !shared.resume, model == nil { throw ValidationError("--model is missing, such as egg") }
+    if !shared.resume, (model == nil) == (environment == nil) {
+      throw ValidationError("name either --model, such as egg, or --environment")
+    }
+    if let environment, Environments.type(named: environment) == nil {
+      let names = Environments.all.map { $0.name }.joined(separator: ", ")
+      throw ValidationError("--environment '\(environment)' does not exist; there are \(names)")
+    }
   }
 
   func run() throws {
     let device = try device.open()
-    if let model, model != EggModel.type {
-      throw Failure("--model '\(model)' cannot evolve; there is egg")
+    if evidence != nil {
+      try measureRank(device)
+      return
     }
-    try EvolveEgg(texts: texts, options: shared, egg: egg, device: device).run()
+    var isEgg = model == EggModel.type
+    if shared.resume, let out = shared.out { isEgg = try EggModel.shape(folder: out) != nil }
+    if isEgg {
+      try EvolveEgg(texts: texts, options: shared, egg: egg, device: device).run()
+    } else {
+      try EvolveFloat(
+        texts: texts, model: model, environment: environment, options: shared, float: float,
+        device: device
+      ).run()
+    }
+  }
+
+  private func measureRank(_ device: any Device) throws {
+    let result = try RankEvidence.measure(seed: shared.seed ?? 1, device: device)
+    if shared.json {
+      try JSONOutput.document(result)
+      return
+    }
+    var table = Table([("rank", .right), ("distance", .right), ("standard error", .right)])
+    for row in result.rows {
+      table.add([
+        "\(row.rank)", Format.fixed(row.distance, 5), Format.fixed(row.standardError, 5),
+      ])
+    }
+    table.print()
+    Terminal.line(
+      "distance of rank r's direction from that of full rank, over its length; log-log slope "
+        + Format.fixed(result.slope, 3))
   }
 }
 
@@ -48,7 +99,7 @@ struct Evolve: ParsableCommand {
 struct EvolveOptions: ParsableArguments {
   @Option(help: "Members scored in a generation.") var population: Int?
   @Option(help: "Generations to run.") var generations: Int?
-  @Option(help: "Tokens that a member reads in a generation.") var tokens: Int?
+  @Option(help: "Tokens that a member reads or writes in a row of a generation.") var tokens: Int?
   @Option(help: "Seed of the model, the noise and the order of data.") var seed: UInt64?
   @Option(help: "The run folder; by default the next free runs/NAME-N.") var out: String?
   @Option(help: "Generations between checkpoints.") var checkpointEvery: Int?
@@ -63,6 +114,8 @@ struct EvolveOptions: ParsableArguments {
 struct EggOptions: ParsableArguments {
   @Option(help: "Width of the model.") var width: Int?
   @Option(help: "Layers of the model.") var layers: Int?
+  @Option(help: "Standard deviation of a matrix's first weights; 16 is one.")
+  var deviation: Double?
   @Option(help: "Streams that the text is cut into; members of a group share one.")
   var streams: Int?
   @Option(help: "Perturbations are 16 · 2^-this of a unit weight.") var sigmaShift: Int?
@@ -72,4 +125,42 @@ struct EggOptions: ParsableArguments {
   var alphaSchedule: EggConfiguration.Schedule?
 }
 
+/// Options of float models.
+struct FloatOptions: ParsableArguments {
+  enum Strategy: String, ExpressibleByArgument, CaseIterable {
+    case eggroll, mezo
+    case openai = "openai-es"
+  }
+  @Option(help: "eggroll (low rank), openai-es (full rank) or mezo (one pair, full rank).")
+  var strategy: Strategy?
+  @Option(help: "loss, accuracy, or a program that scores completions.") var reward: String?
+  @Option(help: "A file with one prompt a line, for a program as reward.") var prompts: String?
+  @Option(help: "Temperature of completions; 0: the likeliest token always.")
+  var temperature = 0.0
+  @Option(help: "Seconds that a program may be silent.") var timeout = 60.0
+  @Option(help: "How often a program is started anew before a generation is passed over.")
+  var retries = 2
+  @Option(help: "r of the perturbations; 0: full rank.") var rank: Int?
+  @Option(help: "σ of the perturbations.") var sigma: Double?
+  @Option(help: "Factor on σ every generation.") var sigmaDecay: Double?
+  @Option(help: "Learning rate: pure noise moves an entry by about this many σ.") var lr: Double?
+  @Option(help: "Factor on the learning rate every generation.") var lrDecay: Double?
+  @Option(help: "sgd, momentum or adamw.") var optimizer: EvolutionConfiguration.OptimizerKind?
+  @Option(help: "Weight decay of matrices.") var weightDecay: Double?
+  @Option(
+    help: ArgumentHelp(
+      "How scores become weights.",
+      discussion: FitnessShaping.allCases.map(\.rawValue).joined(separator: ", ")))
+  var shaping: FitnessShaping?
+  @Option(help: "Members that share data; 0: all.") var group: Int?
+  @Option(help: "Rows of text, prompts or episodes a member.") var rows: Int?
+  @Option(help: "Rows that go through the model at once.") var chunkRows: Int?
+  @Flag(help: "Perturb matrices only.") var freezeVectors = false
+  @Option(help: "Of a policy: min_gru, gru or feed_forward.") var policy: Policy.Kind?
+  @Option(help: "Width of a policy.") var policyWidth: Int?
+}
+
 extension EggConfiguration.Schedule: ExpressibleByArgument {}
+extension EvolutionConfiguration.OptimizerKind: ExpressibleByArgument {}
+extension FitnessShaping: ExpressibleByArgument {}
+extension Policy.Kind: ExpressibleByArgument {}

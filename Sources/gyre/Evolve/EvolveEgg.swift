@@ -17,7 +17,9 @@ struct EvolveEgg {
   func run() throws {
     let folder = RunFolder(options.out ?? Files.nextRunFolder("egg"))
     let configuration = try options.resume ? stored(folder) : fresh(folder)
-    let model = EggModel(configuration.shape, seed: configuration.seed, device: device)
+    let model = EggModel(
+      configuration.shape, deviation: configuration.deviation, seed: configuration.seed,
+      device: device)
     if !options.resume {
       _ = try AtomicFile.write(try model.configurationJSON(), to: folder.configuration)
     }
@@ -98,6 +100,7 @@ struct EvolveEgg {
     if let reuse = options.noiseReuse { c.noiseReuse = reuse }
     if let width = egg.width { c.width = width }
     if let layers = egg.layers { c.layers = layers }
+    if let deviation = egg.deviation { c.deviation = deviation }
     if let streams = egg.streams { c.streams = streams }
     if let shift = egg.sigmaShift { c.sigmaShift = shift }
     if let alpha = egg.alpha { c.alpha = alpha }
@@ -163,7 +166,7 @@ struct EvolutionProgress {
   }
 
   mutating func update(_ m: EvolutionMetrics) {
-    held = m.validationBitsPerByte ?? held
+    held = m.heldOut ?? held
     let score = held.map { "held-out \(Format.fixed($0, 3))  " } ?? ""
     func share(_ part: Double) -> String {
       Format.fixed(100 * part / max(m.seconds, 1e-9), 0) + "%"

@@ -1,0 +1,199 @@
+import Synchronization
+
+/// The population that a forward pass runs for: each row of a batch is one member, whose parameters are
+/// perturbed (EGGROLL, Sarkar et al., https://arxiv.org/abs/2511.16652):
+///
+///     a matrix W is W + s σ/√r Σ_l A_l B_lᵀ, so that x Wᵀ becomes x Wᵀ + s σ/√r Σ_l (x·B_l) A_l
+///     a vector p is p + s σ z
+///
+/// with s = 1 for even members and −1 for odd ones, and the noise of `EvolutionNoise`: of a matrix `[m, n]`
+/// numbers l n + k of B and 2³¹ + l m + k of A, of a vector numbers k. `rank` nil takes a full matrix E of
+/// such numbers in place of A Bᵀ/√r, the classical evolution strategy.
+///
+/// `Perturbation.current` is task-local: linear maps, embeddings, norms and element-wise arithmetic of
+/// tensors look at it, so that models know nothing of it. It applies where the batch is the first axis
+/// of what they compute; parameters that reach an op in another way stay as they are. `used` tells which
+/// were perturbed. Nothing of it is recorded on a tape.
+public final class Perturbation: Sendable {
+  @TaskLocal public static var current: Perturbation?
+
+  /// What all generations of a run share.
+  public struct Strategy: Sendable, Hashable {
+    public var seed: UInt64
+    public var sigma: Double
+    /// r; nil: full rank.
+    public var rank: Int?
+    /// Whether vectors are perturbed.
+    public var includesVectors: Bool
+
+    public init(seed: UInt64, sigma: Double, rank: Int? = 1, includesVectors: Bool = true) {
+      self.seed = seed
+      self.sigma = sigma
+      self.rank = rank
+      self.includesVectors = includesVectors
+    }
+
+    /// What multiplies A Bᵀ or a full matrix.
+    public var matrixScale: Double { sigma / Double(rank ?? 1).squareRoot() }
+  }
+
+  /// The noise of some members for one parameter.
+  public struct Noise: Sendable {
+    public var strategy: Strategy
+    public var epoch: UInt32
+    /// int32 `[R]`.
+    public var members: Tensor
+    private let rows: Int
+
+    public init(_ strategy: Strategy, epoch: UInt32, members: Tensor) {
+      self.strategy = strategy
+      self.epoch = epoch
+      self.members = members
+      rows = members.shape[0]
+    }
+
+    private func make(_ leaf: Int, _ first: UInt32, _ count: Int, _ scale: Double, _ signed: Bool)
+      -> Tensor
+    {
+      apply(
+        EvolutionNoise(
+          seed: strategy.seed, epoch: epoch, leaf: UInt32(leaf), first: first, count: count,
+          scale: scale, isSigned: signed), [members])[0]
+    }
+
+    /// B `[R, r, n]` and `scale` A `[R, r, m]`, A with the members' signs where asked.
+    public func factors(_ leaf: Int, _ shape: Shape, scale: Double, signed: Bool) -> (
+      down: Tensor, up: Tensor
+    ) {
+      let r = strategy.rank ?? 1
+      return (
+        make(leaf, 0, r * shape[1], 1, false).aliased(as: [rows, r, shape[1]]),
+        make(leaf, 1 << 31, r * shape[0], scale, signed).aliased(as: [rows, r, shape[0]])
+      )
+    }
+
+    /// `scale` z of every element, `[R] + shape`.
+    public func full(_ leaf: Int, _ shape: Shape, scale: Double, signed: Bool) -> Tensor {
+      make(leaf, 0, shape.elementCount, scale, signed)
+        .aliased(as: Shape([rows] + shape.dimensions))
+    }
+  }
+
+  public let noise: Noise
+  private let rows: Int
+  /// Places of parameters by the identity of their values.
+  private let leaves: [TensorID: Int]
+  private struct Made {
+    var factors: [Int: (down: Tensor, up: Tensor)] = [:]
+    var full: [Int: Tensor] = [:]
+    var used: Set<Int> = []
+  }
+  private let made = Mutex(Made())
+
+  /// - Parameters:
+  ///   - members: one a row of the batch; negative: the model itself.
+  ///   - parameters: those that may be perturbed; their places here number their noise.
+  public init(
+    _ strategy: Strategy, epoch: UInt32, members: [Int32], parameters: [Parameter],
+    on device: any Device
+  ) {
+    noise = Noise(
+      strategy, epoch: epoch, members: Tensor(members, shape: [members.count], on: device))
+    rows = members.count
+    var leaves: [TensorID: Int] = [:]
+    for (i, p) in parameters.enumerated() { leaves[p.value.id] = i }
+    self.leaves = leaves
+  }
+
+  /// Places of the parameters that took part so far.
+  public var used: Set<Int> { made.withLock { $0.used } }
+
+  /// The place of a matrix that is perturbed for a batch of this shape.
+  private func matrix(_ weight: Tensor, _ batch: Shape) -> Int? {
+    guard weight.rank == 2, batch.rank >= 1, batch[0] == rows else { return nil }
+    return leaves[weight.id]
+  }
+
+  private func factors(_ leaf: Int, _ weight: Tensor) -> (down: Tensor, up: Tensor) {
+    if let present = made.withLock({ $0.factors[leaf] }) { return present }
+    let fresh = noise.factors(
+      leaf, weight.shape, scale: noise.strategy.matrixScale, signed: true)
+    made.withLock {
+      $0.factors[leaf] = fresh
+      $0.used.insert(leaf)
+    }
+    return fresh
+  }
+
+  private func full(_ leaf: Int, _ p: Tensor) -> Tensor {
+    if let present = made.withLock({ $0.full[leaf] }) { return present }
+    let fresh = noise.full(leaf, p.shape, scale: noise.strategy.sigma, signed: true)
+    made.withLock {
+      $0.full[leaf] = fresh
+      $0.used.insert(leaf)
+    }
+    return fresh
+  }
+
+  /// Whether a table or a head is perturbed for rows of this shape.
+  func perturbs(_ weight: Tensor, _ batch: Shape) -> Bool { matrix(weight, batch) != nil }
+
+  /// y = x Wᵀ + b with each row's perturbation added.
+  func linear(_ y: Tensor, _ x: Tensor, _ weight: Tensor, _ bias: Tensor?) -> Tensor {
+    var y = y
+    if let leaf = matrix(weight, x.shape) {
+      if noise.strategy.rank != nil {
+        let (down, up) = factors(leaf, weight)
+        y.device.launch(
+          KernelCall(op: LowRankAdd(), inputs: [y, x, down, up], outputs: [y]))
+      } else {
+        let (tokens, n) = (x.shape.rowCount / max(rows, 1), weight.shape[1])
+        let added = x.aliased(as: [rows, tokens, n]).matmul(
+          full(leaf, weight), transposingRight: true)
+        y = y + added.aliased(as: y.shape)
+      }
+    }
+    if let bias, let shift = vectorNoise(bias, y) { y = y + shift }
+    return y
+  }
+
+  /// Rows of a table with each member's perturbation added.
+  func rows(_ y: Tensor, _ table: Tensor, _ tokens: Tensor) -> Tensor {
+    guard let leaf = matrix(table, tokens.shape) else { return y }
+    if noise.strategy.rank != nil {
+      let (down, up) = factors(leaf, table)
+      // Row t of A Bᵀ is A[t] B: A plays the part of down.
+      y.device.launch(
+        KernelCall(op: LowRankAdd(), inputs: [y, tokens, up, down], outputs: [y]))
+      return y
+    }
+    // One table of all members' rows: member i's row t is row i V + t.
+    let vocabulary = table.shape[0]
+    let all = full(leaf, table).aliased(as: [rows * vocabulary, table.shape[1]])
+    let length = tokens.elementCount / rows
+    do throws(DeviceError) {
+      let ids = try tokens.elements(Int32.self).enumerated().map { i, id in
+        Int32(i / length * vocabulary) + id
+      }
+      let places = Tensor(ids, shape: tokens.shape, on: tokens.device)
+      return y + apply(EmbeddingLookup(), [all, places])[0]
+    } catch {
+      tokens.device.fail(error)
+      return y
+    }
+  }
+
+  /// s σ z of a vector, shaped to be added to what `x` is broadcast with; nil where it does not apply.
+  private func vectorNoise(_ p: Tensor, _ x: Tensor) -> Tensor? {
+    guard noise.strategy.includesVectors, p.rank == 1, x.rank >= 2, x.shape[0] == rows,
+      x.shape.last == p.shape[0], let leaf = leaves[p.id]
+    else { return nil }
+    let ones = [Int](repeating: 1, count: x.rank - 2)
+    return full(leaf, p).aliased(as: Shape([rows] + ones + [p.shape[0]]))
+  }
+
+  /// A vector as each row of `x` sees it; the vector itself where it is not perturbed.
+  func vector(_ p: Tensor, like x: Tensor) -> Tensor? {
+    vectorNoise(p, x).map { apply(Binary(.add), [$0, p])[0] }
+  }
+}
