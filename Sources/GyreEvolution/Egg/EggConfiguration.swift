@@ -17,26 +17,26 @@ public struct EggConfiguration: Codable, Hashable, Sendable {
   public var width = 64
   public var layers = 1
   /// Standard deviation of a matrix's first weights; 16 is one, and what was published.
-  public var deviation = 16.0
+  public var deviation = 5.0
   /// Members scored in one generation, an even number.
-  public var population = 4096
+  public var population = 8192
   /// Bytes that every member reads in one generation.
   public var tokens = 8
-  public var generations = 4000
+  public var generations = 10000
   /// Streams that the text is cut into; equal groups of members share one.
-  public var streams = 1024
+  public var streams = 2048
   /// σ of `EggNoise`: the perturbation of a weight is about 16·2^−σ.
-  public var sigmaShift = 4
+  public var sigmaShift = 3
   /// The part of the weights that noise alone would move in a generation, at first and at last.
   public var alpha = 0.3
-  public var finalAlpha = 0.02
+  public var finalAlpha = 0.01
   public var schedule = Schedule.exponential
   /// Generations that share one noise; 0: the same noise always.
   public var noiseReuse = 1
   public var seed: UInt64 = 0
   /// Generations between evaluations and between checkpoints; 0: at the end only.
-  public var evaluateEvery = 250
-  public var checkpointEvery = 500
+  public var evaluateEvery = 500
+  public var checkpointEvery = 1000
   public var keptCheckpoints = 2
 
   public init() {}

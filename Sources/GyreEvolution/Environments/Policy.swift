@@ -3,15 +3,13 @@ import GyreMixers
 import GyreRecurrence
 import GyreTensors
 
-/// A small network that acts: h = tanh(W o + b), then residual recurrent layers, then a linear head.
+/// A small network that acts: h = tanh(W o + b), then a residual layer, then a linear head.
+///
+/// The layer is any mixer of the catalogue, which remembers, or a second tanh layer, which does not.
 public struct Policy: Sendable {
-  public enum Kind: String, Sendable, Codable, CaseIterable {
-    case minGRU = "min_gru"
-    case gru
-    /// A second tanh layer in place of recurrence.
-    case feedForward = "feed_forward"
-  }
-  public let kind: Kind
+  /// The layer without memory; other kinds are names of mixers.
+  public static let feedForward = "feed_forward"
+  public let kind: String
   public let parameters: [Parameter]
   private let encoder: Linear
   private let hidden: Linear?
@@ -20,29 +18,39 @@ public struct Policy: Sendable {
   private let head: Linear
 
   /// - Parameter outputs: choices, or 1 for a number.
+  /// - Throws: for a kind that does not exist or does not fit the width.
   public init(
-    _ kind: Kind, observations: Int, outputs: Int, width: Int, source: any ParameterSource,
+    _ kind: String, observations: Int, outputs: Int, width: Int, source: any ParameterSource,
     device: any Device
   ) throws(ConfigurationError) {
     self.kind = kind
     var p = ParameterBuilder(source: source, device: device)
     encoder = try Linear("encoder", inputs: observations, outputs: width, bias: .zeros, &p)
-    let layer = LayerPosition(index: 0, count: 1)
-    switch kind {
-    case .feedForward:
+    if kind == Policy.feedForward {
       hidden = try Linear("hidden", inputs: width, outputs: width, bias: .zeros, &p)
       (mixer, norm) = (nil, nil)
-    case .minGRU, .gru:
+    } else {
+      guard let type = MixerCatalog.mixers.first(where: { $0.kind == kind }) else {
+        let known = [Policy.feedForward] + MixerCatalog.mixers.map { $0.kind }
+        throw ConfigurationError("policy", "is '\(kind)'; there are \(known)")
+      }
       hidden = nil
       norm = try NormLayer("norm", width, &p)
-      mixer = try p.scoped("mixer") { p throws(ConfigurationError) -> any SequenceMixer in
-        kind == .gru
-          ? try GRU(GRU.Configuration(), width: width, layer: layer, parameters: &p)
-          : try MinGRU(MinGRU.Configuration(), width: width, layer: layer, parameters: &p)
+      mixer = try p.scoped("mixer") { p throws(ConfigurationError) in
+        try Policy.make(type, width, &p)
       }
     }
     head = try Linear("head", inputs: width, outputs: outputs, bias: .zeros, &p)
     parameters = p.parameters
+  }
+
+  private static func make<M: SequenceMixer>(
+    _: M.Type, _ width: Int, _ p: inout ParameterBuilder
+  ) throws(ConfigurationError) -> any SequenceMixer {
+    let options = M.Configuration()
+    try options.validate(width: width)
+    return try M(
+      options, width: width, layer: LayerPosition(index: 0, count: 1), parameters: &p)
   }
 
   public func makeState(rows: Int) -> State { State(mixer?.stateSpec ?? StateSpec(), batch: rows) }

@@ -156,11 +156,11 @@ struct FloatOptions: ParsableArguments {
   @Option(help: "Rows of text, prompts or episodes a member.") var rows: Int?
   @Option(help: "Rows that go through the model at once.") var chunkRows: Int?
   @Flag(help: "Perturb matrices only.") var freezeVectors = false
-  @Option(help: "Of a policy: min_gru, gru or feed_forward.") var policy: Policy.Kind?
+  @Option(help: "Layer of a policy: a mixer such as min_gru or rg_lru, or feed_forward.")
+  var policy: String?
   @Option(help: "Width of a policy.") var policyWidth: Int?
 }
 
 extension EggConfiguration.Schedule: ExpressibleByArgument {}
 extension EvolutionConfiguration.OptimizerKind: ExpressibleByArgument {}
 extension FitnessShaping: ExpressibleByArgument {}
-extension Policy.Kind: ExpressibleByArgument {}

@@ -21,7 +21,7 @@ struct EvolveFloat {
   /// What `policy.json` of a run folder holds.
   private struct PolicyFile: Codable {
     var environment: String
-    var kind: Policy.Kind
+    var kind: String
     var width: Int
   }
 
@@ -99,7 +99,7 @@ struct EvolveFloat {
       try FileManager.default.createDirectory(
         atPath: folder.path, withIntermediateDirectories: true)
       let file = PolicyFile(
-        environment: environment, kind: float.policy ?? .minGRU, width: float.policyWidth ?? 32)
+        environment: environment, kind: float.policy ?? "min_gru", width: float.policyWidth ?? 32)
       let encoder = JSONEncoder()
       encoder.outputFormatting = [.prettyPrinted, .sortedKeys]
       _ = try AtomicFile.write(
