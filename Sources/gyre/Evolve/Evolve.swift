@@ -17,7 +17,8 @@ struct Evolve: ParsableCommand {
         gyre evolve --environment cartpole           a recurrent policy: cartpole, pendulum,
                                                      mountaincar, acrobot, tmaze
         gyre evolve --resume --out runs/egg --generations 4000
-        gyre evolve --evidence rank                  how fast rank r approaches full rank
+        gyre evolve --evidence rank                  how fast rank r approaches full rank, from
+                                                     --population members (8 million)
 
       Texts are files, folders or JSON lines with a field "text"; none: the built-in text. The run
       folder holds the model, evolution.json, metrics.jsonl and report.html; generate, eval and inspect
@@ -77,7 +78,9 @@ struct Evolve: ParsableCommand {
   }
 
   private func measureRank(_ device: any Device) throws {
-    let result = try RankEvidence.measure(seed: shared.seed ?? 1, device: device)
+    let result = try RankEvidence.measure(
+      pairs: max((shared.population ?? 1 << 23) / 2, 1 << 10), seed: shared.seed ?? 1,
+      device: device)
     if shared.json {
       try JSONOutput.document(result)
       return
