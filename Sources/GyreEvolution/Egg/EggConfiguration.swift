@@ -14,7 +14,7 @@ public struct EggConfiguration: Codable, Hashable, Sendable {
   }
 
   /// D.
-  public var width = 64
+  public var width = 32
   public var layers = 1
   /// Standard deviation of a matrix's first weights; 16 is one, and what was published.
   public var deviation = 5.0
@@ -22,21 +22,21 @@ public struct EggConfiguration: Codable, Hashable, Sendable {
   public var population = 8192
   /// Bytes that every member reads in one generation.
   public var tokens = 8
-  public var generations = 10000
+  public var generations = 40000
   /// Streams that the text is cut into; equal groups of members share one.
   public var streams = 2048
   /// σ of `EggNoise`: the perturbation of a weight is about 16·2^−σ.
   public var sigmaShift = 3
   /// The part of the weights that noise alone would move in a generation, at first and at last.
   public var alpha = 0.3
-  public var finalAlpha = 0.01
+  public var finalAlpha = 0.005
   public var schedule = Schedule.exponential
   /// Generations that share one noise; 0: the same noise always.
   public var noiseReuse = 1
   public var seed: UInt64 = 0
   /// Generations between evaluations and between checkpoints; 0: at the end only.
-  public var evaluateEvery = 500
-  public var checkpointEvery = 1000
+  public var evaluateEvery = 1000
+  public var checkpointEvery = 2000
   public var keptCheckpoints = 2
 
   public init() {}
