@@ -53,7 +53,10 @@ extension CUDAKernel {
         rowDot, grid: ((rows * 32 + 255) / 256, 1, 1),
         gyre_row_dot_args(rows: rows, columns: a.value_size, x: a.dy, y: a.y, out: a.delta))
       let dg = op.forward.optional[3].map { call.outputs[$0] }
-      if dg != nil { a.columns = launch.floats(a.batch * a.heads * a.keys) }
+      if dg != nil {
+        a.columns = launch.floats(a.batch * a.heads * a.keys)
+        a.rows = launch.floats(a.batch * a.heads * a.queries)
+      }
       if let size = matrixSize(a) {
         makeHalf(&a, call.inputs, launch)
         a.dy = gyre_array(launch.bfloat16(call.inputs[op.inputCount + 2]), .bfloat16)
@@ -78,10 +81,10 @@ extension CUDAKernel {
     },
   ]
 
-  /// Which tensor-core kernels serve a call: those for 64 or 128 channels, for bfloat16 values and
+  /// Which tensor-core kernels serve a call: those for 64 or 128 channels, for bfloat16 queries and
   /// enough queries to fill their tiles.
   private static func matrixSize(_ a: gyre_attention_args) -> Int? {
-    guard a.v.dtype == DType.bfloat16.cuda, a.queries >= 16 else { return nil }
+    guard a.q.dtype == DType.bfloat16.cuda, a.queries >= 16 else { return nil }
     let largest = max(a.key_size, a.value_size)
     return largest <= 64 ? 0 : largest <= 128 ? 1 : nil
   }

@@ -19,7 +19,7 @@ import Testing
   /// A folder of its own for each test.
   private func withFolder(_ body: (String) throws -> Void) rethrows {
     var template = Array("/tmp/gyre-cuda-XXXXXX".utf8CString)
-    let folder = template.withUnsafeMutableBufferPointer { mkdtemp($0.baseAddress) }
+    let folder = template.withUnsafeMutableBufferPointer { $0.baseAddress.flatMap { mkdtemp($0) } }
       .map { String(cString: $0) }
     guard let folder else {
       Issue.record("no temporary folder")

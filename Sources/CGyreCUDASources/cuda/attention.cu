@@ -244,7 +244,7 @@ template <int C> GYRE_DEVICE void query_gradients(const gyre_attention_args &a) 
   stage(q, a.q, 32, tile * 32, a.queries, a.heads * K, (b * a.queries * a.heads + h) * K, K);
   stage(dy, a.dy, 32, tile * 32, a.queries, a.heads * V, (b * a.queries * a.heads + h) * V, V);
   int query = threadIdx.x >> 3, part = threadIdx.x & 7;
-  float dq[C];
+  float dq[C], row_sum = 0.f;
 #pragma unroll
   for (int c = 0; c < C; c++) dq[c] = 0.f;
   long last = tile * 32 + 32 < a.queries ? tile * 32 + 32 : a.queries;
@@ -266,6 +266,7 @@ template <int C> GYRE_DEVICE void query_gradients(const gyre_attention_args &a) 
     __syncthreads();
     for (int j = 0; j < 16; j++) {
       float slope = ds[query * 16 + j];
+      row_sum += slope;
 #pragma unroll
       for (int c = 0; c < C; c++)
         if (part + 8 * c < K) dq[c] += slope * k[j * (K + 1) + part + 8 * c];
@@ -273,6 +274,7 @@ template <int C> GYRE_DEVICE void query_gradients(const gyre_attention_args &a) 
   }
   long i = tile * 32 + query;
   if (i >= a.queries) return;
+  if (a.rows && part == 0) a.rows[row * a.queries + i] = row_sum;
 #pragma unroll
   for (int c = 0; c < C; c++)
     if (part + 8 * c < K)
@@ -283,8 +285,8 @@ GYRE_KERNEL attention_queries_128(gyre_attention_args a) { query_gradients<16>(a
 GYRE_KERNEL attention_queries_256(gyre_attention_args a) { query_gradients<32>(a); }
 GYRE_KERNEL attention_queries_512(gyre_attention_args a) { query_gradients<64>(a); }
 
-// dg[l] = sum over i >= l > j of ds[i, j] = - sum over j >= l of the columns, since rows sum to zero.
-// One warp a row and head, from the end.
+// dg[l] = sum over i >= l > j of ds[i, j] = sum over i >= l of the rows' sums (zero but for rounding) -
+// sum over j >= l of the columns'. One warp a row and head, from the end.
 GYRE_KERNEL attention_gates(gyre_attention_args a) {
   long row = ((long)blockIdx.x * blockDim.x + threadIdx.x) >> 5;
   int lane = threadIdx.x & 31;
@@ -294,6 +296,7 @@ GYRE_KERNEL attention_gates(gyre_attention_args a) {
   for (long end = a.keys; end > 0; end -= 32) {
     long j = end - 1 - lane;
     float part = j >= 0 ? a.columns[row * a.keys + j] : 0.f;
+    if (j >= past(a)) part -= a.rows[row * a.queries + j - past(a)];
 #pragma unroll
     for (int o = 1; o < 32; o <<= 1) {
       float other = __shfl_up_sync(~0u, part, o);

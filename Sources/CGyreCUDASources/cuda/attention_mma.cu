@@ -218,7 +218,7 @@ GYRE_KERNEL __launch_bounds__(128) attention_mma_queries(gyre_attention_args a) 
   stage(q, ROWS_OF_BLOCK, p.q, start, a.queries, a.heads * a.key_size, a.key_size);
   stage(dy, ROWS_OF_BLOCK, p.dy, start, a.queries, a.heads * a.value_size, a.value_size);
   long query[2], low[2];
-  float sums[2], delta[2], dq[SIZE / 8][4];
+  float sums[2], delta[2], total[2] = {0.f, 0.f}, dq[SIZE / 8][4];
   CLEAR(dq);
 #pragma unroll
   for (int r = 0; r < 2; r++) {
@@ -249,13 +249,18 @@ GYRE_KERNEL __launch_bounds__(128) attention_mma_queries(gyre_attention_args a) 
         bool seen = key >= low[r] && key <= p.past + query[r];
         float w = seen ? expf(a.scale * s[n][e] + p.bias(a, query[r], key) - sums[r]) : 0.f;
         s[n][e] = w * (d[n][e] - delta[r]);
+        total[r] += s[n][e];
       }
     }
     weights_by_rows<TILE / 8>(dq, s, k, lane);
   }
 #pragma unroll
   for (int r = 0; r < 2; r++) {
+    total[r] += __shfl_xor_sync(~0u, total[r], 1);
+    total[r] += __shfl_xor_sync(~0u, total[r], 2);
     if (query[r] >= a.queries) continue;
+    if (a.rows && (lane & 3) == 0)
+      a.rows[(p.b * a.heads + p.h) * a.queries + query[r]] = total[r];
     long at = ((p.b * a.queries + query[r]) * a.heads + p.h) * a.key_size;
 #pragma unroll
     for (int n = 0; n < SIZE / 8; n++) {

@@ -60,6 +60,7 @@ typedef struct gyre_attention_args {
   gyre_array dy, dq, dk, dv, dg;
   GYRE_CUDA_PTR(float) delta;        // <dy, y>, [batch, queries, heads]
   GYRE_CUDA_PTR(float) columns;      // sums of ds over queries, [batch, heads, keys]
+  GYRE_CUDA_PTR(float) rows;         // and over keys, [batch, heads, queries]
 } gyre_attention_args;
 
 // MARK: linear_attention_base.cu, delta_rule_base.cu

@@ -37,7 +37,7 @@ public struct AttentionForward: Op {
     let starts = optional.pick(4, i)?.shape
     precondition(
       starts == nil || starts == [x.batch, x.keys], "softmax_attention: starts \(starts ?? [])")
-    return [TensorSpec([x.batch, x.queries, x.heads, x.valueSize], i[2].dtype)]
+    return [TensorSpec([x.batch, x.queries, x.heads, x.valueSize], i[0].dtype)]
       + (keepsSums ? [TensorSpec([x.batch, x.queries, x.heads])] : [])
   }
 
