@@ -25,15 +25,9 @@ class MixerArgs(C.Structure):
     """chunk_common.cuh"""
     _fields_ = [(n, C.c_void_p) for n in (
         "q k v a b gate beta reset initial y final records extras states state_gradients dy d_final "
-<<<<<<< HEAD
-        "dq dk dv da db d_gate d_beta d_initial").split()] + [(n, C.c_int) for n in (
-            "batch tokens heads key_heads keys values chunks gate_kind gate_is_float beta_is_float"
-        ).split()] + [("scale", C.c_float)]
-=======
         "dq dk dv da db d_gate d_beta d_initial norms").split()] + [(n, C.c_int) for n in (
             "batch tokens heads key_heads keys values chunks gate_kind gate_is_float beta_is_float"
         ).split()] + [("scale", C.c_float), ("normalize", C.c_int)]
->>>>>>> cudalinear
 
 
 class ScanArgs(C.Structure):
@@ -183,12 +177,8 @@ class Mixer:
     """One problem: inputs, outputs, workspaces, launches."""
 
     def __init__(self, dev, rule, B, T, H, K, V, dtype, gate_kind=0, gate_dtype=torch.float32, key_heads=None,
-<<<<<<< HEAD
-                 state=False, reset=False, beta_max=1.0, gate_low=-0.2, seed=0, scale=None, backward=True, team=None):
-=======
                  state=False, reset=False, beta_max=1.0, gate_low=-0.2, seed=0, scale=None, backward=True, team=None, normalize=False):
         self.normalize = normalize
->>>>>>> cudalinear
         self.dev, self.rule = dev, rule
         self.B, self.T, self.H, self.K, self.V, self.dtype = B, T, H, K, V, dtype
         self.Hk = key_heads or H
@@ -201,11 +191,7 @@ class Mixer:
         i = {}
         i["q"] = rand(B, T, self.Hk, K)
         i["k"] = rand(B, T, self.Hk, K)
-<<<<<<< HEAD
-        if rule == BETA:
-=======
         if rule == BETA and not normalize:
->>>>>>> cudalinear
             i["k"] = torch.nn.functional.normalize(i["k"], dim=-1)
         i["v"] = rand(B, T, H, V)
         if rule == GENERAL:
@@ -247,10 +233,7 @@ class Mixer:
         self.y, self.final = nan(B, T, H, V, dtype=self.dtype), nan(B, H, K, V)
         self.records = torch.full((B * H * N * record_bytes(self.rule, self.KP),), 255, device=d, dtype=torch.uint8)
         self.states = self.state_gradients = self.extras = None
-<<<<<<< HEAD
-=======
         self.norms = nan(B * H * N * 128)
->>>>>>> cudalinear
         self.grads = {}
         if self.backward:
             self.states = nan(B * H * N * ((V + 15) // 16) * 16 * self.KP, dtype=torch.bfloat16)
@@ -273,21 +256,14 @@ class Mixer:
     def args(self):
         p = lambda x: None if x is None else x.data_ptr()
         i = self.inputs
-<<<<<<< HEAD
-        a = MixerArgs(**{n: p(x) for n, x in i.items()}, reset=p(self.reset), y=p(self.y), final=p(self.final),
-=======
         a = MixerArgs(**{n: p(x) for n, x in i.items()}, reset=p(self.reset), norms=p(self.norms), y=p(self.y), final=p(self.final),
->>>>>>> cudalinear
                       records=p(self.records), extras=p(self.extras), states=p(self.states),
                       state_gradients=p(self.state_gradients), dy=p(self.dy), d_final=p(self.d_final),
                       **{n: p(x) for n, x in self.grads.items()})
         a.batch, a.tokens, a.heads, a.key_heads = self.B, self.T, self.H, self.Hk
         a.keys, a.values, a.chunks, a.gate_kind, a.scale = self.K, self.V, self.N, self.gate_kind, self.scale
         a.gate_is_float = int("gate" in i and i["gate"].dtype == torch.float32)
-<<<<<<< HEAD
-=======
         a.normalize = int(self.normalize)
->>>>>>> cudalinear
         a.beta_is_float = int("beta" in i and i["beta"].dtype == torch.float32)
         return a
 
@@ -322,13 +298,9 @@ class Mixer:
         self.gradient()
 
     def reference(self, gradients):
-<<<<<<< HEAD
-        i = {n: x.double().requires_grad_(gradients) for n, x in self.inputs.items()}
-=======
         unit = lambda x: x * (x.square().sum(-1, keepdim=True) + 1e-6).rsqrt()
         i = {n: (unit(x.double()) if self.normalize and n in "qk" else x.double()).requires_grad_(gradients)
              for n, x in self.inputs.items()}
->>>>>>> cudalinear
         group = self.H // self.Hk
         q, k = (i[n].repeat_interleave(group, 2) for n in ("q", "k"))
         v = i["v"]
@@ -497,12 +469,9 @@ def cases(small):
     yield "rwkv7 128", (GENERAL, 1, T, 2, 128, 128, bf), dict(gate_kind=3, gate_low=-0.6, team=True, **full)
     yield "kda 96 80", (BETA, 1, T, 2, 96, 80, bf), dict(gate_kind=3, gate_low=-2, team=True, **full)
     yield "gla 40 24", (LINEAR, 1, T, 2, 40, 24, bf), dict(gate_kind=3, gate_low=-2, team=True, **full)
-<<<<<<< HEAD
-=======
     yield "norm kda", (BETA, 1, T, 2, 64, 64, bf), dict(gate_kind=3, gate_low=-2, normalize=True, **full)
     yield "norm kda wide", (BETA, 1, T, 2, 128, 128, bf), dict(gate_kind=3, gate_low=-2, normalize=True, **full)
     yield "norm gated", (BETA, 1, T, 2, 128, 128, bf), dict(gate_kind=2, gate_low=-1, normalize=True, **full)
->>>>>>> cudalinear
     yield "kda float", (BETA, 1, T, 2, 64, 64, torch.float32), dict(gate_kind=3, gate_low=-2, **full)
     yield "linear float", (LINEAR, 1, T, 2, 64, 48, torch.float32), dict(gate_kind=2, gate_low=-2, **full)
     yield "rwkv7 float", (GENERAL, 1, T, 2, 64, 64, torch.float32), dict(gate_kind=3, gate_low=-0.6, **full)
@@ -543,13 +512,8 @@ def timed():
     yield "simple_gla", LINEAR, dict(gate_kind=2)
     yield "gla", LINEAR, dict(gate_kind=3)
     yield "delta_rule", BETA, dict()
-<<<<<<< HEAD
-    yield "gated_delta_rule", BETA, dict(gate_kind=2)
-    yield "kda", BETA, dict(gate_kind=3)
-=======
     yield "gated_delta_rule", BETA, dict(gate_kind=2, normalize=True)
     yield "kda", BETA, dict(gate_kind=3, normalize=True)
->>>>>>> cudalinear
     yield "rwkv7", GENERAL, dict(gate_kind=3, gate_dtype=bf, gate_low=-0.6)
 
 
