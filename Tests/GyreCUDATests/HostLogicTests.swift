@@ -94,10 +94,18 @@ import Testing
     }
   }
 
-  @Test func everyOpHasAKernel() {
-    for type in OpCatalog.tensorOps + EngineCatalog.ops where type != AdamWStep.self {
-      #expect(CUDAKernel.all[ObjectIdentifier(type)] != nil, "\(type.name)")
+  /// Ops that run their definition on the host; `Documentation/cuda.md` lists them, too.
+  static let withoutKernel: Set = [
+    "additive_gate", "egg_forward", "egg_update", "evolution_noise", "low_rank_add", "mesa",
+    "recurrent_cell", "rotary_at_rates", "selected_history", "top_mask", "wkv4",
+  ]
+
+  @Test func opsHaveKernels() {
+    let types = OpCatalog.tensorOps + EngineCatalog.ops
+    let missing = types.filter {
+      $0 != AdamWStep.self && CUDAKernel.all[ObjectIdentifier($0)] == nil
     }
+    #expect(Set(missing.map { $0.name }) == Self.withoutKernel)
   }
 
   @Test func mergedAxes() {
