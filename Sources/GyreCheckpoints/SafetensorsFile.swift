@@ -16,13 +16,8 @@ public struct SafetensorsFile: TensorSource {
   /// Bytes before the first value.
   public let headerByteCount: Int
 
-  private let storage: Storage
+  private let contents: FileContents
   private let indexOfName: [String: Int]
-
-  private enum Storage: Sendable {
-    case mapped(MappedFile)
-    case bytes([UInt8])
-  }
 
   /// Maps the file at `path` and checks its header.
   ///
@@ -32,7 +27,7 @@ public struct SafetensorsFile: TensorSource {
     let header = try mapped.withUnsafeBytes { (bytes) throws(CheckpointError) in
       try SafetensorsHeader(file: bytes, name: path)
     }
-    self.init(name: path, header: header, storage: .mapped(mapped))
+    self.init(name: path, header: header, contents: .mapped(mapped))
   }
 
   /// Checks a file that is already in memory; `name` is what errors call it.
@@ -40,15 +35,15 @@ public struct SafetensorsFile: TensorSource {
     let header = try bytes.withUnsafeBufferPointer { (bytes) throws(CheckpointError) in
       try SafetensorsHeader(file: UnsafeRawBufferPointer(bytes), name: name)
     }
-    self.init(name: name, header: header, storage: .bytes(bytes))
+    self.init(name: name, header: header, contents: .bytes(bytes))
   }
 
-  private init(name: String, header: SafetensorsHeader, storage: Storage) {
+  private init(name: String, header: SafetensorsHeader, contents: FileContents) {
     self.name = name
     metadata = header.metadata
     tensors = header.tensors
     headerByteCount = header.dataOffset
-    self.storage = storage
+    self.contents = contents
     // The header's names are unique, so nothing is dropped here.
     indexOfName = Dictionary(
       header.tensors.enumerated().map { ($1.name, $0) }, uniquingKeysWith: { first, _ in first })
@@ -70,28 +65,15 @@ public struct SafetensorsFile: TensorSource {
   public func withBytes<Result>(
     _ name: String, _ body: (UnsafeRawBufferPointer) throws(CheckpointError) -> Result
   ) throws(CheckpointError) -> Result {
-    let range = try info(name).byteRange
-    switch storage {
-    case .mapped(let file):
-      return try file.withUnsafeBytes { (bytes) throws(CheckpointError) in
-        try body(UnsafeRawBufferPointer(rebasing: bytes[range]))
-      }
-    case .bytes(let bytes):
-      return try bytes.withUnsafeBufferPointer { (bytes) throws(CheckpointError) in
-        try body(UnsafeRawBufferPointer(rebasing: UnsafeRawBufferPointer(bytes)[range]))
-      }
-    }
+    try contents.withBytes(try info(name).byteRange, body)
   }
 
   /// Whether the values lie in a mapped file, at addresses that hold while this value lives.
-  public var isMapped: Bool {
-    if case .mapped = storage { return true }
-    return false
-  }
+  public var isMapped: Bool { contents.isMapped }
 
   /// Asks the kernel to load a tensor's pages ahead of use; does nothing for bytes in memory.
   public func prefetch(_ name: String) throws(CheckpointError) {
     let range = try info(name).byteRange
-    if case .mapped(let file) = storage { file.prefetch(range) }
+    if case .mapped(let file) = contents { file.prefetch(range) }
   }
 }

@@ -14,13 +14,8 @@ public struct GGUFFile: TensorSource {
   /// All tensors in the order of the table.
   public let tensors: [TensorInfo]
 
-  private let storage: Storage
+  private let contents: FileContents
   private let places: [String: Int]
-
-  private enum Storage: Sendable {
-    case mapped(MappedFile)
-    case bytes([UInt8])
-  }
 
   /// Maps the file at `path` and checks its head.
   ///
@@ -41,11 +36,11 @@ public struct GGUFFile: TensorSource {
     self.init(name, header, .bytes(bytes))
   }
 
-  private init(_ name: String, _ header: GGUFHeader, _ storage: Storage) {
+  private init(_ name: String, _ header: GGUFHeader, _ contents: FileContents) {
     self.name = name
     values = header.metadata
     tensors = header.tensors
-    self.storage = storage
+    self.contents = contents
     places = Dictionary(
       header.tensors.enumerated().map { ($1.name, $0) }, uniquingKeysWith: { first, _ in first })
   }
@@ -74,22 +69,9 @@ public struct GGUFFile: TensorSource {
   public func withBytes<Result>(
     _ name: String, _ body: (UnsafeRawBufferPointer) throws(CheckpointError) -> Result
   ) throws(CheckpointError) -> Result {
-    let range = try info(name).byteRange
-    switch storage {
-    case .mapped(let file):
-      return try file.withUnsafeBytes { (bytes) throws(CheckpointError) in
-        try body(UnsafeRawBufferPointer(rebasing: bytes[range]))
-      }
-    case .bytes(let bytes):
-      return try bytes.withUnsafeBufferPointer { (bytes) throws(CheckpointError) in
-        try body(UnsafeRawBufferPointer(rebasing: UnsafeRawBufferPointer(bytes)[range]))
-      }
-    }
+    try contents.withBytes(try info(name).byteRange, body)
   }
 
   /// Whether the values lie in a mapped file, at addresses that hold while this value lives.
-  public var isMapped: Bool {
-    if case .mapped = storage { return true }
-    return false
-  }
+  public var isMapped: Bool { contents.isMapped }
 }
