@@ -9,18 +9,21 @@ import GyreTensors
 
 struct Inspect: ParsableCommand {
   static let configuration = CommandConfiguration(
-    abstract: "Show what a run folder, a preset's configuration or a safetensors file holds.",
+    abstract: "Show what a run folder, a preset's configuration or a file of weights holds.",
     discussion: """
         gyre inspect runs/tiny-1
         gyre inspect runs/tiny-1 --batch 16 --length 1024   memory to train at another shape
         gyre inspect model.safetensors
+        gyre inspect model.Q4_K.gguf
         gyre inspect model.safetensors.index.json
         gyre inspect mamba2-100m                            a preset, before training it
 
       Memory to train is that of one step with AdamW, counted on a device that allocates nothing.
       """)
 
-  @Argument(help: "A run folder, a safetensors file or index, a config.json, or a preset's name.")
+  @Argument(
+    help:
+      "A run folder, a safetensors file or index, a GGUF file, a config.json, or a preset's name.")
   var path: String
   @Option(help: "Sequences of a training step.") var batch = 16
   @Option(help: "Tokens of a sequence, and where caches of attention are counted.") var length = 256
@@ -67,7 +70,7 @@ struct Inspect: ParsableCommand {
     if json { try JSONOutput.document(result) } else { print(result) }
   }
 
-  private func open() throws -> (ModelConfiguration?, CheckpointFolder?) {
+  private func open() throws -> (ModelConfiguration?, (any TensorSource)?) {
     switch Files.kind(path) {
     case .folder?:
       let config = path + "/" + StoredModel.configurationFile
@@ -76,6 +79,8 @@ struct Inspect: ParsableCommand {
       return (configuration, try CheckpointFolder(path: path))
     case .file? where path.hasSuffix(".json") && !path.hasSuffix(".safetensors.index.json"):
       return (try ModelConfiguration(json: try Files.read(path)), nil)
+    case .file? where GGUFFile.isGGUF(path: path):
+      return (try StoredModel.configuration(folder: path), try GGUFFile(path: path))
     case .file?: return (nil, try CheckpointFolder(path: path))
     case nil:
       guard Presets.names.contains(path) else {
