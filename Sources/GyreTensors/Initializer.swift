@@ -46,24 +46,24 @@ public enum Initializer: Sendable {
     }
   }
 
-  /// Gram–Schmidt, twice for stability, on a normal matrix.
+  /// Gram–Schmidt in Double on a normal matrix: its condition, at most a few times its size, leaves
+  /// orthogonality far below float32's rounding.
   private static func orthogonal(
     rows: Int, columns: Int, _ gain: Double, _ generator: CounterGenerator
   ) -> [Float] {
     let (n, m) = (min(rows, columns), max(rows, columns))
-    let g = generator.normals(n * m)
-    var q = [Double](repeating: 0, count: n * m)
-    for i in 0..<n {
-      var v = (0..<m).map { Double(g[i * m + $0]) }
-      for _ in 0..<2 {
+    var q = generator.normals(n * m).map(Double.init)
+    q.withUnsafeMutableBufferPointer { q in
+      for i in 0..<n {
+        let row = UnsafeMutableBufferPointer(rebasing: q[i * m..<(i + 1) * m])
         for j in 0..<i {
-          var dot = 0.0
-          for c in 0..<m { dot += v[c] * q[j * m + c] }
-          for c in 0..<m { v[c] -= dot * q[j * m + c] }
+          let unit = UnsafeBufferPointer(rebasing: q[j * m..<(j + 1) * m])
+          Lanes.subtract(Lanes.dot(unit, UnsafeBufferPointer(row)), unit, from: row)
         }
+        let rowOnly = UnsafeBufferPointer(row)
+        let scale = 1 / max(Lanes.dot(rowOnly, rowOnly).squareRoot(), 1e-30)
+        for c in 0..<m { row[c] *= scale }
       }
-      let norm = v.reduce(0) { $0 + $1 * $1 }.squareRoot()
-      for c in 0..<m { q[i * m + c] = v[c] / max(norm, 1e-30) }
     }
     var result = [Float](repeating: 0, count: rows * columns)
     for r in 0..<rows {
@@ -72,5 +72,43 @@ public enum Initializer: Sendable {
       }
     }
     return result
+  }
+}
+
+/// Sums over rows in eight lanes: the compiler may not reorder sums of its own accord.
+private enum Lanes {
+  private typealias Lane = SIMD8<Double>
+
+  static func dot(_ a: UnsafeBufferPointer<Double>, _ b: UnsafeBufferPointer<Double>) -> Double {
+    let whole = a.count / 8 * 8
+    var sum = Lane.zero
+    guard let x = a.baseAddress, let y = b.baseAddress else { return 0 }
+    var c = 0
+    while c < whole {
+      let u = UnsafeRawPointer(x + c).loadUnaligned(as: Lane.self)
+      let v = UnsafeRawPointer(y + c).loadUnaligned(as: Lane.self)
+      sum += u * v
+      c &+= 8
+    }
+    var total = sum.sum()
+    for c in whole..<a.count { total += a[c] * b[c] }
+    return total
+  }
+
+  /// y − factor · x.
+  static func subtract(
+    _ factor: Double, _ x: UnsafeBufferPointer<Double>, from y: UnsafeMutableBufferPointer<Double>
+  ) {
+    let whole = x.count / 8 * 8
+    guard let source = x.baseAddress, let target = y.baseAddress else { return }
+    let factors = Lane(repeating: factor)
+    var c = 0
+    while c < whole {
+      let u = UnsafeRawPointer(source + c).loadUnaligned(as: Lane.self)
+      let place = UnsafeMutableRawPointer(target + c)
+      place.storeBytes(of: place.loadUnaligned(as: Lane.self) - factors * u, as: Lane.self)
+      c &+= 8
+    }
+    for c in whole..<x.count { y[c] -= factor * x[c] }
   }
 }
