@@ -49,7 +49,7 @@ struct Generate: ParsableCommand {
   func run() throws {
     let text = try promptText()
     let device = try device.open()
-    let (tokens, generate) = try writer(text, device)
+    let generate = try writer(text, device)
     Interrupts.install()
     var written = ""
     if !json, !text.isEmpty { Terminal.write(text) }
@@ -76,25 +76,22 @@ struct Generate: ParsableCommand {
 
   private typealias Writer = (_ emit: (String) -> Bool) throws -> GenerationSummary
 
-  /// The prompt's tokens, and what goes on from them with the folder's model, of whichever kind.
-  private func writer(_ text: String, _ device: any Device) throws -> ([TokenID], Writer) {
+  /// What goes on from a text with the folder's model, of whichever kind.
+  private func writer(_ text: String, _ device: any Device) throws -> Writer {
     let options = options()
     if let model = try EggModel.load(folder: folder, device: device) {
       let tokenizer = try StoredModel.tokenizer(folder: folder)
       let tokens = tokenizer.promptTokens(text)
-      return (
-        tokens,
-        { emit in
-          var reader = EggReader(model)
-          return try reader.generate(after: tokens, tokenizer, options, emit: emit)
-        }
-      )
+      return { emit in
+        var reader = EggReader(model)
+        return try reader.generate(after: tokens, tokenizer, options, emit: emit)
+      }
     }
     let generator = try Generator(
       model: try StoredModel.load(folder: folder, device: device),
       tokenizer: try StoredModel.tokenizer(folder: folder))
     let tokens = generator.tokens(prompt: text)
-    return (tokens, { emit in try generator.generate(after: tokens, options, emit: emit) })
+    return { emit in try generator.generate(after: tokens, options, emit: emit) }
   }
 
   func options() -> GenerationOptions {

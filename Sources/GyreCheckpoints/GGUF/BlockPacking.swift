@@ -1,7 +1,7 @@
 // Quantising float32 values into GGUF's blocks.
 
 extension BlockType {
-  /// Whether ``pack(_:to:)`` makes this type.
+  /// Whether ``pack(_:)`` makes this type.
   public var canPack: Bool {
     switch self {
     case .q4_0, .q4_1, .q8_0, .q4_K, .q5_K, .q6_K, .float32, .float16, .bfloat16: true

@@ -3,7 +3,7 @@ import GyreLayers
 import GyreTensors
 
 /// An architecture of GGUF files: which public layout its metadata and tensors are, in other words.
-protocol GGUFArchitecture {
+protocol GGUFArchitecture: Sendable {
   /// Values of `general.architecture`.
   static var names: [String] { get }
   /// The public layout's `config.json`, and where its tensors lie in the file.

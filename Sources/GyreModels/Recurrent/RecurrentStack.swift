@@ -91,7 +91,7 @@ public struct RecurrentStack: Sendable {
   /// Runs all layers over `[B, T, inputs]`.
   ///
   /// - Parameters:
-  ///   - states: one a layer and direction, layer by layer; nil for fresh ones.
+  ///   - given: one a layer and direction, layer by layer; nil for fresh ones.
   ///   - lengths: tokens of each row; outputs beyond are zero, and the state is that after the last
   ///     token (backward: after the first). Rows of one length run together.
   /// - Returns: outputs `[B, T, directions · outputs]` of the last layer, and the states.
