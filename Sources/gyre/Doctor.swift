@@ -82,12 +82,23 @@ struct Doctor: ParsableCommand {
       _ = try AtomicFile.write(try JSONOutput.text(result, indented: true) + "\n", to: report)
     }
     if json { try JSONOutput.document(result) } else { Terminal.line(result.table()) }
-    let slow = Devices.referenceLaunches(of: device).sorted { $0.key < $1.key }
-    if !json, !slow.isEmpty {
-      Terminal.note(
-        "without a kernel: " + slow.map { "\($0.key) (\($0.value))" }.joined(separator: ", "))
-    }
+    if !json { noteReferences(of: device) }
     return result.passes
+  }
+
+  /// Which ops ran their definition, with how many calls and one of the shapes.
+  private func noteReferences(of device: any Device) {
+    var calls: [Substring: (count: Int, example: String)] = [:]
+    for (call, count) in Devices.referenceLaunches(of: device).sorted(by: { $0.key < $1.key }) {
+      calls[call.prefix { $0 != " " }, default: (0, call)].count += count
+    }
+    if calls.isEmpty { return }
+    Terminal.note("calls that no kernel covers, which ran the definition:")
+    for (op, found) in calls.sorted(by: { $0.key < $1.key }) {
+      let shapes = found.example.dropFirst(op.count + 1)
+      let shown = shapes.count > 80 ? shapes.prefix(79) + "…" : shapes
+      Terminal.note("  \(op): \(found.count), such as \(shown)")
+    }
   }
 
   /// One tensor of one file in one form.
