@@ -1,8 +1,15 @@
 import FoundationEssentials
 import GyreLayers
 
-/// Configurations that JSON text gives in part.
+/// Configurations as JSON text: read where it gives them in part, written whole.
 public enum ConfigurationFile {
+  /// The text of a file: sorted keys, indented, a line break at its end.
+  public static func text(_ value: some Encodable) throws -> String {
+    let encoder = JSONEncoder()
+    encoder.outputFormatting = [.prettyPrinted, .sortedKeys, .withoutEscapingSlashes]
+    return String(decoding: try encoder.encode(value), as: UTF8.self) + "\n"
+  }
+
   /// Reads JSON text over defaults.
   ///
   /// - Parameter keys: all fields there are.

@@ -50,11 +50,8 @@ public struct RunFolder: Sendable {
       source: corpus.source, tokenizer: "\(tokenizer.kind)",
       train: try FileDigest(ofFile: shard("train")).sha256,
       validation: try FileDigest(ofFile: shard("validation")).sha256)
-    let encoder = JSONEncoder()
-    encoder.outputFormatting = [.prettyPrinted, .sortedKeys, .withoutEscapingSlashes]
     try AtomicFile.write(
-      String(decoding: try encoder.encode(manifest), as: UTF8.self) + "\n",
-      to: path + "/data/manifest.json")
+      try ConfigurationFile.text(manifest), to: path + "/data/manifest.json")
   }
 
   /// The shards, checked against the manifest.

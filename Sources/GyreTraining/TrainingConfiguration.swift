@@ -87,13 +87,11 @@ public struct TrainingConfiguration: Codable, Hashable, Sendable {
 
   /// The file's text: sorted keys, indented; what is off is written as null.
   public func json() throws -> String {
-    let encoder = JSONEncoder()
-    encoder.outputFormatting = [.prettyPrinted, .sortedKeys, .withoutEscapingSlashes]
     var fields = try JSONValue(encoding: self).members ?? [:]
     for key in [CodingKeys.clipNorm, .spikeFactor] where fields[key.rawValue] == nil {
       fields[key.rawValue] = .null
     }
-    return String(decoding: try encoder.encode(JSONValue.object(fields)), as: UTF8.self) + "\n"
+    return try ConfigurationFile.text(JSONValue.object(fields))
   }
 
   /// - Throws: the first field that cannot be.

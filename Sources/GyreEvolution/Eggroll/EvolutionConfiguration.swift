@@ -66,11 +66,7 @@ public struct EvolutionConfiguration: Codable, Hashable, Sendable {
     try validate()
   }
 
-  public func json() throws -> String {
-    let encoder = JSONEncoder()
-    encoder.outputFormatting = [.prettyPrinted, .sortedKeys, .withoutEscapingSlashes]
-    return String(decoding: try encoder.encode(self), as: UTF8.self) + "\n"
-  }
+  public func json() throws -> String { try ConfigurationFile.text(self) }
 
   /// - Throws: the first field that cannot be.
   public func validate() throws(ConfigurationError) {

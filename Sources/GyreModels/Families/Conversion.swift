@@ -90,11 +90,9 @@ extension ModelFolder {
   /// The public `config.json`: the file's text, or what a GGUF file's metadata mean.
   private func originalText() throws(ConfigurationError) -> String {
     guard isGGUF, case .family(_, let config) = layout else { return try Self.text(file) }
-    do {
-      let encoder = JSONEncoder()
-      encoder.outputFormatting = [.prettyPrinted, .sortedKeys, .withoutEscapingSlashes]
-      return String(decoding: try encoder.encode(config.value), as: UTF8.self) + "\n"
-    } catch { throw ConfigurationError("config", "\(error)") }
+    do { return try ConfigurationFile.text(config.value) } catch {
+      throw ConfigurationError("config", "\(error)")
+    }
   }
 
   private static func text(_ file: String) throws(ConfigurationError) -> String {
