@@ -113,7 +113,7 @@ public final class NCCLCommunicator: Communicator, @unchecked Sendable {
       tensors.compactMap { tensor in
         address(tensor).map {
           table.send(
-            $0, tensor.elementCount, Int32(GYRE_NCCL_FLOAT32), Int32(rank), communicator,
+            $0, tensor.byteCount, Int32(GYRE_NCCL_UINT8), Int32(rank), communicator,
             device.stream)
         }
       }
@@ -126,7 +126,7 @@ public final class NCCLCommunicator: Communicator, @unchecked Sendable {
         tensor.cudaBuffer?.shadow.withLock { $0 = nil }
         return address(tensor).map {
           table.receive(
-            $0, tensor.elementCount, Int32(GYRE_NCCL_FLOAT32), Int32(rank), communicator,
+            $0, tensor.byteCount, Int32(GYRE_NCCL_UINT8), Int32(rank), communicator,
             device.stream)
         }
       }

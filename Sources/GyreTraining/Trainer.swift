@@ -140,6 +140,8 @@ public final class Trainer {
         sums[i] = sums[i].map { $0 + gradient } ?? gradient
       }
     }
+    // Sums over ranks are float32; a device may give bfloat16.
+    if parallel != nil { sums = sums.map { $0?.cast(to: .float32) } }
     let present = sums.compactMap(\.self)
     let (loss, isEnding) = try together(losses, present, wantsToStop)
     let norm =
@@ -179,7 +181,7 @@ public final class Trainer {
       )
     }
     let stop = Tensor([wantsToStop ? 1 : 0 as Float], shape: [1], on: model.device)
-    let sum = losses.dropFirst().reduce(losses[0]) { $0 + $1 }
+    let sum = losses.dropFirst().reduce(losses[0]) { $0 + $1 }.cast(to: .float32)
     parallel.communicator.sum(gradients + [sum, stop])
     return (try sum.item() / Double(configuration.accumulation), try stop.item() > 0)
   }
