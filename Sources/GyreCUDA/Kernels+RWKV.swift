@@ -163,7 +163,7 @@ extension CUDAKernel {
     guard a.tokens > 0, a.batch > 0, a.width % 4 == 0, call.isAligned,
       op.mixes <= Int(GYRE_MIXES)
     else { return nil }
-    let wanted = launch.device.multiprocessors * 512
+    let wanted = launch.device.multiprocessors * 1024
     let chunks = max(
       1, min(a.tokens / 16, wanted / max(a.batch * a.width / 4, 1), 60_000 / a.batch))
     a.chunk = (a.tokens + chunks - 1) / chunks

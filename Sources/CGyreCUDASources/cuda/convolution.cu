@@ -28,7 +28,7 @@ struct Walk {
       }
       start = a.end[p];
     }
-    bias = present(a.bias) ? load4(a.bias, d) : zero4();
+    bias = present(a.bias) ? load4<false>(a.bias, d) : zero4();
 #pragma unroll
     for (int j = 0; j < 4; j++) {
       int tap = j - (4 - a.taps);
@@ -41,14 +41,14 @@ struct Walk {
   }
   // x of a token before the end, from the given window before the first.
   __device__ __forceinline__ Four token(long t) const {
-    if (t >= 0) return load4(a.x, at(t));
+    if (t >= 0) return load4<false>(a.x, at(t));
     long place = t + a.taps - 1;
-    return place >= 0 && present(a.window) ? load4(a.window, (b * (a.taps - 1) + place) * a.width + d)
+    return place >= 0 && present(a.window) ? load4<false>(a.window, (b * (a.taps - 1) + place) * a.width + d)
                                            : zero4();
   }
 };
 
-GYRE_KERNEL __launch_bounds__(128) convolution(const __grid_constant__ gyre_convolution_args a) {
+template <bool HALF> GYRE_DEVICE void forward(const gyre_convolution_args &a) {
   Walk k(a);
   if (k.d >= a.width) return;
   Four x[4];
@@ -58,7 +58,7 @@ GYRE_KERNEL __launch_bounds__(128) convolution(const __grid_constant__ gyre_conv
     Four next[8];
 #pragma unroll
     for (int n = 0; n < 8; n++)
-      next[n] = t0 + n < k.last ? load4(a.x, k.at(t0 + n)) : zero4();
+      next[n] = t0 + n < k.last ? load4<HALF>(a.x, k.at(t0 + n)) : zero4();
 #pragma unroll
     for (int n = 0; n < 8; n++) {
       if (t0 + n >= k.last) break;
@@ -68,22 +68,22 @@ GYRE_KERNEL __launch_bounds__(128) convolution(const __grid_constant__ gyre_conv
         float sum = k.bias.c[i];
 #pragma unroll
         for (int j = 0; j < 4; j++) sum += k.w[j].c[i] * x[j].c[i];
-        y.c[i] = a.silu ? silu(sum) : sum;
+        y.c[i] = a.silu ? sum * quick_sigmoid(sum) : sum;
       }
-      store4(k.piece, k.in_piece(t0 + n), y);
+      store4<HALF>(k.piece, k.in_piece(t0 + n), y);
     }
   }
   if (k.last < a.tokens) return;
 #pragma unroll
   for (int j = 1; j < 4; j++) {
     int place = j - 1 - (4 - a.taps);
-    if (place >= 0) store4(a.window_final, (k.b * (a.taps - 1) + place) * a.width + k.d, x[j]);
+    if (place >= 0) store4<false>(a.window_final, (k.b * (a.taps - 1) + place) * a.width + k.d, x[j]);
   }
 }
 
 // The gradient of token t - 3 is complete with output t, so three outputs of the next part are walked
 // too; the weight's gradient is over the part's own outputs.
-GYRE_KERNEL __launch_bounds__(128) convolution_backward(const __grid_constant__ gyre_convolution_args a) {
+template <bool HALF> GYRE_DEVICE void backward(const gyre_convolution_args &a) {
   Walk k(a);
   if (k.d >= a.width) return;
   Four x[4], g[4], dw[4], dbias = zero4();
@@ -97,8 +97,8 @@ GYRE_KERNEL __launch_bounds__(128) convolution_backward(const __grid_constant__ 
 #pragma unroll
     for (int n = 0; n < 4; n++) {
       bool is_token = t0 + n < a.tokens && t0 + n < k.last + 3;
-      next[n] = is_token ? load4(a.x, k.at(t0 + n)) : zero4();
-      cotangent[n] = is_token ? load4(k.piece, k.in_piece(t0 + n)) : zero4();
+      next[n] = is_token ? load4<HALF>(a.x, k.at(t0 + n)) : zero4();
+      cotangent[n] = is_token ? load4<HALF>(k.piece, k.in_piece(t0 + n)) : zero4();
     }
 #pragma unroll
     for (int n = 0; n < 4; n++) {
@@ -112,7 +112,8 @@ GYRE_KERNEL __launch_bounds__(128) convolution_backward(const __grid_constant__ 
           float sum = k.bias.c[i];
 #pragma unroll
           for (int j = 0; j < 4; j++) sum += k.w[j].c[i] * x[j].c[i];
-          g[3].c[i] *= silu_slope(sum);
+          float s = quick_sigmoid(sum);
+          g[3].c[i] *= s * (1.f + sum * (1.f - s));
         }
         if (t < k.last) {
           dbias.c[i] += g[3].c[i];
@@ -124,20 +125,30 @@ GYRE_KERNEL __launch_bounds__(128) convolution_backward(const __grid_constant__ 
       }
       long kept = gone - (a.tokens - (a.taps - 1));  // place in the window that follows
       if (present(a.dwindow_final) && kept >= 0 && kept < a.taps - 1) {
-        Four more = load4(a.dwindow_final, (k.b * (a.taps - 1) + kept) * a.width + k.d);
+        Four more = load4<false>(a.dwindow_final, (k.b * (a.taps - 1) + kept) * a.width + k.d);
         EACH_CHANNEL(i) dx.c[i] += more.c[i];
       }
       long place = gone + a.taps - 1;  // in the window before
-      if (gone >= k.first) store4(a.dx, k.at(gone), dx);
+      if (gone >= k.first) store4<HALF>(a.dx, k.at(gone), dx);
       else if (gone < 0 && k.part == 0 && place >= 0 && present(a.dwindow))
-        store4(a.dwindow, (k.b * (a.taps - 1) + place) * a.width + k.d, dx);
+        store4<false>(a.dwindow, (k.b * (a.taps - 1) + place) * a.width + k.d, dx);
     }
   }
   gyre_array partial = {a.partial + (long)blockIdx.y * (a.taps + 1) * a.width + k.d, GYRE_F32, 0};
 #pragma unroll
   for (int j = 0; j < 4; j++) {
     int tap = j - (4 - a.taps);
-    if (tap >= 0) store4(partial, (long)tap * a.width, dw[j]);
+    if (tap >= 0) store4<false>(partial, (long)tap * a.width, dw[j]);
   }
-  store4(partial, (long)a.taps * a.width, dbias);
+  store4<false>(partial, (long)a.taps * a.width, dbias);
+}
+
+GYRE_KERNEL __launch_bounds__(128) convolution(const __grid_constant__ gyre_convolution_args a) {
+  if (is_half(a.x) && is_half(a.piece[0])) forward<true>(a);
+  else forward<false>(a);
+}
+GYRE_KERNEL __launch_bounds__(128, 4)
+convolution_backward(const __grid_constant__ gyre_convolution_args a) {
+  if (is_half(a.x) && is_half(a.piece[0]) && is_half(a.dx)) backward<true>(a);
+  else backward<false>(a);
 }

@@ -22,11 +22,12 @@ GYRE_DEVICE long column(int piece) { return ((threadIdx.x % LANES) + piece * LAN
   _Pragma("unroll") for (int i = 0; i < PIECES; i++) if (is_inside(a, i))
 #define EACH_EIGHT_OF(j) _Pragma("unroll") for (int j = 0; j < 8; j++)
 
+template <bool HALF>
 GYRE_DEVICE void load_row(
     const gyre_norm_args &a, const gyre_array &from, long first, float otherwise, Row &row) {
 #pragma unroll
   for (int i = 0; i < PIECES; i++) {
-    if (is_inside(a, i) && present(from)) load8(from, first + column(i), row.v[i]);
+    if (is_inside(a, i) && present(from)) get8<HALF>(from, first + column(i), row.v[i]);
     else EACH_EIGHT_OF(j) row.v[i][j] = otherwise;
   }
 }
@@ -54,12 +55,12 @@ GYRE_DEVICE float2 row_sum(float2 x, float2 *shared) {
 }
 
 GYRE_DEVICE float gate_value(const gyre_norm_args &a, float z) {
-  return a.gate_is_silu ? silu(z) : sigmoid(z);
+  float s = quick_sigmoid(z);
+  return a.gate_is_silu ? z * s : s;
 }
 GYRE_DEVICE float gate_slope(const gyre_norm_args &a, float z) {
-  if (a.gate_is_silu) return silu_slope(z);
-  float s = sigmoid(z);
-  return s * (1.f - s);
+  float s = quick_sigmoid(z);
+  return a.gate_is_silu ? s * (1.f + z * (1.f - s)) : s * (1.f - s);
 }
 
 // x becomes (x - mean) * scale; the scale.
@@ -82,22 +83,22 @@ GYRE_DEVICE float normalize(const gyre_norm_args &a, Row &x, float2 *shared) {
   return scale;
 }
 
-GYRE_KERNEL __launch_bounds__(256) norm_rows_forward(gyre_norm_args a) {
+template <bool HALF> GYRE_DEVICE void forward(const gyre_norm_args &a) {
   __shared__ float2 shared[8];
   int group = threadIdx.x / LANES;
   long mine = (long)blockIdx.x * ROWS + group, step = (long)gridDim.x * ROWS;
   long at = mine * a.columns % a.period;
   Row weight, bias;
-  load_row(a, a.weight, at, 1.f, weight);
-  load_row(a, a.bias, at, 0.f, bias);
+  load_row<false>(a, a.weight, at, 1.f, weight);
+  load_row<false>(a, a.bias, at, 0.f, bias);
   for (long r0 = (long)blockIdx.x * ROWS; r0 < a.rows; r0 += step) {
     long r = r0 + group, first = r * a.columns;
     bool is_row = r < a.rows;
     if (!is_row) first = 0;
     Row x, z;
-    load_row(a, a.x, first, 0.f, x);
+    load_row<HALF>(a, a.x, first, 0.f, x);
     if (a.gate) {
-      load_row(a, a.z, first, 0.f, z);
+      load_row<HALF>(a, a.z, first, 0.f, z);
       EACH_PIECE(i) EACH_EIGHT_OF(j) z.v[i][j] = gate_value(a, z.v[i][j]);
       if (a.gate == GYRE_GATE_BEFORE) EACH_PIECE(i) EACH_EIGHT_OF(j) x.v[i][j] *= z.v[i][j];
     }
@@ -108,7 +109,7 @@ GYRE_KERNEL __launch_bounds__(256) norm_rows_forward(gyre_norm_args a) {
         x.v[i][j] = x.v[i][j] * weight.v[i][j] + bias.v[i][j];
         if (a.gate == GYRE_GATE_AFTER) x.v[i][j] *= z.v[i][j];
       }
-      store8(a.y, first + column(i), x.v[i]);
+      put8<HALF>(a.y, first + column(i), x.v[i]);
     }
   }
 }
@@ -139,13 +140,13 @@ GYRE_DEVICE void store_sums(const gyre_norm_args &a, const Row &sum, float *to) 
   }
 }
 
-GYRE_KERNEL __launch_bounds__(256) norm_rows_backward(gyre_norm_args a) {
+template <bool HALF> GYRE_DEVICE void backward(const gyre_norm_args &a) {
   __shared__ float2 shared[8];
   int group = threadIdx.x / LANES;
   long mine = (long)blockIdx.x * ROWS + group, step = (long)gridDim.x * ROWS;
   long at = mine * a.columns % a.period;
   Row weight, dweight, dbias;
-  load_row(a, a.weight, at, 1.f, weight);
+  load_row<false>(a, a.weight, at, 1.f, weight);
 #pragma unroll
   for (int i = 0; i < PIECES; i++) EACH_EIGHT_OF(j) dweight.v[i][j] = dbias.v[i][j] = 0.f;
   float count = a.kind == GYRE_NORM_L2 ? 1.f : (float)a.columns;
@@ -154,9 +155,9 @@ GYRE_KERNEL __launch_bounds__(256) norm_rows_backward(gyre_norm_args a) {
     bool is_row = r < a.rows;
     if (!is_row) first = 0;
     Row x, z, d;
-    load_row(a, a.x, first, 0.f, x);
-    load_row(a, a.dy, first, 0.f, d);
-    if (a.gate) load_row(a, a.z, first, 0.f, z);
+    load_row<HALF>(a, a.x, first, 0.f, x);
+    load_row<HALF>(a, a.dy, first, 0.f, d);
+    if (a.gate) load_row<HALF>(a, a.z, first, 0.f, z);
     if (a.gate == GYRE_GATE_BEFORE)
       EACH_PIECE(i) EACH_EIGHT_OF(j) x.v[i][j] *= gate_value(a, z.v[i][j]);
     float scale = normalize(a, x, shared);
@@ -188,13 +189,23 @@ GYRE_KERNEL __launch_bounds__(256) norm_rows_backward(gyre_norm_args a) {
           d.v[i][j] *= gate;
         }
         float raw[8];
-        load8(a.x, first + column(i), raw);
+        get8<HALF>(a.x, first + column(i), raw);
         EACH_EIGHT_OF(j) z.v[i][j] *= raw[j];
       }
-      store8(a.dx, first + column(i), d.v[i]);
-      if (a.gate) store8(a.dz, first + column(i), z.v[i]);
+      put8<HALF>(a.dx, first + column(i), d.v[i]);
+      if (a.gate) put8<HALF>(a.dz, first + column(i), z.v[i]);
     }
   }
   if (a.dweight) store_sums(a, dweight, a.dweight);
   if (a.dbias) store_sums(a, dbias, a.dbias);
+}
+
+GYRE_KERNEL __launch_bounds__(256) norm_rows_forward(gyre_norm_args a) {
+  if (is_half(a.x) && is_half(a.z) && is_half(a.y)) forward<true>(a);
+  else forward<false>(a);
+}
+GYRE_KERNEL __launch_bounds__(256) norm_rows_backward(gyre_norm_args a) {
+  bool is_half_in = is_half(a.x) && is_half(a.z) && is_half(a.dy);
+  if (is_half_in && is_half(a.dx) && is_half(a.dz)) backward<true>(a);
+  else backward<false>(a);
 }

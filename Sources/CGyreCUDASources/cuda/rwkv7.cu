@@ -17,8 +17,8 @@ GYRE_DEVICE float lane_sum(float x) {
   for (int o = LANES / 2; o; o >>= 1) x += __shfl_xor_sync(~0u, x, o);
   return x;
 }
-GYRE_DEVICE void get(const gyre_array &a, long i, Eight &x) {
-  if (present(a)) load8(a, i, x);
+template <bool HALF> GYRE_DEVICE void get(const gyre_array &a, long i, Eight &x) {
+  if (present(a)) get8<HALF>(a, i, x);
   else EACH(j) x[j] = 0.f;
 }
 
@@ -62,59 +62,60 @@ GYRE_DEVICE void store_sums(float *to, long heads, const Place &p, const Eight (
 // MARK: keys
 
 struct KeyTerms {
-  Eight k, a, u, kappa;
+  Eight k, a, kappa;
   float scale;
 };
+template <bool HALF>
 GYRE_DEVICE void key_terms(
     const gyre_rwkv7_keys_args &a, long at, const Eight &key_scale, const Eight &rate_bias,
     KeyTerms &t) {
   Eight rate;
-  load8(a.key, at, t.k);
-  load8(a.rate, at, rate);
+  get8<HALF>(a.key, at, t.k);
+  get8<HALF>(a.rate, at, rate);
   float square = 0.f;
   EACH(j) {
-    t.a[j] = sigmoid(rate[j] + rate_bias[j]);
-    t.u[j] = t.k[j] * key_scale[j];
-    square += t.u[j] * t.u[j];
+    t.a[j] = quick_sigmoid(rate[j] + rate_bias[j]);
+    t.kappa[j] = t.k[j] * key_scale[j];
+    square += t.kappa[j] * t.kappa[j];
   }
   t.scale = 1.f / sqrtf(lane_sum(square) + a.epsilon);
-  EACH(j) t.kappa[j] = t.u[j] * t.scale;
+  EACH(j) t.kappa[j] *= t.scale;
 }
 
-GYRE_KERNEL __launch_bounds__(256) rwkv7_keys(gyre_rwkv7_keys_args a) {
+template <bool HALF> GYRE_DEVICE void keys(const gyre_rwkv7_keys_args &a) {
   Place p(a.heads);
   Eight key_scale, key_rate, rate_bias, decay_bias;
-  get(a.key_scale, p.column, key_scale);
-  get(a.key_rate, p.column, key_rate);
-  get(a.rate_bias, p.column, rate_bias);
-  get(a.decay_bias, p.column, decay_bias);
+  get<false>(a.key_scale, p.column, key_scale);
+  get<false>(a.key_rate, p.column, key_rate);
+  get<false>(a.rate_bias, p.column, rate_bias);
+  get<false>(a.decay_bias, p.column, decay_bias);
   for (long r0 = (long)blockIdx.x * ROWS; r0 < a.rows; r0 += p.step) {
     long r = r0 + p.group;
     bool is_row = r < a.rows;
     long at = (is_row ? r : 0) * SIZE + p.lane * 8;
     KeyTerms t;
     Eight decay, out;
-    load8(a.decay, at, decay);
-    key_terms(a, at, key_scale, rate_bias, t);
+    get8<HALF>(a.decay, at, decay);
+    key_terms<HALF>(a, at, key_scale, rate_bias, t);
     if (!is_row) continue;
     EACH(j) out[j] = t.k[j] * (1.f + (t.a[j] - 1.f) * key_rate[j]);
-    store8(a.written, at, out);
-    EACH(j) out[j] = -DECAY_RATE * sigmoid(decay[j] + decay_bias[j]);
-    store8(a.log_decay, at, out);
+    put8<HALF>(a.written, at, out);
+    EACH(j) out[j] = -DECAY_RATE * quick_sigmoid(decay[j] + decay_bias[j]);
+    put8<HALF>(a.log_decay, at, out);
     EACH(j) out[j] = -t.kappa[j];
-    store8(a.erase, at, out);
+    put8<HALF>(a.erase, at, out);
     EACH(j) out[j] = t.kappa[j] * t.a[j];
-    store8(a.write, at, out);
+    put8<HALF>(a.write, at, out);
   }
 }
 
-GYRE_KERNEL __launch_bounds__(256) rwkv7_keys_backward(gyre_rwkv7_keys_args a) {
+template <bool HALF> GYRE_DEVICE void keys_backward(const gyre_rwkv7_keys_args &a) {
   Place p(a.heads);
   Eight key_scale, key_rate, rate_bias, decay_bias, sums[4];
-  get(a.key_scale, p.column, key_scale);
-  get(a.key_rate, p.column, key_rate);
-  get(a.rate_bias, p.column, rate_bias);
-  get(a.decay_bias, p.column, decay_bias);
+  get<false>(a.key_scale, p.column, key_scale);
+  get<false>(a.key_rate, p.column, key_rate);
+  get<false>(a.rate_bias, p.column, rate_bias);
+  get<false>(a.decay_bias, p.column, decay_bias);
 #pragma unroll
   for (int n = 0; n < 4; n++) EACH(j) sums[n][j] = 0.f;
   for (long r0 = (long)blockIdx.x * ROWS; r0 < a.rows; r0 += p.step) {
@@ -122,13 +123,13 @@ GYRE_KERNEL __launch_bounds__(256) rwkv7_keys_backward(gyre_rwkv7_keys_args a) {
     bool is_row = r < a.rows;
     long at = (is_row ? r : 0) * SIZE + p.lane * 8;
     KeyTerms t;
-    Eight decay, dwritten, ddecay, derase, dwrite, out;
-    load8(a.decay, at, decay);
-    get(a.dwritten, at, dwritten);
-    get(a.dlog_decay, at, ddecay);
-    get(a.derase, at, derase);
-    get(a.dwrite, at, dwrite);
-    key_terms(a, at, key_scale, rate_bias, t);
+    Eight decay, dwritten, ddecay, derase, dwrite;
+    get8<HALF>(a.decay, at, decay);
+    get<HALF>(a.dwritten, at, dwritten);
+    get<HALF>(a.dlog_decay, at, ddecay);
+    get<HALF>(a.derase, at, derase);
+    get<HALF>(a.dwrite, at, dwrite);
+    key_terms<HALF>(a, at, key_scale, rate_bias, t);
     // derase becomes the gradient of kappa, dwrite that of the rate before its sigmoid.
     float dot = 0.f;
     EACH(j) {
@@ -136,22 +137,22 @@ GYRE_KERNEL __launch_bounds__(256) rwkv7_keys_backward(gyre_rwkv7_keys_args a) {
       dot += derase[j] * t.kappa[j];
       float da = t.kappa[j] * dwrite[j] + dwritten[j] * t.k[j] * key_rate[j];
       dwrite[j] = da * t.a[j] * (1.f - t.a[j]);
-      float s = sigmoid(decay[j] + decay_bias[j]);
+      float s = quick_sigmoid(decay[j] + decay_bias[j]);
       ddecay[j] *= -DECAY_RATE * s * (1.f - s);
     }
     dot = lane_sum(dot);
     if (!is_row) continue;
     EACH(j) {
       float du = t.scale * (derase[j] - t.kappa[j] * dot);
-      out[j] = du * key_scale[j] + dwritten[j] * (1.f + (t.a[j] - 1.f) * key_rate[j]);
       sums[0][j] += du * t.k[j];
       sums[1][j] += dwritten[j] * t.k[j] * (t.a[j] - 1.f);
       sums[2][j] += dwrite[j];
       sums[3][j] += ddecay[j];
+      t.k[j] = du * key_scale[j] + dwritten[j] * (1.f + (t.a[j] - 1.f) * key_rate[j]);
     }
-    store8(a.dkey, at, out);
-    store8(a.drate, at, dwrite);
-    store8(a.ddecay, at, ddecay);
+    put8<HALF>(a.dkey, at, t.k);
+    put8<HALF>(a.drate, at, dwrite);
+    put8<HALF>(a.ddecay, at, ddecay);
   }
   store_sums(a.sums, a.heads, p, sums);
 }
@@ -172,38 +173,38 @@ GYRE_DEVICE float center(const gyre_rwkv7_readout_args &a, Eight &y) {
   return scale;
 }
 
-GYRE_KERNEL __launch_bounds__(256) rwkv7_readout(gyre_rwkv7_readout_args a) {
+template <bool HALF> GYRE_DEVICE void readout(const gyre_rwkv7_readout_args &a) {
   Place p(a.heads);
   Eight bonus, weight, bias;
-  get(a.bonus, p.column, bonus);
-  get(a.weight, p.column, weight);
-  get(a.bias, p.column, bias);
+  get<false>(a.bonus, p.column, bonus);
+  get<false>(a.weight, p.column, weight);
+  get<false>(a.bias, p.column, bias);
   for (long r0 = (long)blockIdx.x * ROWS; r0 < a.rows; r0 += p.step) {
     long r = r0 + p.group;
     bool is_row = r < a.rows;
     long at = (is_row ? r : 0) * SIZE + p.lane * 8;
     Eight y, q, k, v, gate;
-    load8(a.y, at, y);
-    load8(a.query, at, q);
-    load8(a.written, at, k);
-    load8(a.value, at, v);
-    load8(a.gate, at, gate);
+    get8<HALF>(a.y, at, y);
+    get8<HALF>(a.query, at, q);
+    get8<HALF>(a.written, at, k);
+    get8<HALF>(a.value, at, v);
+    get8<HALF>(a.gate, at, gate);
     float score = 0.f;
     EACH(j) score += q[j] * k[j] * bonus[j];
     score = lane_sum(score);
     center(a, y);
     if (!is_row) continue;
     EACH(j) y[j] = (y[j] * weight[j] + bias[j] + score * v[j]) * gate[j];
-    store8(a.out, at, y);
+    put8<HALF>(a.out, at, y);
   }
 }
 
-GYRE_KERNEL __launch_bounds__(256) rwkv7_readout_backward(gyre_rwkv7_readout_args a) {
+template <bool HALF> GYRE_DEVICE void readout_backward(const gyre_rwkv7_readout_args &a) {
   Place p(a.heads);
   Eight bonus, weight, bias, sums[3];
-  get(a.bonus, p.column, bonus);
-  get(a.weight, p.column, weight);
-  get(a.bias, p.column, bias);
+  get<false>(a.bonus, p.column, bonus);
+  get<false>(a.weight, p.column, weight);
+  get<false>(a.bias, p.column, bias);
 #pragma unroll
   for (int n = 0; n < 3; n++) EACH(j) sums[n][j] = 0.f;
   for (long r0 = (long)blockIdx.x * ROWS; r0 < a.rows; r0 += p.step) {
@@ -211,12 +212,12 @@ GYRE_KERNEL __launch_bounds__(256) rwkv7_readout_backward(gyre_rwkv7_readout_arg
     bool is_row = r < a.rows;
     long at = (is_row ? r : 0) * SIZE + p.lane * 8;
     Eight y, q, k, v, gate, d;
-    load8(a.y, at, y);
-    load8(a.query, at, q);
-    load8(a.written, at, k);
-    load8(a.value, at, v);
-    load8(a.gate, at, gate);
-    load8(a.dout, at, d);
+    get8<HALF>(a.y, at, y);
+    get8<HALF>(a.query, at, q);
+    get8<HALF>(a.written, at, k);
+    get8<HALF>(a.value, at, v);
+    get8<HALF>(a.gate, at, gate);
+    get8<HALF>(a.dout, at, d);
     float score = 0.f, dscore = 0.f, dot = 0.f, total = 0.f;
     EACH(j) score += q[j] * k[j] * bonus[j];
     score = lane_sum(score);
@@ -233,7 +234,7 @@ GYRE_KERNEL __launch_bounds__(256) rwkv7_readout_backward(gyre_rwkv7_readout_arg
     dot = lane_sum(dot) / SIZE;
     total = lane_sum(total) / SIZE;
     if (!is_row) continue;
-    store8(a.dgate, at, gate);
+    put8<HALF>(a.dgate, at, gate);
     EACH(j) {
       sums[0][j] += dscore * q[j] * k[j];
       sums[1][j] += d[j] * y[j];
@@ -244,10 +245,30 @@ GYRE_KERNEL __launch_bounds__(256) rwkv7_readout_backward(gyre_rwkv7_readout_arg
       k[j] = dscore * q[j] * bonus[j];
       q[j] = dq;
     }
-    store8(a.dy, at, y);
-    store8(a.dvalue, at, v);
-    store8(a.dquery, at, q);
-    store8(a.dwritten, at, k);
+    put8<HALF>(a.dy, at, y);
+    put8<HALF>(a.dvalue, at, v);
+    put8<HALF>(a.dquery, at, q);
+    put8<HALF>(a.dwritten, at, k);
   }
   store_sums(a.sums, a.heads, p, sums);
 }
+
+// MARK: entries
+
+GYRE_DEVICE bool all_half(const gyre_rwkv7_keys_args &a) {
+  return is_half(a.key) && is_half(a.rate) && is_half(a.decay) && is_half(a.written) &&
+         is_half(a.dwritten) && is_half(a.dlog_decay) && is_half(a.derase) && is_half(a.dwrite);
+}
+GYRE_DEVICE bool all_half(const gyre_rwkv7_readout_args &a) {
+  return is_half(a.y) && is_half(a.query) && is_half(a.written) && is_half(a.value) &&
+         is_half(a.gate) && is_half(a.dout);
+}
+#define ENTRY(name, args)                                       \
+  GYRE_KERNEL __launch_bounds__(256, 2) rwkv7_##name(args a) {  \
+    if (all_half(a)) name<true>(a);                             \
+    else name<false>(a);                                        \
+  }
+ENTRY(keys, gyre_rwkv7_keys_args)
+ENTRY(keys_backward, gyre_rwkv7_keys_args)
+ENTRY(readout, gyre_rwkv7_readout_args)
+ENTRY(readout_backward, gyre_rwkv7_readout_args)
