@@ -21,11 +21,26 @@ static const char reduce_cu[] = {
 static const char norm_cu[] = {
 #embed "cuda/norm.cu" suffix(, 0)
 };
+static const char norm_rows_cu[] = {
+#embed "cuda/norm_rows.cu" suffix(, 0)
+};
 static const char loss_cu[] = {
 #embed "cuda/loss.cu" suffix(, 0)
 };
 static const char optimizer_cu[] = {
 #embed "cuda/optimizer.cu" suffix(, 0)
+};
+static const char convolution_cu[] = {
+#embed "cuda/convolution.cu" suffix(, 0)
+};
+static const char rwkv7_cu[] = {
+#embed "cuda/rwkv7.cu" suffix(, 0)
+};
+static const char blend_cu[] = {
+#embed "cuda/blend.cu" suffix(, 0)
+};
+static const char token_mixes_cu[] = {
+#embed "cuda/token_mixes.cu" suffix(, 0)
 };
 static const char sequence_cu[] = {
 #embed "cuda/sequence.cu" suffix(, 0)
@@ -69,9 +84,15 @@ static const char linear_attention_cu[] = {
 static const char delta_rule_cu[] = {
 #embed "cuda/delta_rule.cu" suffix(, 0)
 };
+static const char chunk_gradient_mixed_cu[] = {
+#embed "cuda/chunk_gradient_mixed.cu" suffix(, 0)
+};
 
 static const char prelude_cuh[] = {
 #embed "cuda/prelude.cuh" suffix(, 0)
+};
+static const char four_cuh[] = {
+#embed "cuda/four.cuh" suffix(, 0)
 };
 static const char functions_cuh[] = {
 #embed "cuda/functions.cuh" suffix(, 0)
@@ -123,8 +144,13 @@ static const gyre_cuda_source kernels[] = {
     {"layout", layout_cu},
     {"reduce", reduce_cu},
     {"norm", norm_cu},
+    {"norm_rows", norm_rows_cu},
     {"loss", loss_cu},
     {"optimizer", optimizer_cu},
+    {"convolution", convolution_cu},
+    {"rwkv7", rwkv7_cu},
+    {"blend", blend_cu},
+    {"token_mixes", token_mixes_cu},
     {"sequence", sequence_cu},
     {"diagonal_scan_base", diagonal_scan_base_cu},
     {"min_gru", min_gru_cu},
@@ -139,11 +165,13 @@ static const gyre_cuda_source kernels[] = {
     {"diagonal_scan", diagonal_scan_cu},
     {"linear_attention", linear_attention_cu},
     {"delta_rule", delta_rule_cu},
+    {"chunk_gradient_mixed", chunk_gradient_mixed_cu},
     {NULL, NULL},
 };
 
 static const gyre_cuda_source headers[] = {
     {"prelude.cuh", prelude_cuh},
+    {"four.cuh", four_cuh},
     {"functions.cuh", functions_cuh},
     {"scan.cuh", scan_cuh},
     {"head.cuh", head_cuh},

@@ -159,27 +159,69 @@ public struct RWKV7: SequenceMixer {
       mixes.map(\.value), last: state["last"], reset: context.reset)
     state["last"] = last
     let r = receptance(mixed[0]).heads(heads)
-    let logDecay = (decay(mixed[1]).sigmoid() * -Functions.exp(-0.5)).heads(heads)
-    let k = key(mixed[2])
-    var v = value(mixed[3])
-    let a = rate(mixed[4]).sigmoid()
-    if let residualValue, let first = context.shared["rwkv7.value"] {
-      v = v + (first - v) * residualValue(mixed[3]).sigmoid()
-    } else {
-      context.shared["rwkv7.value"] = v
-    }
-    let direction = (k * keyScale.value).heads(heads).l2Normalized(epsilon: keyEpsilon)
-    let strength = a.heads(heads)
-    let written = (k * ((a - 1) * keyRate.value + 1)).heads(heads)
-    let values = v.heads(heads)
+    let v = values(value(mixed[3]), mixed[3], &context)
+    let terms = terms(k: key(mixed[2]), decay: mixed[1], rate: mixed[4])
     let y = engine(
       .init(
-        q: r, k: written, v: values, logDecay: logDecay, a: -direction, b: direction * strength),
+        q: r, k: terms.written, v: v, logDecay: terms.logDecay, a: terms.erase, b: terms.write),
       state: &state, form: context.form, reset: context.reset)
+    return output(readout(y, r, terms.written, v, gate: gate(mixed[5])))
+  }
+
+  /// `[B, T, H, V]`, mixed towards the first layer's values.
+  private func values(
+    _ own: Tensor, _ x: Tensor, _ context: inout SequenceContext
+  ) -> Tensor {
+    guard let residualValue, let first = context.shared["rwkv7.value"] else {
+      context.shared["rwkv7.value"] = own
+      return own.heads(heads)
+    }
+    if let bias = residualValue.up.bias, own.device.fuses(GatedBlend()) {
+      return apply(GatedBlend(), [own, first, residualValue.withoutBias(x), bias.value])[0]
+        .heads(heads)
+    }
+    return (own + (first - own) * residualValue(x).sigmoid()).heads(heads)
+  }
+
+  private struct Terms {
+    var written, logDecay, erase, write: Tensor
+  }
+
+  private func terms(k: Tensor, decay x: Tensor, rate z: Tensor) -> Terms {
+    let op = RWKV7Keys(heads: heads, epsilon: keyEpsilon)
+    if let rateBias = rate.up.bias, let decayBias = decay.up.bias, isWhole, k.device.fuses(op) {
+      let t = apply(
+        op,
+        [
+          k, rate.withoutBias(z), decay.withoutBias(x), keyScale.value, keyRate.value,
+          rateBias.value, decayBias.value,
+        ])
+      return Terms(written: t[0], logDecay: t[1], erase: t[2], write: t[3])
+    }
+    let a = rate(z).sigmoid()
+    let direction = (k * keyScale.value).heads(heads).l2Normalized(epsilon: keyEpsilon)
+    return Terms(
+      written: (k * ((a - 1) * keyRate.value + 1)).heads(heads),
+      logDecay: (decay(x).sigmoid() * -Functions.exp(-0.5)).heads(heads),
+      erase: -direction, write: direction * a.heads(heads))
+  }
+
+  /// Whether heads have sizes that fused kernels take.
+  private var isWhole: Bool {
+    let size = width / heads
+    return engine.valueSize == size && (8...128).contains(size) && size & (size - 1) == 0
+  }
+
+  private func readout(
+    _ y: Tensor, _ r: Tensor, _ written: Tensor, _ v: Tensor, gate: Tensor
+  ) -> Tensor {
+    let op = RWKV7Readout(epsilon: norm.epsilon)
+    if let weight = norm.weight, let bias = norm.bias, isWhole, y.device.fuses(op) {
+      return apply(op, [y, r, written, v, gate, bonus.value, weight.value, bias.value])[0]
+    }
     let agreement = r * written * bonus.value
     let scores = agreement.summed(to: Shape(agreement.shape.dimensions.dropLast() + [1]))
-    let normed = norm(y) + values * scores
-    return output(normed.mergedHeads() * gate(mixed[5]))
+    return (norm(y) + v * scores).mergedHeads() * gate
   }
 }
 

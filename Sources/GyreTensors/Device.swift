@@ -68,6 +68,9 @@ public protocol Device: AnyObject, Sendable {
   /// Whether activations are kept in bfloat16 where the model computes in it. States, sums inside
   /// ops, losses and parameters stay float32.
   var storesBFloat16: Bool { get }
+  /// Whether derivatives of recurrences read the states that forward ops may give out for them; other
+  /// devices remember what they need by themselves.
+  var readsKeptStates: Bool { get }
 }
 
 /// Work that was recorded once and can be queued again as it is: the same kernels on the same memory.
@@ -78,6 +81,13 @@ public protocol RecordedWork: AnyObject, Sendable {
 extension Device {
   public func record(_ body: () -> Void) -> (any RecordedWork)? { nil }
   public var storesBFloat16: Bool { false }
+  public var readsKeptStates: Bool { true }
+
+  /// Whether a chain of simple ops should be this one op: where it has a kernel and passes over memory
+  /// are what costs. Populations look at simple ops.
+  package func fuses(_ op: any Op) -> Bool {
+    storesBFloat16 && hasKernel(for: op) && Perturbation.current == nil
+  }
 }
 
 /// Bytes that tensors hold on a device.

@@ -21,10 +21,13 @@ struct Bench: ParsableCommand {
         gyre bench --cells
         gyre bench --only "train lstm" --ops
         gyre bench --only length
+        gyre bench --device cuda:0 --dtype bf16 --profile gated-deltanet-350m --batch 4 --length 4096
 
       Training rows are whole steps (forward, cross-entropy, backward, clipping, AdamW) with
       vocabulary 256, width 256, 4 layers, batch 16, length 256. Length rows compare
       8 sequences of 1,024 and of 16,384 tokens. Decoding rows feed one sequence a token at a time.
+      --profile trains presets instead (several, separated by commas): tokens/s beside the device's
+      matrix rate, memory, and on a GPU the time of each kernel.
       """)
 
   @OptionGroup var device: DeviceOptions
@@ -35,6 +38,12 @@ struct Bench: ParsableCommand {
   @Flag(help: "Only recurrent cells: token by token against Newton's method over shapes.")
   var cells = false
   @Flag(help: "After each training row, where its time goes, op by op.") var ops = false
+  @Option(help: "Only whole training steps of these presets, kernel by kernel.")
+  var profile: String?
+  @Option(help: "With --profile: rows of a batch, several separated by commas.") var batch = "4"
+  @Option(help: "With --profile: tokens of a row.") var length = 4096
+  @Option(help: "With --profile: steps to measure.") var steps = 10
+  @Option(help: "With --profile: kernels to list.") var kernels = 30
   @Flag(help: "One JSON object on standard output.") var json = false
 
   private struct Report: Encodable {
@@ -47,7 +56,33 @@ struct Bench: ParsableCommand {
   func run() throws {
     let device = try device.open()
     if cells { return try measureCells(device) }
-    try ComputePrecision.$current.withValue(dtype.compute) { try measure(device) }
+    try ComputePrecision.$current.withValue(dtype.compute) {
+      if let profile { try measureSteps(profile, device) } else { try measure(device) }
+    }
+  }
+
+  private func measureSteps(_ presets: String, _ device: any Device) throws {
+    let batches = batch.split(separator: ",", omittingEmptySubsequences: false).map {
+      Int($0) ?? 0
+    }
+    guard batches.allSatisfy({ (1...1 << 20).contains($0) }) else {
+      throw Failure("--batch must be positive numbers separated by commas, is '\(batch)'")
+    }
+    guard (1...1 << 24).contains(length), (1...100_000).contains(steps) else {
+      throw Failure("--length and --steps must be positive")
+    }
+    let product = try TrainingProfile.productRate(on: device)
+    var rows: [TrainingProfile] = []
+    for name in presets.split(separator: ",") {
+      let model = try TrainingProfile.model(String(name), on: device)
+      for batch in batches {
+        let row = try TrainingProfile(
+          String(name), model, batch: batch, length: length, steps: steps, product: product)
+        if !json { row.print(limit: kernels) }
+        rows.append(row)
+      }
+    }
+    if json { try JSONOutput.document(rows) }
   }
 
   private func measureCells(_ device: any Device) throws {
