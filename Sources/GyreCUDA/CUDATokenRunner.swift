@@ -7,7 +7,7 @@ import GyreTensors
 /// graph. Tokens go to the host through page-locked memory while the next step runs.
 final class CUDATokenRunner: TokenRunner {
   /// Steps that may be under way, and slots of the ring of drawn tokens.
-  private static let slots = 8
+  static let slots = 8
   private static let steps = (0..<8).map {
     CUDAFunction("token_step", "token_step", ["-DTOKEN_VARIANT=\($0)"])
   }
@@ -73,7 +73,9 @@ final class CUDATokenRunner: TokenRunner {
       if case .attention(let a) = phase { a } else { nil }
     }
     let partWidth =
-      attentions.map { TokenTables.splits($0, batch: batch, blocks: blocks) * $0.heads * ($0.size + 2) }
+      attentions.map {
+        TokenTables.splits($0, batch: batch, blocks: blocks) * $0.heads * ($0.size + 2)
+      }
       .max() ?? 0
     let window = max(draw.repetitionPenalty == 1 ? 0 : draw.repetitionWindow, 0)
     var pinned: UnsafeMutableRawPointer?
@@ -128,6 +130,7 @@ final class CUDATokenRunner: TokenRunner {
     write(phases, made.phases)
     let positions = [Int32](repeating: Int32(position), count: batch)
     positions.withUnsafeBytes { device.write($0, to: integers, offset: 256 + 4 * batch) }
+    write(draws, [Int64](repeating: Int64(draw.firstDraw), count: batch))
     for (a, cache) in zip(attentions, caches) {
       for (tensor, target) in [(a.keys, cache.keys), (a.values, cache.values)] {
         guard let tensor else { continue }
@@ -155,11 +158,12 @@ final class CUDATokenRunner: TokenRunner {
     _ launch: CUDALaunch, _ isFloat: Bool, _ caches: [Cache]
   ) -> TokenTables.Places {
     let widths = program.widths
-    let parts = program.phases.compactMap { phase -> Int? in
-      guard case .attention(let a) = phase else { return nil }
-      return TokenTables.splits(
-        a, batch: program.batch, blocks: launch.device.multiprocessors) * a.heads * a.size
-    }.max() ?? 0
+    let parts =
+      program.phases.compactMap { phase -> Int? in
+        guard case .attention(let a) = phase else { return nil }
+        return TokenTables.splits(
+          a, batch: program.batch, blocks: launch.device.multiprocessors) * a.heads * a.size
+      }.max() ?? 0
     return TokenTables.Places(
       vector: {
         gyre_token_vector(
@@ -168,7 +172,9 @@ final class CUDATokenRunner: TokenRunner {
       },
       array: { $0.array },
       weight: { isFloat ? launch.float32($0) : launch.bfloat16($0) },
-      caches: { (caches[$0.index].keys.address, caches[$0.index].values.address, caches[$0.index].capacity) },
+      caches: {
+        (caches[$0.index].keys.address, caches[$0.index].values.address, caches[$0.index].capacity)
+      },
       parts: (
         y: .init(data: arrays.parts, stride: partWidth),
         sums: .init(data: arrays.parts + UInt64(4 * parts), stride: partWidth)

@@ -340,7 +340,8 @@ package struct TokenTables {
     }
     if let gate = step.gate { m.gate = places.vector(gate) }
     for (tensor, path) in [
-      (step.logRate, \gyre_token_matrix.log_rate), (step.stepBias, \.step_bias), (step.skip, \.skip),
+      (step.logRate, \gyre_token_matrix.log_rate), (step.stepBias, \.step_bias),
+      (step.skip, \.skip),
     ] {
       guard let tensor else { continue }
       m[keyPath: path] = places.array(tensor)
@@ -420,7 +421,8 @@ package struct TokenTables {
   /// Element `index` of a C array, which is a tuple here.
   private func put<Element, Tuple>(_ value: Element, at index: Int, into tuple: inout Tuple) {
     withUnsafeMutableBytes(of: &tuple) { bytes in
-      bytes.storeBytes(of: value, toByteOffset: index * MemoryLayout<Element>.stride, as: Element.self)
+      bytes.storeBytes(
+        of: value, toByteOffset: index * MemoryLayout<Element>.stride, as: Element.self)
     }
   }
 }

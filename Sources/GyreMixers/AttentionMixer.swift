@@ -199,7 +199,9 @@ public struct AttentionMixer: SequenceMixer {
     _ input: TokenInput, to p: inout TokenProgram, state: State
   ) -> Bool {
     guard c.rotaryScaling == nil, state["starts"] == nil,
-      [queryNorm, keyNorm].allSatisfy({ $0.map { $0.kind == .rms || $0.kind == .rmsUnitOffset } ?? true })
+      [queryNorm, keyNorm].allSatisfy({
+        $0.map { $0.kind == .rms || $0.kind == .rmsUnitOffset } ?? true
+      })
     else { return false }
     let sizes = projections.map { $0.weight.shape[0] }
     let (queries, keys) = (heads * headSize, keyHeads * headSize)

@@ -212,7 +212,8 @@ public struct RWKV7: SequenceMixer {
       target += map.up.weight.shape[0]
     }
     p.phases.append(
-      .products(.init([input.operand], products, shift: .init(mixes: mixes.map(\.value), last: last))))
+      .products(
+        .init([input.operand], products, shift: .init(mixes: mixes.map(\.value), last: last))))
     p.phases.append(.products(.init(operands, ups)))
     p.phases.append(
       .matrix(

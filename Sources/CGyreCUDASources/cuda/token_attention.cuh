@@ -119,7 +119,7 @@ static __device__ __noinline__ void attention_step(
         for (int i = 0; i < 8; i++) y[p][i] = y[p][i] * keep + weight * v[p][i];
       }
     }
-    if (split == a.splits - 1 && team == 0) {
+    if (split == a.splits - 1 && warp == 0) {
       float score = 0.f;
 #pragma unroll
       for (int p = 0; p < PARTS; p++)
@@ -129,8 +129,10 @@ static __device__ __noinline__ void attention_step(
           if (e < a.size) score += q[p][i] * w.k[e];
         }
 #pragma unroll
-      for (int o = LANES / 2; o; o >>= 1) score += __shfl_xor_sync(0xffu, score, o);
-      float top = fmaxf(largest, score), keep = expf(largest - top), weight = expf(score - top);
+      for (int o = LANES / 2; o; o >>= 1) score += __shfl_xor_sync(~0u, score, o);
+      // The first team takes it.
+      float top = team ? largest : fmaxf(largest, score);
+      float keep = team ? 1.f : expf(largest - top), weight = team ? 0.f : expf(score - top);
       sum = sum * keep + weight;
       largest = top;
 #pragma unroll

@@ -285,6 +285,8 @@ public struct TokenDraw: Sendable, Hashable {
   public var repetitionWindow = 0
   public var seed: UInt64 = 0
   public var stream: UInt64 = 0
+  /// The number of the first draw.
+  public var firstDraw = 0
   public init() {}
 }
 
