@@ -17,6 +17,7 @@ package struct TokenTables {
     let fixed =
       MemoryLayout<gyre_token_phase>.stride
       + 4 * Int(GYRE_TOKEN_THREADS + GYRE_TOKEN_PARTIALS)
+      + Int(GYRE_TOKEN_THREADS / 32 * 2 * GYRE_TOKEN_STREAM)
     return Int(GYRE_TOKEN_THREADS / 32 * GYRE_TOKEN_CHUNK) * depth + 4 * operandFloats + fixed
   }
 

@@ -5,8 +5,19 @@
 #include "token_attention.cuh"
 #include "token_matrix.cuh"
 
+// A warp's places in the stream lie here while no product runs: the phases' calls leave no registers.
+struct Places {
+  Stream now, later;
+  int slot;
+};
+static_assert(sizeof(Places) <= 2 * GYRE_TOKEN_STREAM, "places in the stream");
+
 struct Shared {
   gyre_token_phase phase;
+  union {
+    Places place;
+    char bytes[2 * GYRE_TOKEN_STREAM];
+  } places[WARPS];
   float sums[GYRE_TOKEN_THREADS];
   float partials[GYRE_TOKEN_PARTIALS];
 };
@@ -34,10 +45,11 @@ static __device__ __noinline__ void finish(
   }
 }
 
-GYRE_DEVICE void multiply(
-    const gyre_token_phase &p, Stream &now, Stream &later, int &slot, char *ring,
-    const float *operands, Shared &s, int batch) {
-  int lane = threadIdx.x & 31;
+static __device__ __noinline__ void multiply(
+    const gyre_token_phase &p, char *ring, const float *operands, Shared &s, int batch) {
+  int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+  Stream now = s.places[warp].place.now, later = s.places[warp].place.later;
+  int slot = s.places[warp].place.slot;
   int first, last;
   Stream::share(p.product[p.products - 1].first + p.product[p.products - 1].rows, first, last);
   int entry = -1, base = 0;
@@ -76,6 +88,12 @@ GYRE_DEVICE void multiply(
     if (later.index < later.count) later.advance();
     slot = slot + 1 == DEPTH ? 0 : slot + 1;
     now.advance();
+  }
+  __syncwarp();
+  if (lane == 0) {
+    s.places[warp].place.now = now;
+    s.places[warp].place.later = later;
+    s.places[warp].place.slot = slot;
   }
   __syncthreads();
   int start = 0;
@@ -120,6 +138,22 @@ static __device__ __noinline__ void embed(
   }
 }
 
+static __device__ __noinline__ void start_stream(
+    const gyre_token_step_args &a, char *ring, Shared &s) {
+  int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+  Stream later;
+  later.start(a.entries, a.entry_count, warp);
+  if (lane == 0) s.places[warp].place.now = later;
+  for (int i = 0; i < DEPTH; i++) {
+    later.copy(ring + i * GYRE_TOKEN_CHUNK, lane);
+    if (later.index < later.count) later.advance();
+  }
+  if (lane == 0) {
+    s.places[warp].place.later = later;
+    s.places[warp].place.slot = 0;
+  }
+}
+
 GYRE_DEVICE void read_phase(gyre_token_phase *to, const gyre_token_phase *from) {
   for (int i = threadIdx.x; i < (int)(sizeof(gyre_token_phase) / 4); i += GYRE_TOKEN_THREADS)
     ((int *)to)[i] = ((const int *)from)[i];
@@ -128,18 +162,10 @@ GYRE_DEVICE void read_phase(gyre_token_phase *to, const gyre_token_phase *from) 
 extern "C" __global__ void __launch_bounds__(GYRE_TOKEN_THREADS, 1)
     token_step(gyre_token_step_args a) {
   extern __shared__ char memory[];
-  int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
-  char *ring = memory + warp * DEPTH * GYRE_TOKEN_CHUNK;
+  char *ring = memory + (threadIdx.x >> 5) * DEPTH * GYRE_TOKEN_CHUNK;
   float *operands = (float *)(memory + WARPS * DEPTH * GYRE_TOKEN_CHUNK);
   Shared &s = *(Shared *)(operands + a.operand_floats);
-  Stream now, later;
-  later.start(a.entries, a.entry_count, warp);
-  now = later;
-  for (int i = 0; i < DEPTH; i++) {
-    later.copy(ring + i * GYRE_TOKEN_CHUNK, lane);
-    if (later.index < later.count) later.advance();
-  }
-  int slot = 0;
+  start_stream(a, ring, s);
   unsigned target = 0;
   long position = *a.position;
   read_phase(&s.phase, a.phases);
@@ -150,7 +176,7 @@ extern "C" __global__ void __launch_bounds__(GYRE_TOKEN_THREADS, 1)
     switch (p.kind) {
       case GYRE_TOKEN_PRODUCT_PHASE:
         if (p.waits) make_operands(p, a.batch, operands, s.sums);
-        multiply(p, now, later, slot, ring, operands, s, a.batch);
+        multiply(p, ring, operands, s, a.batch);
         break;
       case GYRE_TOKEN_MATRIX_PHASE:
         matrix_step(p.matrix, a.batch, *(MatrixWork *)operands);

@@ -22,56 +22,59 @@ GYRE_DEVICE int placed(int e) {
 // Extent of an operand with the zeros behind it.
 GYRE_DEVICE int padded(int size) { return (size + PIECE - 1) / PIECE * PIECE; }
 
-// A place in the stream: the warp's piece of the block's share of an entry.
+// A place in the stream: the warp's piece of the block's share of an entry. All of it stays in
+// registers: members are scalars, and there is one copy of each function's code a use.
 struct Stream {
   const gyre_token_entry *entries;
-  gyre_token_entry ahead;  // the entry after the current one
   int index, count;
+  // The entry after the current one.
+  const char *next_weight;
+  int next_rows, next_first, next_total, next_columns, next_pieces, next_paired;
   const char *base;
-  long row_bytes, second;  // second: from the first half's rows to the other's
+  int row_bytes;
+  long second;  // from the first half's rows to the other's
   int row, piece, rows, own, pieces, columns, step_row, step_piece;
 
+  GYRE_DEVICE void look(int i) {
+    const gyre_token_entry *e = entries + i;
+    next_weight = e->weight, next_rows = e->rows, next_first = e->first, next_total = e->total;
+    next_columns = e->columns, next_pieces = e->pieces, next_paired = e->paired;
+  }
   GYRE_DEVICE void start(const gyre_token_entry *e, int n, int warp) {
     entries = e;
     count = n;
     index = -1;
-    ahead = e[0];
+    look(0);
     enter(warp);
   }
   // Goes to piece `left` from the start of the next entry, or of one after it.
   GYRE_DEVICE void enter(int left) {
-    for (;;) {
-      index++;
-      if (index >= count) return;
-      gyre_token_entry e = ahead;
-      if (index + 1 < count) ahead = entries[index + 1];
+    while (++index < count) {
       int first, last;
-      share(e.total, first, last);
-      first = first < e.first ? 0 : first - e.first;
-      last = last - e.first;
-      if (last > e.rows) last = e.rows;
-      own = last > first ? last - first : 0;
-      rows = e.paired ? 2 * own : own;
-      pieces = e.pieces;
-      columns = e.columns;
-      if (left >= rows * pieces) {
-        left -= rows * pieces;
-        continue;
-      }
-      row_bytes = (long)columns * (WEIGHTS_ARE_FLOAT ? 4 : 2);
-      base = e.weight + first * row_bytes;
-      second = (e.rows - own) * row_bytes;
-      row = left / pieces;
-      piece = left - row * pieces;
-      step_row = WARPS / pieces;
-      step_piece = WARPS - step_row * pieces;
-      return;
+      share(next_total, first, last);
+      first = max(first - next_first, 0);
+      last = min(last - next_first, next_rows);
+      own = max(last - first, 0);
+      rows = next_paired ? 2 * own : own;
+      pieces = next_pieces;
+      columns = next_columns;
+      row_bytes = columns * (WEIGHTS_ARE_FLOAT ? 4 : 2);
+      base = next_weight + (long)first * row_bytes;
+      second = (long)(next_rows - own) * row_bytes;
+      if (index + 1 < count) look(index + 1);
+      if (left < rows * pieces) break;
+      left -= rows * pieces;
     }
+    if (index >= count) return;
+    row = left / pieces;
+    piece = left - row * pieces;
+    step_row = WARPS / pieces;
+    step_piece = WARPS - step_row * pieces;
   }
   // The block's outputs of `total` in a phase.
   static GYRE_DEVICE void share(int total, int &first, int &last) {
-    first = (int)((long)total * blockIdx.x / gridDim.x);
-    last = (int)((long)total * (blockIdx.x + 1) / gridDim.x);
+    first = (int)((unsigned)total * blockIdx.x / gridDim.x);
+    last = (int)((unsigned)total * (blockIdx.x + 1) / gridDim.x);
   }
   GYRE_DEVICE void advance() {
     row += step_row;
@@ -85,8 +88,9 @@ struct Stream {
   // Starts the copy of this piece.
   GYRE_DEVICE void copy(char *slot, int lane) const {
     if (index < count) {
-      const char *from = base + row * row_bytes + (row >= own ? second : 0) + piece * GYRE_TOKEN_CHUNK;
-      int left = (int)row_bytes - piece * GYRE_TOKEN_CHUNK;
+      const char *from =
+          base + (long)row * row_bytes + (row >= own ? second : 0) + piece * GYRE_TOKEN_CHUNK;
+      int left = row_bytes - piece * GYRE_TOKEN_CHUNK;
       copy_async(slot + lane * 16, lane * 16 < left ? from + lane * 16 : from, lane * 16 < left);
       bool more = 512 + lane * 16 < left;
       copy_async(slot + 512 + lane * 16, more ? from + 512 + lane * 16 : from, more);

@@ -7,6 +7,7 @@
 #define GYRE_TOKEN_THREADS 512
 #define GYRE_TOKEN_CHUNK 1024     // bytes of weights that a warp takes at a time
 #define GYRE_TOKEN_PARTIALS 2048  // sums of chunks that a block keeps
+#define GYRE_TOKEN_STREAM 128     // bytes that a warp's place in the stream may take
 #define GYRE_TOKEN_PRODUCTS 8
 #define GYRE_TOKEN_OPERANDS 6
 #define GYRE_TOKEN_MOVES 2
