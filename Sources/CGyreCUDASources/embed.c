@@ -87,6 +87,12 @@ static const char delta_rule_cu[] = {
 static const char chunk_gradient_mixed_cu[] = {
 #embed "cuda/chunk_gradient_mixed.cu" suffix(, 0)
 };
+static const char token_step_cu[] = {
+#embed "cuda/token_step.cu" suffix(, 0)
+};
+static const char token_sample_cu[] = {
+#embed "cuda/token_sample.cu" suffix(, 0)
+};
 
 static const char prelude_cuh[] = {
 #embed "cuda/prelude.cuh" suffix(, 0)
@@ -130,11 +136,29 @@ static const char chunk_gradient_scalar_cuh[] = {
 static const char chunk_solve_cuh[] = {
 #embed "cuda/chunk_solve.cuh" suffix(, 0)
 };
+static const char token_machine_cuh[] = {
+#embed "cuda/token_machine.cuh" suffix(, 0)
+};
+static const char token_stream_cuh[] = {
+#embed "cuda/token_stream.cuh" suffix(, 0)
+};
+static const char token_operand_cuh[] = {
+#embed "cuda/token_operand.cuh" suffix(, 0)
+};
+static const char token_matrix_cuh[] = {
+#embed "cuda/token_matrix.cuh" suffix(, 0)
+};
+static const char token_attention_cuh[] = {
+#embed "cuda/token_attention.cuh" suffix(, 0)
+};
 static const char args_h[] = {
 #embed "include/gyre_cuda_args.h" suffix(, 0)
 };
 static const char engine_args_h[] = {
 #embed "include/gyre_cuda_engine_args.h" suffix(, 0)
+};
+static const char token_args_h[] = {
+#embed "include/gyre_cuda_token_args.h" suffix(, 0)
 };
 
 static const gyre_cuda_source kernels[] = {
@@ -166,6 +190,8 @@ static const gyre_cuda_source kernels[] = {
     {"linear_attention", linear_attention_cu},
     {"delta_rule", delta_rule_cu},
     {"chunk_gradient_mixed", chunk_gradient_mixed_cu},
+    {"token_step", token_step_cu},
+    {"token_sample", token_sample_cu},
     {NULL, NULL},
 };
 
@@ -184,8 +210,14 @@ static const gyre_cuda_source headers[] = {
     {"chunk_gradient_levels.cuh", chunk_gradient_levels_cuh},
     {"chunk_gradient_scalar.cuh", chunk_gradient_scalar_cuh},
     {"chunk_solve.cuh", chunk_solve_cuh},
+    {"token_machine.cuh", token_machine_cuh},
+    {"token_stream.cuh", token_stream_cuh},
+    {"token_operand.cuh", token_operand_cuh},
+    {"token_matrix.cuh", token_matrix_cuh},
+    {"token_attention.cuh", token_attention_cuh},
     {"gyre_cuda_args.h", args_h},
     {"gyre_cuda_engine_args.h", engine_args_h},
+    {"gyre_cuda_token_args.h", token_args_h},
     {NULL, NULL},
 };
 

@@ -154,4 +154,32 @@ public struct Mamba2: SequenceMixer {
         gatesFirst: !c.normsFirst
       ).mergedHeads())
   }
+  public func appendToken(
+    _ input: TokenInput, to p: inout TokenProgram, state: State
+  ) -> Bool {
+    guard let norm, let matrix = state["S"], let window = state["window"] else { return false }
+    let keys = c.groups * c.stateSize
+    let all = p.scratch("mamba2.streams", self.input.weight.shape[0])
+    let y = p.scratch("mamba2.y", inner)
+    let streams = all.advanced(by: inner)
+    p.phases.append(.products(.init([input.operand], [self.input.token(to: all)])))
+    var step = TokenProgram.MatrixStep(
+      .mamba2(low: c.stepLow, high: c.stepHigh), heads: heads, keyHeads: c.groups,
+      keySize: c.stateSize, valueSize: c.headSize, streams: streams, q: inner + keys, k: inner,
+      v: 0, scale: engine.scale, epsilon: 0, state: matrix, output: y)
+    step.convolution = .init(
+      weight: convolution.weight.value, bias: convolution.bias?.value, window: window)
+    step.activation = Unary.Kind.named(c.activation)
+    step.gate = streams.advanced(by: inner + 2 * keys)
+    (step.logRate, step.stepBias, step.skip) = (logRate.value, stepBias.value, skip.value)
+    p.phases.append(.matrix(step))
+    var after = TokenProgram.Norm(
+      group: inner / c.normGroupCount(), weight: norm.value, epsilon: c.normEpsilon)
+    after.gate = (all, gate, c.normsFirst ? .after : .before)
+    p.phases.append(
+      .products(
+        .init(
+          [.init(y, inner, norm: after)], [input.output(output)], windows: [(window, streams)])))
+    return true
+  }
 }

@@ -223,6 +223,57 @@ public struct RWKV7: SequenceMixer {
     let scores = agreement.summed(to: Shape(agreement.shape.dimensions.dropLast() + [1]))
     return (norm(y) + v * scores).mergedHeads() * gate
   }
+
+  public func appendToken(
+    _ input: TokenInput, to p: inout TokenProgram, state: State
+  ) -> Bool {
+    guard let last = state["last"], let matrix = state["S"] else { return false }
+    let values = value.weight.shape[0]
+    let maps = [decay, rate, gate] + (residualValue.map { [$0] } ?? [])
+    let ranks = maps.map { $0.down.weight.shape[0] }
+    let streams = p.scratch("rwkv7.streams", 2 * width + values)
+    let down = p.scratch("rwkv7.down", ranks.reduce(0, +))
+    // Decays, rates, gates, then how much of the first layer's values.
+    let up = p.scratch("rwkv7.up", 2 * width + 2 * values)
+    let isFirst = residualValue == nil || !p.hasScratch("rwkv7.first", values)
+    let (y, mixed) = (p.scratch("rwkv7.y", values), p.scratch("rwkv7.value", values))
+    let (first, score) = (p.scratch("rwkv7.first", values), p.scratch("rwkv7.score", heads))
+    var products = [
+      receptance.token(0, to: streams), key.token(2, to: streams.advanced(by: width)),
+      value.token(3, to: streams.advanced(by: 2 * width)),
+    ]
+    var operands: [TokenProgram.Operand] = []
+    var ups: [TokenProgram.Product] = []
+    var (offset, target) = (0, 0)
+    for (i, map) in maps.enumerated() {
+      products.append(
+        map.down.token([1, 4, 5, 3][i], to: down.advanced(by: offset), .set(map.activation)))
+      operands.append(.init(down.advanced(by: offset), ranks[i]))
+      ups.append(map.up.token(i, to: up.advanced(by: target)))
+      offset += ranks[i]
+      target += map.up.weight.shape[0]
+    }
+    p.phases.append(
+      .products(
+        .init([input.operand], products, shift: .init(mixes: mixes.map(\.value), last: last))))
+    p.phases.append(.products(.init(operands, ups)))
+    p.phases.append(
+      .matrix(
+        .init(
+          .rwkv7(
+            .init(
+              decay: up, rate: up.advanced(by: width), mixed: up.advanced(by: 2 * width + values),
+              first: first, value: mixed, score: score, keyScale: keyScale.value,
+              keyRate: keyRate.value, bonus: bonus.value, isFirst: isFirst)),
+          heads: heads, keyHeads: heads, keySize: width / heads, valueSize: values / heads,
+          streams: streams, q: 0, k: width, v: 2 * width, scale: engine.scale,
+          epsilon: keyEpsilon, state: matrix, output: y)))
+    guard var after = norm.token(group: values / heads) else { return false }
+    after.added = (mixed, score)
+    after.gate = (up.advanced(by: 2 * width), nil, .after)
+    p.phases.append(.products(.init([.init(y, values, norm: after)], [input.output(output)])))
+    return true
+  }
 }
 
 /// RWKV-7's channel mixing: y = W_v relu(W_k x')² with x' a learned mix of the token and the one
@@ -276,5 +327,20 @@ public struct RWKV7ChannelMix: SequenceMixer {
     let (mixed, last) = x.tokenShiftMix([mix.value], last: state["last"], reset: context.reset)
     state["last"] = last
     return value(key(mixed[0]).unary(activation))
+  }
+
+  public func appendToken(
+    _ input: TokenInput, to p: inout TokenProgram, state: State
+  ) -> Bool {
+    guard let last = state["last"] else { return false }
+    let hidden = p.scratch("hidden", key.weight.shape[0])
+    p.phases.append(
+      .products(
+        .init(
+          [input.operand], [key.token(to: hidden, .set(activation))],
+          shift: .init(mixes: [mix.value], last: last))))
+    p.phases.append(
+      .products(.init([.init(hidden, key.weight.shape[0])], [input.output(value)])))
+    return true
   }
 }

@@ -42,12 +42,12 @@ public struct LanguageModel: Sendable {
   public let configuration: ModelConfiguration
   /// All parameters in a fixed order.
   public let parameters: [Parameter]
-  private let embedding: Parameter
-  private let embeddingNorm: NormLayer?
-  private let blocks: [Block]
-  private let finalAttention: ResidualAttention?
-  private let finalNorm: NormLayer
-  private let headWeight: Parameter
+  let embedding: Parameter
+  let embeddingNorm: NormLayer?
+  let blocks: [Block]
+  let finalAttention: ResidualAttention?
+  let finalNorm: NormLayer
+  let headWeight: Parameter
   /// Whether the backward pass computes each block again instead of keeping its activations.
   public var rematerializes = false
   /// Where layers get their states from and hand them on to while the sequence is spread over devices;
@@ -196,7 +196,7 @@ struct Block: Sendable {
     var startsBlock = false
   }
   let sublayers: [Sublayer]
-  private let residual: ModelConfiguration.Residual
+  let residual: ModelConfiguration.Residual
 
   init(
     _ c: ModelConfiguration, _ layer: LayerPosition, _ p: inout ParameterBuilder

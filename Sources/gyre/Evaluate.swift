@@ -20,6 +20,8 @@ struct Evaluate: ParsableCommand {
   @Argument(help: "A run folder.") var folder: String
   @Argument(help: "The text to score.") var file: String
   @Flag(help: "One object on standard output.") var json = false
+  @Option(help: "Precision of products: f32 or bf16 (default: bf16 on cuda, f32 elsewhere).")
+  var dtype: Precision?
   @OptionGroup var device: DeviceOptions
 
   private struct Result: Encodable {
@@ -62,7 +64,10 @@ struct Evaluate: ParsableCommand {
     if let egg = try EggModel.load(folder: folder, device: device) {
       evaluation = try Evaluation(egg, bytes)
     } else {
-      evaluation = try Evaluation(try StoredModel.load(folder: folder, device: device), text)
+      let precision = Precision.inference(dtype, on: device).compute
+      evaluation = try Evaluation(
+        try StoredModel.load(folder: folder, device: device, precision: precision), text,
+        precision: precision)
     }
     let run = RunFolder(folder)
     let ngram =

@@ -19,6 +19,7 @@ struct Bench: ParsableCommand {
         gyre bench --only delta_rule --json
         gyre bench --only decode --threads 1
         gyre bench --cells
+        gyre bench --decode --device cuda:0 --dtype bf16 --only 1.3b
         gyre bench --only "train lstm" --ops
         gyre bench --only length
         gyre bench --device cuda:0 --dtype bf16 --profile gated-deltanet-350m --batch 4 --length 4096
@@ -37,6 +38,10 @@ struct Bench: ParsableCommand {
   @Option(help: "Precision of matrix products: f32 or bf16.") var dtype = Precision.f32
   @Flag(help: "Only recurrent cells: token by token against Newton's method over shapes.")
   var cells = false
+  @Flag(help: "Only decoding of the presets from 100m on (or --only), at batch 1 and 256.")
+  var decode = false
+  @Option(help: "With --decode: also so many tokens in one run, and the memory before and after.")
+  var longTokens = 0
   @Flag(help: "After each training row, where its time goes, op by op.") var ops = false
   @Option(help: "Only whole training steps of these presets, kernel by kernel.")
   var profile: String?
@@ -56,6 +61,7 @@ struct Bench: ParsableCommand {
   func run() throws {
     let device = try device.open()
     if cells { return try measureCells(device) }
+    if decode { return try measureDecoding(device) }
     try ComputePrecision.$current.withValue(dtype.compute) {
       if let profile { try measureSteps(profile, device) } else { try measure(device) }
     }
@@ -88,6 +94,22 @@ struct Bench: ParsableCommand {
   private func measureCells(_ device: any Device) throws {
     let rows = try CellRows(on: device) {
       if Terminal.isErrorInteractive { Terminal.writeError("\r\u{1B}[2K\($0)") }
+    }
+    if Terminal.isErrorInteractive { Terminal.writeError("\r\u{1B}[2K") }
+    if json { try JSONOutput.document(rows) } else { rows.print() }
+  }
+
+  private func measureDecoding(_ device: any Device) throws {
+    let rows = try ComputePrecision.$current.withValue(dtype.compute) {
+      let machine = try MachinePeaks(on: device)
+      if !json {
+        Terminal.line(
+          "\(Devices.detail(of: device)), \(dtype.rawValue): \(Format.count(machine.bandwidth, "B/s")), "
+            + "\(Format.count(machine.flops, "FLOP/s"))")
+      }
+      return try DecodeRows(on: device, machine, only: only, longTokens: longTokens) {
+        if Terminal.isErrorInteractive { Terminal.writeError("\r\u{1B}[2K\($0)") }
+      }
     }
     if Terminal.isErrorInteractive { Terminal.writeError("\r\u{1B}[2K") }
     if json { try JSONOutput.document(rows) } else { rows.print() }
@@ -306,7 +328,7 @@ struct Bench: ParsableCommand {
 
 extension StateSpec.Entry {
   /// Bytes that one token of decoding must move: caches are read, other state is read and written.
-  fileprivate func decodeBytes(tokenCount: Int) -> Int {
+  func decodeBytes(tokenCount: Int) -> Int {
     let spec = StateSpec([self])
     if case .cache = kind { return spec.byteCount(tokenCount: tokenCount) }
     return 2 * spec.byteCount(tokenCount: tokenCount)
