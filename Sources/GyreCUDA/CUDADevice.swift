@@ -144,7 +144,9 @@ public final class CUDADevice: Device, @unchecked Sendable {
     if failure.isSet { return }
     launched.wrappingAdd(1, ordering: .relaxed)
     // A position is a number of the launch, not of memory.
-    if call.op is Rotary { recording.withLock { if $0 != nil { $0 = false } } }
+    if call.op is Rotary || call.op is RotaryAtRates {
+      recording.withLock { if $0 != nil { $0 = false } }
+    }
     defer { for output in call.outputs { output.cudaBuffer?.shadow.withLock { $0 = nil } } }
     // Steps of AdamW wait for each other, to run as one.
     if let step = call.op as? AdamWStep {
@@ -251,6 +253,7 @@ public final class CUDADevice: Device, @unchecked Sendable {
   }
 
   public var storesBFloat16: Bool { true }
+  public var newtonRange: (units: Int, tokens: Int) { (6144, 256) }
   public var memory: MemoryReport { allocator.report }
   public func resetPeakMemory() { allocator.resetPeak() }
 
