@@ -253,7 +253,7 @@ public final class CUDADevice: Device, @unchecked Sendable {
   }
 
   public var storesBFloat16: Bool { true }
-  public var newtonRange: (units: Int, tokens: Int) { (6144, 256) }
+  public var newtonRange: (units: Int, tokens: Int) { (8192, 256) }
   public var memory: MemoryReport { allocator.report }
   public func resetPeakMemory() { allocator.resetPeak() }
 

@@ -10,7 +10,7 @@ extension CUDAKernel {
     CUDAKernel(RecurrentCellForward.self) { op, call, launch in
       guard let cell = DescribedCell.of(op.plan) else { return false }
       let report = call.outputs[op.reportPlace]
-      if !op.isNewton || call.inputs[0].shape[1] == 0 { launch.fill(report, 0) }
+      launch.fill(report, 0)
       guard call.inputs[0].shape[0] > 0 else { return true }
       var a = cell.arguments(op, call.inputs, launch)
       let parts = op.plan.parts
@@ -141,7 +141,7 @@ private final class DescribedCell: Sendable {
   ) {
     if !plan.isDiagonal { return rows(direction, &a, launch) }
     let units = a.batch * plan.parts.spaces[0]
-    guard isNewton else {
+    guard isNewton, plan.parts.states.count <= CellPlan.newtonStates else {
       // One warp a block until every multiprocessor has some.
       let threads = units <= launch.device.multiprocessors * 128 ? 32 : 128
       return launch.run(

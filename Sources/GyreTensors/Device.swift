@@ -68,8 +68,8 @@ public protocol Device: AnyObject, Sendable {
   /// Whether activations are kept in bfloat16 where the model computes in it. States, sums inside
   /// ops, losses and parameters stay float32.
   var storesBFloat16: Bool { get }
-  /// Units over all rows of a batch up to which a cell whose units do not mix is faster for all tokens
-  /// at once than token by token, and tokens from which.
+  /// Units over all rows of a batch up to which a cell of one or two states whose units do not mix is
+  /// faster for all tokens at once than token by token, and tokens from which.
   var newtonRange: (units: Int, tokens: Int) { get }
 }
 

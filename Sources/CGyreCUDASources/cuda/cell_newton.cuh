@@ -4,9 +4,6 @@
 // from the exact state that the one before ended in.
 #pragma once
 
-#ifndef GYRE_CHANNELS
-#define GYRE_CHANNELS 2
-#endif
 enum { CHANNELS = GYRE_CHANNELS, THREADS = 256, TIME = THREADS / CHANNELS, EACH = 4 };
 enum { BLOCK = TIME * EACH, TEAM_WARPS = THREADS / 32, MOST_ITERATIONS = 20, S2 = STATES * STATES };
 #define NEWTON_TOLERANCE 2e-5f

@@ -1,5 +1,5 @@
-// A described cell whose units do not mix: token by token with a thread a unit, or all tokens of a
-// block at once by Newton's method. The code made for the cell comes before this file:
+// A described cell whose units do not mix: token by token with a thread a unit, or, with GYRE_CHANNELS
+// and at most three states, all tokens of a block at once by Newton's method. The code made for the cell comes before this file:
 //
 //     STATES, INPUTS, PARAMETERS, OUTPUT, *_TILES, cell_initial, cell_low, cell_high
 //     forward_code(in, tile)         states, next states, parameters
@@ -20,6 +20,10 @@ struct Unit {
   GYRE_DEVICE long at(long t) const { return values + t * W; }
   GYRE_DEVICE long state() const { return b * W + u; }
 };
+
+#ifdef GYRE_CHANNELS
+#include "cell_newton.cuh"
+#else
 
 // MARK: - Token by token
 
@@ -144,6 +148,4 @@ GYRE_KERNEL cell_units_backward(const __grid_constant__ gyre_described_args a) {
     a.gradients[p][x.state()] = tile[3 * STATES + PARAMETERS + p];
 }
 
-#if STATES <= 3
-#include "cell_newton.cuh"
 #endif

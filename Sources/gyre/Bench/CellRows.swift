@@ -69,7 +69,7 @@ struct CellRows: Encodable {
       sequentialSeconds: try seconds(.sequential), newtonSeconds: newton,
       report: try reports.take().last ?? NewtonReport(),
       automaticIsNewton: CellExecution.isNewtonFaster(
-        rows: batch, channels: channels, tokens: tokens, on: device))
+        rows: batch, channels: channels, states: parts.states.count, tokens: tokens, on: device))
   }
 
   func print() {
