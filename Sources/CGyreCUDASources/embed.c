@@ -75,6 +75,18 @@ static const char head_sums_cu[] = {
 static const char cell_scan_base_cu[] = {
 #embed "cuda/cell_scan_base.cu" suffix(, 0)
 };
+static const char cell_team_cu[] = {
+#embed "cuda/cell_team.cu" suffix(, 0)
+};
+static const char cell_team_gradient_cu[] = {
+#embed "cuda/cell_team_gradient.cu" suffix(, 0)
+};
+static const char channel_scans_cu[] = {
+#embed "cuda/channel_scans.cu" suffix(, 0)
+};
+static const char selection_cu[] = {
+#embed "cuda/selection.cu" suffix(, 0)
+};
 static const char diagonal_scan_cu[] = {
 #embed "cuda/diagonal_scan.cu" suffix(, 0)
 };
@@ -111,6 +123,24 @@ static const char head_cuh[] = {
 };
 static const char mma_cuh[] = {
 #embed "cuda/mma.cuh" suffix(, 0)
+};
+static const char cell_team_cuh[] = {
+#embed "cuda/cell_team.cuh" suffix(, 0)
+};
+static const char cell_code_cuh[] = {
+#embed "cuda/cell_code.cuh" suffix(, 0)
+};
+static const char cell_products_cuh[] = {
+#embed "cuda/cell_products.cuh" suffix(, 0)
+};
+static const char cell_units_cuh[] = {
+#embed "cuda/cell_units.cuh" suffix(, 0)
+};
+static const char cell_newton_cuh[] = {
+#embed "cuda/cell_newton.cuh" suffix(, 0)
+};
+static const char cell_rows_cuh[] = {
+#embed "cuda/cell_rows.cuh" suffix(, 0)
 };
 static const char chunk_common_cuh[] = {
 #embed "cuda/chunk_common.cuh" suffix(, 0)
@@ -186,6 +216,10 @@ static const gyre_cuda_source kernels[] = {
     {"delta_rule_base", delta_rule_base_cu},
     {"head_sums", head_sums_cu},
     {"cell_scan_base", cell_scan_base_cu},
+    {"cell_team", cell_team_cu},
+    {"cell_team_gradient", cell_team_gradient_cu},
+    {"channel_scans", channel_scans_cu},
+    {"selection", selection_cu},
     {"diagonal_scan", diagonal_scan_cu},
     {"linear_attention", linear_attention_cu},
     {"delta_rule", delta_rule_cu},
@@ -202,6 +236,12 @@ static const gyre_cuda_source headers[] = {
     {"scan.cuh", scan_cuh},
     {"head.cuh", head_cuh},
     {"mma.cuh", mma_cuh},
+    {"cell_team.cuh", cell_team_cuh},
+    {"cell_code.cuh", cell_code_cuh},
+    {"cell_products.cuh", cell_products_cuh},
+    {"cell_units.cuh", cell_units_cuh},
+    {"cell_newton.cuh", cell_newton_cuh},
+    {"cell_rows.cuh", cell_rows_cuh},
     {"chunk_common.cuh", chunk_common_cuh},
     {"chunk_prepare.cuh", chunk_prepare_cuh},
     {"chunk_walk.cuh", chunk_walk_cuh},
