@@ -53,6 +53,19 @@ public enum MixerCatalog {
     ForgettingAttention.self,
     LightningAttention.self,
     MesaNet.self,
+    S4D.self,
+    S5.self,
+    LRU.self,
+    GSS.self,
+    Longhorn.self,
+    GateLoop.self,
+    ReGLA.self,
+    TransNormer.self,
+    CosFormer2.self,
+    PrefixLinearAttention.self,
+    GatedAttentionUnit.self,
+    CHELA.self,
+    PLSTM.self,
   ]
 
   public static let feedForwards: [any SequenceMixer.Type] = [
