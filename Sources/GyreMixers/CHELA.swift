@@ -9,7 +9,8 @@ import GyreTensors
 ///     o = RMSNorm(Σ_{j≤t} (φ(qₜ)·φ(kⱼ)) vⱼ)    φ = elu + 1    v = silu(W_v x)    r = silu(W_r c)    i = σ(W_i c)
 ///     out = i ∘ silu(W_h c + U_h (r ∘ o)) + (1 − i) ∘ x
 ///
-/// The long kernel is a sum of branches of L, L/2, L/4, … taps, merged into one before it is applied.
+/// The long kernel is the sum of branches of L taps each at distances 1, L, L², …: three of eight taps
+/// reach 448 tokens back.
 /// Liu, Sun, Ma and Wang, "Short-long convolutions help hardware-efficient linear attention to focus on
 /// long sequences", 2024. https://arxiv.org/abs/2406.08128
 ///
@@ -19,8 +20,8 @@ public struct CHELA: SequenceMixer {
   public struct Configuration: MixerConfiguration {
     /// Taps of the short convolution.
     public var convolution = 4
-    /// L, taps of the long one.
-    public var longTaps = 64
+    /// L, taps of a branch of the long one.
+    public var longTaps = 8
     /// Branches that make the long kernel.
     public var branches = 3
     /// K, channels of z.
@@ -34,10 +35,8 @@ public struct CHELA: SequenceMixer {
     public func validate(width: Int) throws(ConfigurationError) {
       try HeadSizes.convolution(convolution)
       try HeadSizes.positive(convolution, "convolution")
-      try require((2...4096).contains(longTaps), "longTaps", "must be in 2...4096, is \(longTaps)")
-      try require(
-        (1...12).contains(branches) && longTaps >> (branches - 1) > 0, "branches",
-        "must be in 1...12 and leave a tap to the shortest, is \(branches)")
+      try require((2...16).contains(longTaps), "longTaps", "must be in 2...16, is \(longTaps)")
+      try require((1...4).contains(branches), "branches", "must be in 1...4, is \(branches)")
       try require(
         (1...1 << 16).contains(keySize), "keySize", "must be in 1...\(1 << 16), is \(keySize)")
       try require(
@@ -46,15 +45,16 @@ public struct CHELA: SequenceMixer {
   }
   public static let testConfigurations = [
     with(Configuration()) {
-      $0.longTaps = 12; $0.keySize = 8
+      $0.longTaps = 3; $0.keySize = 8
     },
     with(Configuration()) {
-      $0.convolution = 2; $0.longTaps = 5; $0.branches = 2; $0.keySize = 5; $0.hidden = 20
+      $0.convolution = 2; $0.longTaps = 4; $0.branches = 2; $0.keySize = 5; $0.hidden = 20
     },
   ]
 
   private let short: ShortConvolutionLayer
   private let kernels: [Parameter]
+  private let counter = TokenCounter()
   private let unit: GatedUpdate
   private let value: Linear
   private let features: FeatureMap
@@ -70,9 +70,9 @@ public struct CHELA: SequenceMixer {
     short = try ShortConvolutionLayer("short", channels: width, width: c.convolution, &p)
     var kernels: [Parameter] = []
     for i in 0..<c.branches {
-      let length = c.longTaps >> i
       kernels.append(
-        try p.parameter("long.\(i)", [width, length], .fanIn(length), decay: WeightDecay.none))
+        try p.parameter(
+          "long.\(i)", [taps, width], .fanIn(taps * c.branches), decay: WeightDecay.none))
     }
     self.kernels = kernels
     value = try Linear("v", inputs: width, outputs: c.hidden, &p)
@@ -81,24 +81,30 @@ public struct CHELA: SequenceMixer {
     engine = LinearAttention(heads: 1, keySize: c.keySize, valueSize: c.hidden)
   }
 
+  /// Distance of neighbouring taps of a branch.
+  private func distance(_ branch: Int) -> Int { (0..<branch).reduce(1) { n, _ in n * taps } }
+
   public var stateSpec: StateSpec {
-    engine.stateSpec + short.stateSpec + StateSpec([.init("long", [taps - 1, width], .window)])
+    let reach = (taps - 1) * distance(kernels.count - 1)
+    return engine.stateSpec + short.stateSpec + counter.stateSpec
+      + StateSpec([.init("long", [reach, width], .window)])
   }
 
   public func callAsFunction(_ x: Tensor, state: inout State, context: inout SequenceContext)
     -> Tensor
   {
-    // A branch of fewer taps sees the latest tokens: zeros stand before its kernel.
-    let kernel = kernels.map { k in
-      let missing = taps - k.shape[1]
-      return missing == 0
-        ? k.value : concatenated([.zeros([width, missing], on: x.device), k.value])
-    }.reduce(nil) { (sum: Tensor?, k) in sum.map { $0 + k } ?? k }
     let near = short(x, state: &state, reset: context.reset)
-    guard let kernel else { return near }
-    let (c, tail) = near.shortConvolution(
-      kernel, activation: false, window: state["long"], reset: context.reset)
-    state["long"] = tail
+    let past = PastTokens(
+      near, tail: state.value("long", on: x.device),
+      counts: counter(like: x, state: &state, context: context))
+    state["long"] = past.tail
+    var c = near * 0
+    for (i, kernel) in kernels.enumerated() {
+      let rows = kernel.value.split([Int](repeating: 1, count: taps), axis: 0)
+      for (m, row) in rows.enumerated() {
+        c = c + past.back(m * distance(i)) * row.reshaped([width])
+      }
+    }
     let keys = unit.keys(c).map { features($0).heads(1) }
     let o = engine.scoped(
       .init(q: keys[0], k: keys[1], v: value(x).silu().heads(1), decay: .none),
@@ -134,6 +140,7 @@ struct GatedUpdate: Sendable {
   func callAsFunction(_ x: Tensor, _ c: Tensor, _ o: Tensor) -> Tensor {
     let parts = gates(c).split([hidden, width, width])
     let candidate = (parts[2] + inner(parts[0].silu() * o)).silu()
-    return x + parts[1].sigmoid() * (candidate - x)
+    let update = parts[1].sigmoid()
+    return update * candidate + (1 - update) * x
   }
 }

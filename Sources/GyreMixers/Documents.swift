@@ -39,6 +39,32 @@ struct TokenCounter: Sendable {
   }
 }
 
+/// The tokens of a call with those just before, for taps at any distance.
+struct PastTokens: Sendable {
+  private let all, counts: Tensor
+  private let reach, tokens: Int
+
+  /// - Parameters:
+  ///   - x: `[B, T, D]`.
+  ///   - tail: the last `reach` tokens before, `[B, reach, D]`.
+  ///   - counts: of `TokenCounter`.
+  init(_ x: Tensor, tail: Tensor, counts: Tensor) {
+    all = concatenated([tail, x], axis: 1)
+    (reach, tokens, self.counts) = (tail.shape[1], x.shape[1], counts)
+  }
+
+  /// The tail of the next call.
+  var tail: Tensor { all.end(reach) }
+
+  /// x_{t−n}, zero where it lies before the document.
+  func back(_ n: Int) -> Tensor {
+    guard n > 0 else { return all.end(tokens) }
+    // Slices that tile an axis have a gradient that tiles it.
+    let past = all.split([reach - n, tokens, n], axis: 1)[1]
+    return past * (counts - Double(n)).clamped(0, 1)
+  }
+}
+
 extension RecurrenceEngine {
   /// Runs the engine on the part of `state` under a prefix, or on all of it where that is empty.
   func scoped(

@@ -119,9 +119,9 @@ struct OffsetHeads: Sendable {
   }
 
   func callAsFunction(_ z: Tensor) -> [Tensor] {
-    (0..<count).map { i in
-      z * scales.value.sliced(i..<i + 1, axis: 0).reshaped([size])
-        + offsets.value.sliced(i..<i + 1, axis: 0).reshaped([size])
+    let ones = [Int](repeating: 1, count: count)
+    return zip(scales.value.split(ones, axis: 0), offsets.value.split(ones, axis: 0)).map {
+      z * $0.reshaped([size]) + $1.reshaped([size])
     }
   }
 }

@@ -66,12 +66,22 @@ public enum MixerCatalog {
     GatedAttentionUnit.self,
     CHELA.self,
     PLSTM.self,
+    TTT.self,
+    Titans.self,
+    GatedAssociativeMemory.self,
+    MultiresConv.self,
+    Hrrformer.self,
+    RegularLRNN.self,
+    RAT.self,
+    BlockRecurrent.self,
+    SeqBoat.self,
   ]
 
   public static let feedForwards: [any SequenceMixer.Type] = [
     GatedMLP.self,
     SharedKeyMLP.self,
     PlainMLP.self,
+    ShapedMLP.self,
     MixtureOfExperts.self,
     RWKV4ChannelMix.self,
     RWKV6ChannelMix.self,

@@ -34,6 +34,8 @@ public struct RWKV7: SequenceMixer {
     public var normEpsilon = 64e-5
     /// ε under the root of κ's length: 1e-24 in the authors' code, 1e-6 in some others'.
     public var keyEpsilon = 1e-24
+    /// a = 2σ, in (0, 2), so that transitions may turn a direction round.
+    public var negativeEigenvalues = false
     public init() {}
 
     func values(_ width: Int) -> Int { valueWidth > 0 ? valueWidth : width }
@@ -74,7 +76,7 @@ public struct RWKV7: SequenceMixer {
     },
     with(Configuration()) {
       $0.headSize = 8; $0.decayRank = 3; $0.rateRank = 5; $0.valueRank = 6; $0.gateRank = 7
-      $0.valueWidth = 64; $0.normEpsilon = 1e-4; $0.keyEpsilon = 1e-6
+      $0.valueWidth = 64; $0.normEpsilon = 1e-4; $0.keyEpsilon = 1e-6; $0.negativeEigenvalues = true
     },
   ]
 
@@ -88,6 +90,7 @@ public struct RWKV7: SequenceMixer {
   private let heads: Int
   private let width: Int
   private let keyEpsilon: Double
+  private let flips: Bool
 
   public init(
     _ c: Configuration, width d: Int, layer: LayerPosition, parameters p: inout ParameterBuilder
@@ -95,6 +98,7 @@ public struct RWKV7: SequenceMixer {
     let n = c.headSize
     let values = c.values(d)
     keyEpsilon = c.keyEpsilon
+    flips = c.negativeEigenvalues
     let ranks = c.ranks(d)
     width = d
     heads = d / n
@@ -162,7 +166,7 @@ public struct RWKV7: SequenceMixer {
     let logDecay = (decay(mixed[1]).sigmoid() * -Functions.exp(-0.5)).heads(heads)
     let k = key(mixed[2])
     var v = value(mixed[3])
-    let a = rate(mixed[4]).sigmoid()
+    let a = flips ? rate(mixed[4]).sigmoid() * 2 : rate(mixed[4]).sigmoid()
     if let residualValue, let first = context.shared["rwkv7.value"] {
       v = v + (first - v) * residualValue(mixed[3]).sigmoid()
     } else {

@@ -19,7 +19,7 @@ import Testing
     }
     func read(_ h: Int, _ q: Vector) -> Vector {
       var y = Vector(repeating: 0, count: S[h][0].count)
-      for i in q.indices { y = y + S[h][i].map { $0 * q[i] } }
+      for i in q.indices { y = added(y, S[h][i].map { $0 * q[i] }) }
       return y
     }
   }
@@ -99,7 +99,7 @@ import Testing
               return sum + max(all[t][0][h][i], 0) * max(all[j][1][h][i], 0)
                 * Functions.cos(Double(t - j) * rate)
             }
-            y = y + all[j][2][h].map { $0 * weight / 8.0.squareRoot() }
+            y = added(y, all[j][2][h].map { $0 * weight / 8.0.squareRoot() })
           }
           return rms(y, c.normEpsilon) * s["norm.weight"] * all[t][3][h].map(silu)
         }
@@ -120,7 +120,7 @@ import Testing
           var (sum, total) = (Vector(repeating: 0, count: 4), 1e-6)
           func add(_ k: Vector, _ v: Vector) {
             let w = dot(q, feature(k))
-            sum = sum + v.map { $0 * w }
+            sum = added(sum, v.map { $0 * w })
             total += w
           }
           for j in 0...t {
@@ -145,7 +145,7 @@ import Testing
     }
     func mixed(_ weights: [(Int, Double)]) -> Vector {
       weights.reduce(Vector(repeating: 0, count: 6)) { sum, w in
-        sum + all[w.0][1].map { $0 * w.1 }
+        added(sum, all[w.0][1].map { $0 * w.1 })
       }
     }
     s.expect(
@@ -160,15 +160,15 @@ import Testing
 
   @Test func chela() throws {
     var c = CHELA.Configuration()
-    (c.convolution, c.longTaps, c.branches, c.keySize, c.hidden) = (2, 5, 2, 3, 6)
+    (c.convolution, c.longTaps, c.branches, c.keySize, c.hidden) = (2, 3, 2, 3, 6)
     let s = try Sample(CHELA.self, c)
     let near = s.convolution("short", s.x)
     let context = near.indices.map { t in
       (0..<8).map { d in
         var sum = 0.0
-        for (name, taps) in [("long.0", 5), ("long.1", 2)] {
-          for back in 0..<min(taps, t + 1) {
-            sum += s[name][d * taps + taps - 1 - back] * near[t - back][d]
+        for (name, distance) in [("long.0", 1), ("long.1", 3)] {
+          for m in 0..<3 where t - m * distance >= 0 {
+            sum += s[name][m * 8 + d] * near[t - m * distance][d]
           }
         }
         return sum
@@ -186,7 +186,7 @@ import Testing
             dot(
               feature(z[t] * gamma[0] + beta[0]), feature(z[j] * gamma[1] + beta[1]))
             / 3.0.squareRoot()
-          o = o + v[j].map { $0 * w }
+          o = added(o, v[j].map { $0 * w })
         }
         let g = split(s.linear("gates", context[t]), [6, 8, 8])
         let candidate = (g[2] + s.linear("inner", g[0].map(silu) * rms(o, 1e-6))).map(silu)
@@ -223,7 +223,7 @@ import Testing
             }
           }
           let direct = sigmoid(g[3][h]) * dot(p[0][h], p[1][h]) / 2
-          return rms(y + p[2][h].map { $0 * direct }, c.normEpsilon) * s["norm.weight"]
+          return rms(added(y, p[2][h].map { $0 * direct }), c.normEpsilon) * s["norm.weight"]
         }
         return s.linear("output", Array(y.joined())) + s.linear("output", x * s["skip"])
       })

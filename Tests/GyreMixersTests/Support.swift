@@ -97,6 +97,8 @@ func matrix(_ w: Vector, _ x: Vector) -> Vector {
   rows(w, x.count).map { zip($0, x).reduce(0) { $0 + $1.0 * $1.1 } }
 }
 func + (a: Vector, b: Vector) -> Vector { zip(a, b).map { $0 + $1 } }
+/// a + b where the compiler would join arrays.
+func added(_ a: Vector, _ b: Vector) -> Vector { zip(a, b).map { $0 + $1 } }
 func * (a: Vector, b: Vector) -> Vector { zip(a, b).map { $0 * $1 } }
 func dot(_ a: Vector, _ b: Vector) -> Double { zip(a, b).reduce(0) { $0 + $1.0 * $1.1 } }
 func split(_ v: Vector, _ sizes: [Int]) -> [Vector] {

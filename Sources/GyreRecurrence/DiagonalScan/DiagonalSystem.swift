@@ -45,13 +45,12 @@ public struct DiagonalSystem: RecurrenceEngine {
       }
     let whole = size > 1 && reset == nil ? tokens / size * size : 0
     guard whole > 0 else { return walked(i, &state, form, reset) }
+    if whole == tokens { return chunked(i, size, &state, form) }
+    let parts = i.input.split([whole, tokens - whole], axis: 1)
     let first = chunked(
-      .init(input: i.input.sliced(0..<whole, axis: 1), decay: i.decay, output: i.output), size,
-      &state, form)
-    if whole == tokens { return first }
-    let rest = i.input.sliced(whole..<tokens, axis: 1)
+      .init(input: parts[0], decay: i.decay, output: i.output), size, &state, form)
     let last = walked(
-      .init(input: rest, decay: i.decay, output: i.output), &state, .recurrent, nil)
+      .init(input: parts[1], decay: i.decay, output: i.output), &state, .recurrent, nil)
     return concatenated([first, last], axis: 1)
   }
 
@@ -129,7 +128,7 @@ public struct DiagonalSystem: RecurrenceEngine {
       across.map { $0.reshaped([D * N]) }, added.re, added.im, &state, form, nil)
     func before(_ start: Tensor, _ ends: Tensor) -> Tensor {
       let all =
-        count > 1 ? concatenated([start, ends.sliced(0..<count - 1, axis: 1)], axis: 1) : start
+        count > 1 ? concatenated([start, ends.split([count - 1, 1], axis: 1)[0]], axis: 1) : start
       return all.reshaped([batch, count, D, N]).permuted([2, 0, 1, 3])
         .reshaped([D, batch * count, N])
     }
@@ -153,11 +152,11 @@ public struct DiagonalSystem: RecurrenceEngine {
       base = base * base
       length *= 2
     }
-    return length == C ? all : all.map { $0.sliced(0..<C, axis: 2) }
+    return length == C ? all : all.map { $0.split([C, length - C])[0] }
   }
 
   /// The last power as `[D, N]`.
   private static func last(_ p: ComplexTensor, _ D: Int, _ N: Int, _ C: Int) -> ComplexTensor {
-    p.map { $0.sliced(C - 1..<C, axis: 2).reshaped([D, N]) }
+    p.map { $0.split([C - 1, 1])[1].reshaped([D, N]) }
   }
 }
