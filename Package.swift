@@ -120,6 +120,7 @@ let package = Package(
     .testTarget(
       name: "gyreTests", dependencies: ["gyre", arguments], swiftSettings: swiftSettings),
     test("GyreTensors"),
+    test("GyreMixers", ["GyreTensors", "GyreRecurrence", "GyreLayers", "GyreCPU"]),
     test("GyreDistributed", ["GyreTensors"]),
     test(
       "GyreCUDA", ["GyreTensors", "GyreRecurrence", "GyreConformance", "CGyreCUDALoader"]),

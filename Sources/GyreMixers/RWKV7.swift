@@ -34,6 +34,8 @@ public struct RWKV7: SequenceMixer {
     public var normEpsilon = 64e-5
     /// ε under the root of κ's length: 1e-24 in the authors' code, 1e-6 in some others'.
     public var keyEpsilon = 1e-24
+    /// a = 2σ, in (0, 2), so that transitions may turn a direction round.
+    public var negativeEigenvalues = false
     public init() {}
 
     func values(_ width: Int) -> Int { valueWidth > 0 ? valueWidth : width }
@@ -74,7 +76,7 @@ public struct RWKV7: SequenceMixer {
     },
     with(Configuration()) {
       $0.headSize = 8; $0.decayRank = 3; $0.rateRank = 5; $0.valueRank = 6; $0.gateRank = 7
-      $0.valueWidth = 64; $0.normEpsilon = 1e-4; $0.keyEpsilon = 1e-6
+      $0.valueWidth = 64; $0.normEpsilon = 1e-4; $0.keyEpsilon = 1e-6; $0.negativeEigenvalues = true
     },
   ]
 
@@ -88,6 +90,7 @@ public struct RWKV7: SequenceMixer {
   private let heads: Int
   private let width: Int
   private let keyEpsilon: Double
+  private let flips: Bool
 
   public init(
     _ c: Configuration, width d: Int, layer: LayerPosition, parameters p: inout ParameterBuilder
@@ -95,6 +98,7 @@ public struct RWKV7: SequenceMixer {
     let n = c.headSize
     let values = c.values(d)
     keyEpsilon = c.keyEpsilon
+    flips = c.negativeEigenvalues
     let ranks = c.ranks(d)
     width = d
     heads = d / n
@@ -189,7 +193,9 @@ public struct RWKV7: SequenceMixer {
 
   private func terms(k: Tensor, decay x: Tensor, rate z: Tensor) -> Terms {
     let op = RWKV7Keys(heads: heads, epsilon: keyEpsilon)
-    if let rateBias = rate.up.bias, let decayBias = decay.up.bias, isWhole, k.device.fuses(op) {
+    if let rateBias = rate.up.bias, let decayBias = decay.up.bias, isWhole, !flips,
+      k.device.fuses(op)
+    {
       let t = apply(
         op,
         [
@@ -198,7 +204,7 @@ public struct RWKV7: SequenceMixer {
         ])
       return Terms(written: t[0], logDecay: t[1], erase: t[2], write: t[3])
     }
-    let a = rate(z).sigmoid()
+    let a = flips ? rate(z).sigmoid() * 2 : rate(z).sigmoid()
     let direction = (k * keyScale.value).heads(heads).l2Normalized(epsilon: keyEpsilon)
     return Terms(
       written: (k * ((a - 1) * keyRate.value + 1)).heads(heads),
@@ -227,7 +233,7 @@ public struct RWKV7: SequenceMixer {
   public func appendToken(
     _ input: TokenInput, to p: inout TokenProgram, state: State
   ) -> Bool {
-    guard let last = state["last"], let matrix = state["S"] else { return false }
+    guard !flips, let last = state["last"], let matrix = state["S"] else { return false }
     let values = value.weight.shape[0]
     let maps = [decay, rate, gate] + (residualValue.map { [$0] } ?? [])
     let ranks = maps.map { $0.down.weight.shape[0] }
