@@ -42,7 +42,7 @@ let package = Package(
       targets: [
         "GyreTensors", "GyrePlatform", "GyreLayers", "GyreRecurrence", "GyreMixers",
         "GyreTokenizers", "GyreCheckpoints", "GyreModels", "GyreTraining", "GyreInference",
-        "GyreEvolution", "GyreConformance",
+        "GyreTasks", "GyreEvolution", "GyreConformance",
       ]),
   ],
   dependencies: [
@@ -102,6 +102,12 @@ let package = Package(
       ]),
     // Level 5
     target(
+      "GyreTasks",
+      [
+        "GyreTensors", "GyreLayers", "GyreRecurrence", "GyreModels", "GyreTokenizers",
+        "GyreCheckpoints", "GyreTraining",
+      ]),
+    target(
       "GyreEvolution",
       [
         "GyreTensors", "GyreLayers", "GyreRecurrence", "GyreMixers", "GyreModels",
@@ -130,7 +136,7 @@ let package = Package(
       dependencies: [
         "GyreTensors", "GyrePlatform", "GyreLayers", "GyreRecurrence", "GyreMixers",
         "GyreTokenizers", "GyreCheckpoints", "GyreModels", "GyreTraining", "GyreInference",
-        "GyreEvolution", "GyreConformance", arguments,
+        "GyreTasks", "GyreEvolution", "GyreConformance", arguments,
       ], swiftSettings: swiftSettings),
     // Tests
     test(

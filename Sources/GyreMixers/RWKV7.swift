@@ -34,6 +34,9 @@ public struct RWKV7: SequenceMixer {
     public var normEpsilon = 64e-5
     /// ε under the root of κ's length: 1e-24 in the authors' code, 1e-6 in some others'.
     public var keyEpsilon = 1e-24
+    /// Erases with 2a in place of a: eigenvalues of the transition down to −1, as the authors' proofs
+    /// about state tracking have it.
+    public var negativeEigenvalues = false
     public init() {}
 
     func values(_ width: Int) -> Int { valueWidth > 0 ? valueWidth : width }
@@ -76,6 +79,10 @@ public struct RWKV7: SequenceMixer {
       $0.headSize = 8; $0.decayRank = 3; $0.rateRank = 5; $0.valueRank = 6; $0.gateRank = 7
       $0.valueWidth = 64; $0.normEpsilon = 1e-4; $0.keyEpsilon = 1e-6
     },
+    with(Configuration()) {
+      $0.headSize = 16; $0.decayRank = 4; $0.rateRank = 4; $0.valueRank = 4; $0.gateRank = 4
+      $0.negativeEigenvalues = true
+    },
   ]
 
   private let mixes: [Parameter]
@@ -88,6 +95,7 @@ public struct RWKV7: SequenceMixer {
   private let heads: Int
   private let width: Int
   private let keyEpsilon: Double
+  private let erasure: Double
 
   public init(
     _ c: Configuration, width d: Int, layer: LayerPosition, parameters p: inout ParameterBuilder
@@ -95,6 +103,7 @@ public struct RWKV7: SequenceMixer {
     let n = c.headSize
     let values = c.values(d)
     keyEpsilon = c.keyEpsilon
+    erasure = c.negativeEigenvalues ? 2 : 1
     let ranks = c.ranks(d)
     width = d
     heads = d / n
@@ -169,7 +178,7 @@ public struct RWKV7: SequenceMixer {
       context.shared["rwkv7.value"] = v
     }
     let direction = (k * keyScale.value).heads(heads).l2Normalized(epsilon: keyEpsilon)
-    let strength = a.heads(heads)
+    let strength = (erasure == 1 ? a : a * erasure).heads(heads)
     let written = (k * ((a - 1) * keyRate.value + 1)).heads(heads)
     let values = v.heads(heads)
     let y = engine(

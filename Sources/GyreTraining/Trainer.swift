@@ -13,9 +13,9 @@ public final class Trainer {
   public let model: LanguageModel
   public let configuration: TrainingConfiguration
   public let folder: RunFolder
+  /// What it learns and is scored on.
+  public let data: any TrainingData
   private let train: any BatchSource
-  /// The texts as tokens, checked against the run folder's manifest.
-  public let shards: (train: TokenShard, validation: TokenShard)
   private let optimizer: Optimizer
   private let schedule: Schedule
   private var state: ModelState
@@ -26,30 +26,37 @@ public final class Trainer {
   private var skips = 0
   public private(set) var history: [Metrics] = []
 
+  /// On the texts of the run folder, checked against its manifest.
+  ///
   /// - Parameter model: with parameters of its own memory: they are updated in place.
-  public init(
+  public convenience init(
     model: LanguageModel, configuration: TrainingConfiguration, folder: RunFolder
+  ) throws {
+    try self.init(
+      model: model, configuration: configuration, folder: folder,
+      data: try TextData(try folder.shards(), configuration))
+  }
+
+  /// - Parameters:
+  ///   - model: with parameters of its own memory: they are updated in place.
+  ///   - data: what it learns and is scored on.
+  public init(
+    model: LanguageModel, configuration: TrainingConfiguration, folder: RunFolder,
+    data: any TrainingData
   ) throws {
     self.model = model
     self.configuration = configuration
     self.folder = folder
-    shards = try folder.shards()
-    guard shards.train.vocabulary <= model.configuration.vocabulary else {
+    self.data = data
+    train = data.batches
+    guard data.vocabulary <= model.configuration.vocabulary else {
       throw TrainingError.configuration(
-        "vocabulary: the tokenizer has \(shards.train.vocabulary) tokens, the model \(model.configuration.vocabulary)"
+        "vocabulary: the tokenizer has \(data.vocabulary) tokens, the model \(model.configuration.vocabulary)"
       )
     }
-    let (batch, length) = (configuration.batch, configuration.length)
-    train =
-      switch configuration.data {
-      case .stream:
-        try StreamBatches(shards.train, batch: batch, length: length, seed: configuration.seed)
-      case .packed:
-        try PackedBatches(shards.train, batch: batch, length: length, seed: configuration.seed)
-      }
     optimizer = Optimizer(model.parameters, configuration)
     schedule = Schedule(configuration)
-    state = model.makeState(batch: batch)
+    state = model.makeState(batch: configuration.batch)
   }
 
   /// Steps until the configured end or until `shouldStop` says so; saves at the end either way.
@@ -71,7 +78,9 @@ public final class Trainer {
         / ((clock.now - start) / .seconds(1))
       let every = configuration.evaluateEvery
       if step == configuration.steps || (every > 0 && step % every == 0) {
-        metrics.validationBitsPerByte = try evaluate().bitsPerByte
+        let score = try evaluate()
+        metrics.validationBitsPerByte = score.bitsPerByte
+        metrics.accuracy = score.accuracy
       }
       history.append(metrics)
       try folder.append(try metrics.line(), to: folder.metrics)
@@ -97,9 +106,9 @@ public final class Trainer {
     }
   }
 
-  /// Scores the held-out text.
-  public func evaluate() throws -> Evaluation {
-    try Evaluation(model, shards.validation, precision: configuration.precision)
+  /// Scores what is held out.
+  public func evaluate() throws -> HeldOutScore {
+    try data.score(model, precision: configuration.precision)
   }
 
   /// One optimiser step.
@@ -144,7 +153,7 @@ public final class Trainer {
     let bits: Double = loss / 0.693_147_180_559_945_3
     let tokens: Int = step * c.batch * c.length * c.accumulation
     var metrics = Metrics(
-      step: step, tokens: tokens, trainBitsPerByte: bits / shards.train.bytesPerToken,
+      step: step, tokens: tokens, trainBitsPerByte: bits / data.bytesPerToken,
       validationBitsPerByte: nil, learningRate: c.learningRate * rate, gradientNorm: norm,
       tokensPerSecond: 0, skipped: problem)
     if !newton.isEmpty { metrics.newton = newton }
@@ -155,7 +164,7 @@ public final class Trainer {
     _ batch: Batch, _ state: inout ModelState, _ variables: [Tensor]
   ) -> (loss: Tensor, gradients: [Tensor?]) {
     let device = model.device
-    let shape: Shape = [configuration.batch, configuration.length]
+    let shape: Shape = [configuration.batch, batch.tokens.count / configuration.batch]
     let tokens = Tensor(batch.tokens, shape: shape, on: device)
     let targets = Tensor(batch.targets, shape: shape, on: device)
     let reset = batch.reset.map { Tensor($0, shape: shape, on: device) }
