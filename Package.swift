@@ -146,6 +146,12 @@ let package = Package(
         "GyreRecurrence",
       ]),
     test(
+      "GyreTasks",
+      [
+        "GyreTensors", "GyreCPU", "GyreLayers", "GyreModels", "GyreTraining", "GyreTokenizers",
+        "GyreCheckpoints",
+      ]),
+    test(
       "GyreEvolution",
       [
         "GyreTensors", "GyreCPU", "GyreRecurrence", "GyreLayers", "GyreModels", "GyreTraining",

@@ -7,7 +7,8 @@ public struct TaskRun: Codable, Hashable, Sendable {
   public var task: String
   /// Tokens of the shortest rows to train on; the longest are `length` of `training.json`.
   public var shortest: Int
-  /// Batches over which the longest rows grow from the shortest to their full length; 0: at once.
+  /// Batches over which rows grow from the shortest to their full length, and keep it; 0: every batch
+  /// has some length between the two.
   public var curriculum: Int
   /// Rows that are scored while it trains.
   public var heldOut: Int
@@ -59,15 +60,14 @@ public struct TaskBatches: BatchSource {
     (self.run, self.batch, self.length, self.seed) = (run, batch, length, seed)
   }
 
-  /// Tokens of the rows of a batch: uniform between the shortest and what the curriculum allows.
+  /// Tokens of the rows of a batch: what the curriculum has come to, or any length.
   func length(of number: Int) -> Int {
-    var longest = length
-    if number < run.curriculum {
-      longest = run.shortest + (length - run.shortest) * (number + 1) / run.curriculum
+    guard run.curriculum == 0 else {
+      guard number < run.curriculum else { return length }
+      return run.shortest + (length - run.shortest) * (number + 1) / run.curriculum
     }
     let draws = CounterGenerator(seed: seed, name: "task length")
-    return run.shortest
-      + draws.integer(UInt64(number), below: longest - run.shortest + 1)
+    return run.shortest + draws.integer(UInt64(number), below: length - run.shortest + 1)
   }
 
   public func batch(_ number: Int) -> Batch {

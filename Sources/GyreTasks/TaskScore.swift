@@ -15,8 +15,8 @@ public struct TaskScore: Codable, Hashable, Sendable {
   public var wholeRows: Double
   /// Rows whose last answer is right.
   public var lastAnswers: Double
-  /// Cross-entropy of an answer in bits.
-  public var bits: Double
+  /// Cross-entropy of an answer in bits; nil where the model gives no numbers any more.
+  public var bits: Double?
 
   enum CodingKeys: String, CodingKey {
     case length, rows, answers, accuracy, bits
@@ -62,7 +62,8 @@ public struct TaskScore: Codable, Hashable, Sendable {
     accuracy = Double(right) / Double(max(asked, 1))
     wholeRows = Double(whole) / Double(max(rows, 1))
     lastAnswers = Double(last) / Double(max(rows, 1))
-    bits = nats / Double(max(asked, 1)) / Functions.log(2)
+    let mean = nats / Double(max(asked, 1)) / Functions.log(2)
+    bits = mean.isFinite ? mean : nil
   }
 
   /// The most probable tokens at some places, and their mean cross-entropy.
@@ -108,6 +109,6 @@ public struct TaskData: TrainingData {
   public func score(_ model: LanguageModel, precision: ComputePrecision) throws -> HeldOutScore {
     let score = try TaskScore(
       model, task, length: batches.length, rows: run.heldOut, seed: seed, precision: precision)
-    return HeldOutScore(bitsPerByte: score.bits, accuracy: score.accuracy)
+    return HeldOutScore(bitsPerByte: score.bits ?? .nan, accuracy: score.accuracy)
   }
 }

@@ -61,9 +61,11 @@ struct Train: ParsableCommand {
       "A task that is not text; gyre tasks lists them, lorenz63 beside them.",
       discussion: "With a task --model is one of its tables' models too: lstm, recall/gla-64."))
   var task: String?
-  @Option(help: "With --task: tokens of the shortest rows (default: all have --length).")
+  @Option(
+    help:
+      "With --task: tokens of the shortest rows; batches have any length from there to --length.")
   var shortest: Int?
-  @Option(help: "With --task: batches over which rows grow from the shortest to --length.")
+  @Option(help: "With --task: instead, batches over which rows grow from the shortest to --length.")
   var curriculum: Int?
   @Option(help: "With --task: the network, shallow, almost_linear or standard.")
   var form: PiecewiseLinear.Form?

@@ -5,17 +5,15 @@ extension Study {
   public static let stateTracking = Study(
     name: "state-tracking", title: "State tracking",
     tasks: [
-      StudyTask("parity", "parity", length: 40, shortest: 5, steps: 600),
-      StudyTask("even pairs", "even_pairs", length: 40, shortest: 5, steps: 300),
-      StudyTask("flip-flop", "flip_flop", length: 40, shortest: 5, steps: 300),
-      StudyTask("Dyck 2, depth 4", "dyck", length: 40, shortest: 5, steps: 600),
-      StudyTask("Z3", "modular_addition:modulus=3", length: 40, shortest: 5, steps: 800),
-      StudyTask("Z5", "modular_addition:modulus=5", length: 40, shortest: 5, steps: 800),
-      StudyTask("arithmetic", "modular_arithmetic", length: 40, shortest: 5, steps: 800),
-      StudyTask("brackets", "bracket_arithmetic", length: 40, shortest: 5, steps: 800),
-      StudyTask("S3", "s3", length: 40, shortest: 5, steps: 800),
-      StudyTask("A5", "a5:generators=1", length: 40, shortest: 5, steps: 1200),
-      StudyTask("S5", "s5:generators=1", length: 40, shortest: 5, steps: 1200),
+      task("parity", "parity", steps: 800),
+      task("flip-flop", "flip_flop", steps: 300),
+      task("Dyck 2, depth 4", "dyck", steps: 500),
+      task("Z3", "modular_addition:modulus=3", steps: 800),
+      task("Z5", "modular_addition:modulus=5", steps: 800),
+      task("arithmetic", "modular_arithmetic", steps: 800),
+      task("brackets", "bracket_arithmetic", steps: 600),
+      task("S3", "s3", steps: 800),
+      task("A5", "a5:generators=1", steps: 1000),
     ],
     models: [
       StudyModel("attention", "attention", "softmax_attention", ["heads": .integer(4)]),
@@ -56,6 +54,11 @@ extension Study {
     ],
     width: 64, layers: 1, batch: 32, learningRate: 3e-3, multiples: LengthCurve.multiples,
     rows: 64)
+
+  /// Rows grow to 40 tokens over the first half of the steps.
+  private static func task(_ name: String, _ task: String, steps: Int) -> StudyTask {
+    StudyTask(name, task, length: 40, shortest: 5, grows: true, steps: steps)
+  }
 
   private static func mamba(_ negative: Bool) -> [String: JSONValue] {
     [

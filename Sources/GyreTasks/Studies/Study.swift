@@ -9,14 +9,19 @@ public struct StudyTask: Sendable {
   public var task: String
   /// Tokens of the longest rows to train on.
   public var length: Int
-  /// Tokens of the shortest; nil: as long as the longest. Otherwise rows have any length between, and
-  /// the longest grow to their full length over the first half of the steps.
+  /// Tokens of the shortest; nil: as long as the longest.
   public var shortest: Int?
+  /// Whether rows grow from the shortest to the longest over the first half of the steps; otherwise every
+  /// batch has some length between.
+  public var grows: Bool
   public var steps: Int
 
-  init(_ name: String, _ task: String, length: Int, shortest: Int? = nil, steps: Int) {
+  init(
+    _ name: String, _ task: String, length: Int, shortest: Int? = nil, grows: Bool = false,
+    steps: Int
+  ) {
     (self.name, self.task, self.length) = (name, task, length)
-    (self.shortest, self.steps) = (shortest, steps)
+    (self.shortest, self.grows, self.steps) = (shortest, grows, steps)
   }
 }
 

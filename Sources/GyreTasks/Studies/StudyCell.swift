@@ -13,8 +13,8 @@ public struct StudyCell: Codable, Hashable, Sendable {
   /// Bytes of state of a sequence of the trained length.
   public var stateBytes: Int
   public var seconds: Double
-  /// Mean loss of the last tenth of the steps, bits an answer.
-  public var trainedBits: Double
+  /// Mean loss of the last tenth of the steps, bits an answer; nil where it is no number.
+  public var trainedBits: Double?
   public var curve: LengthCurve
 
   enum CodingKeys: String, CodingKey {
@@ -61,7 +61,7 @@ public struct StudyFolder: Sendable {
     defer { try? manager.removeItem(atPath: folder.path) }
     let run = TaskRun(
       task: try TaskCatalog.canonical(task.task), shortest: task.shortest ?? task.length,
-      curriculum: task.shortest == nil ? 0 : task.steps / 2,
+      curriculum: task.grows ? task.steps / 2 : 0,
       heldOut: study.rows)
     let tasks = TaskFolder(folder)
     try tasks.create(run, model: configuration, training: training)
@@ -70,7 +70,8 @@ public struct StudyFolder: Sendable {
     let start = clock.now
     try trainer.run(shouldStop: shouldStop)
     guard trainer.step == training.steps else { return nil }
-    let last = trainer.history.suffix(max(training.steps / 10, 1)).map(\.trainBitsPerByte)
+    let last: [Double] = trainer.history.suffix(max(training.steps / 10, 1)).map(\.trainBitsPerByte)
+    let mean = last.reduce(0, +) / Double(max(last.count, 1))
     let curve = try LengthCurve(
       trainer.model, name: model.name, task: run.task, trained: task.length,
       lengths: study.multiples.map { $0 * task.length }, rows: study.rows, seed: seed)
@@ -79,7 +80,7 @@ public struct StudyFolder: Sendable {
       parameters: trainer.model.parameterCount,
       stateBytes: trainer.model.stateByteCount(tokenCount: task.length),
       seconds: (clock.now - start) / .seconds(1),
-      trainedBits: last.reduce(0, +) / Double(max(last.count, 1)), curve: curve)
+      trainedBits: mean.isFinite ? mean : nil, curve: curve)
     try AtomicFile.write(try ConfigurationFile.text(cell), to: target)
     return cell
   }

@@ -139,7 +139,7 @@ enum TaskCurve {
       table.add(
         ["\(s.length)"]
           + [s.accuracy, s.lastAnswers, s.wholeRows].map { Format.fixed(100 * $0, 1) + " %" }
-          + [Format.fixed(s.bits, 3)])
+          + [Format.fixed(s.bits ?? .nan, 3)])
     }
     return table
   }
