@@ -34,7 +34,8 @@ public struct RWKV7: SequenceMixer {
     public var normEpsilon = 64e-5
     /// ε under the root of κ's length: 1e-24 in the authors' code, 1e-6 in some others'.
     public var keyEpsilon = 1e-24
-    /// a = 2σ, in (0, 2), so that transitions may turn a direction round.
+    /// Erases with 2a in place of a: eigenvalues of the transition down to −1, as the authors' proofs
+    /// about state tracking have it.
     public var negativeEigenvalues = false
     public init() {}
 
@@ -77,6 +78,10 @@ public struct RWKV7: SequenceMixer {
     with(Configuration()) {
       $0.headSize = 8; $0.decayRank = 3; $0.rateRank = 5; $0.valueRank = 6; $0.gateRank = 7
       $0.valueWidth = 64; $0.normEpsilon = 1e-4; $0.keyEpsilon = 1e-6; $0.negativeEigenvalues = true
+    },
+    with(Configuration()) {
+      $0.headSize = 16; $0.decayRank = 4; $0.rateRank = 4; $0.valueRank = 4; $0.gateRank = 4
+      $0.negativeEigenvalues = true
     },
   ]
 
@@ -204,12 +209,13 @@ public struct RWKV7: SequenceMixer {
         ])
       return Terms(written: t[0], logDecay: t[1], erase: t[2], write: t[3])
     }
-    let a = flips ? rate(z).sigmoid() * 2 : rate(z).sigmoid()
+    let a = rate(z).sigmoid()
+    let strength = flips ? a * 2 : a
     let direction = (k * keyScale.value).heads(heads).l2Normalized(epsilon: keyEpsilon)
     return Terms(
       written: (k * ((a - 1) * keyRate.value + 1)).heads(heads),
       logDecay: (decay(x).sigmoid() * -Functions.exp(-0.5)).heads(heads),
-      erase: -direction, write: direction * a.heads(heads))
+      erase: -direction, write: direction * strength.heads(heads))
   }
 
   /// Whether heads have sizes that fused kernels take.
