@@ -153,7 +153,9 @@ public final class CUDADevice: Device, @unchecked Sendable {
       return
     }
     flush()
+    // Quantised weights are read by their definition only; models are loaded widened here.
     if let kernel = CUDAKernel.all[ObjectIdentifier(type(of: call.op))],
+      !call.inputs.contains(where: \.dtype.isQuantized),
       kernel.run(call, CUDALaunch(self, call.op.name))
     {
       return

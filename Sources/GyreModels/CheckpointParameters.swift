@@ -7,20 +7,39 @@ public final class CheckpointParameters: ParameterSource {
   private let source: any TensorSource
   private let device: any Device
   private let copies: Bool
+  private let keepsTypes: Bool
   private var asked: Set<String> = []
   private var missing: [String] = []
   private var reshaped: [ShapeMismatch] = []
   private var failure: CheckpointError?
 
   /// - Parameter copies: whether values get memory of their own. Training needs that, since
-  ///   optimisers write in place; without it float32 values of host devices stay in the mapped file.
-  public init(_ source: any TensorSource, device: any Device, copies: Bool) {
+  ///   optimisers write in place; without it values of host devices stay in the mapped file where
+  ///   they have the type that is needed.
+  /// - Parameter keepsTypes: whether matrices keep the element type of the checkpoint where the device
+  ///   multiplies it (bfloat16, quantised blocks); for inference.
+  public init(
+    _ source: any TensorSource, device: any Device, copies: Bool, keepsTypes: Bool = false
+  ) {
     self.source = source
     self.device = device
     self.copies = copies
+    self.keepsTypes = keepsTypes
   }
 
   public func value(name: String, shape: Shape, initializer: Initializer) -> Tensor? {
+    read(name, shape) { _ in false }
+  }
+
+  public func matrix(name: String, shape: Shape, initializer: Initializer) -> Tensor? {
+    read(name, shape) { type in
+      keepsTypes && shape.rank == 2 && shape.last % type.valuesPerBlock == 0
+        && device.multiplies(stored: type)
+    }
+  }
+
+  /// A parameter's value, in its stored type where that `isKept`.
+  private func read(_ name: String, _ shape: Shape, isKept: (DType) -> Bool) -> Tensor? {
     asked.insert(name)
     guard source.contains(name) else {
       missing.append(name)
@@ -32,10 +51,14 @@ public final class CheckpointParameters: ParameterSource {
         reshaped.append(ShapeMismatch(name: name, expected: shape, found: info.shape))
         return nil
       }
-      if !copies, device is HostDevice, info.storedType == .float32,
-        let borrowed = try borrowed(name, shape)
-      {
-        return borrowed
+      if let type = info.dtype, type == .float32 || isKept(type) {
+        let spec = TensorSpec(shape, type)
+        if !copies, device is HostDevice, let borrowed = try borrowed(name, spec) {
+          return borrowed
+        }
+        if type != .float32 {
+          return try source.withBytes(name) { Tensor(bytes: $0, spec: spec, on: device) }
+        }
       }
       return Tensor(try source.readFloat32(name), shape: shape, on: device)
     } catch {
@@ -45,14 +68,16 @@ public final class CheckpointParameters: ParameterSource {
   }
 
   /// The values where they lie in a mapped file; nil where they are not mapped or not aligned.
-  private func borrowed(_ name: String, _ shape: Shape) throws(CheckpointError) -> Tensor? {
+  private func borrowed(_ name: String, _ spec: TensorSpec) throws(CheckpointError) -> Tensor? {
     guard let owner = try source.storageOwner(of: name) else { return nil }
+    // Blocks are read byte by byte; elements lie at multiples of their size.
+    let alignment = spec.dtype.isQuantized ? 1 : spec.dtype.byteCount
     return try source.withBytes(name) { bytes in
-      guard let base = bytes.baseAddress,
-        UInt(bitPattern: base) % UInt(MemoryLayout<Float>.alignment) == 0
+      guard let base = bytes.baseAddress, UInt(bitPattern: base) % UInt(alignment) == 0,
+        bytes.count == spec.byteCount
       else { return nil }
       return Tensor(
-        shape: shape, dtype: .float32, device: device,
+        shape: spec.shape, dtype: spec.dtype, device: device,
         buffer: BorrowedHostBuffer(bytes, owner: owner))
     }
   }
@@ -81,6 +106,9 @@ extension TensorSource {
       }
     }
     if let file = self as? SafetensorsFile { return file.isMapped ? file : nil }
+    if let renamed = self as? GGUFTensors {
+      return renamed.file.isMapped && renamed.isUnchanged(name) ? renamed.file : nil
+    }
     if let folder = self as? CheckpointFolder {
       return folder.files.allSatisfy(\.isMapped) ? folder : nil
     }

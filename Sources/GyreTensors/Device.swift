@@ -68,6 +68,9 @@ public protocol Device: AnyObject, Sendable {
   /// Whether activations are kept in bfloat16 where the model computes in it. States, sums inside
   /// ops, losses and parameters stay float32.
   var storesBFloat16: Bool { get }
+  /// Whether linear maps and embeddings take a matrix of this type as it is stored in a checkpoint,
+  /// beside float32.
+  func multiplies(stored type: DType) -> Bool
 }
 
 /// Work that was recorded once and can be queued again as it is: the same kernels on the same memory.
@@ -78,6 +81,7 @@ public protocol RecordedWork: AnyObject, Sendable {
 extension Device {
   public func record(_ body: () -> Void) -> (any RecordedWork)? { nil }
   public var storesBFloat16: Bool { false }
+  public func multiplies(stored type: DType) -> Bool { false }
 }
 
 /// Bytes that tensors hold on a device.

@@ -20,6 +20,7 @@ struct Evaluate: ParsableCommand {
   @Argument(help: "A run folder.") var folder: String
   @Argument(help: "The text to score.") var file: String
   @Flag(help: "One object on standard output.") var json = false
+  @OptionGroup var weights: WeightOptions
   @OptionGroup var device: DeviceOptions
 
   private struct Result: Encodable {
@@ -62,7 +63,9 @@ struct Evaluate: ParsableCommand {
     if let egg = try EggModel.load(folder: folder, device: device) {
       evaluation = try Evaluation(egg, bytes)
     } else {
-      evaluation = try Evaluation(try StoredModel.load(folder: folder, device: device), text)
+      evaluation = try Evaluation(
+        try StoredModel.load(
+          folder: folder, device: device, keepsTypes: weights.keepsTypes), text)
     }
     let run = RunFolder(folder)
     let ngram =

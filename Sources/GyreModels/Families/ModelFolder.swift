@@ -179,11 +179,15 @@ public struct ModelFolder: Sendable {
 
   /// The model with its weights on a device.
   ///
-  /// - Parameter copies: whether values get memory of their own; see `CheckpointParameters`.
+  /// - Parameters:
+  ///   - copies: whether values get memory of their own; see `CheckpointParameters`.
+  ///   - keepsTypes: whether matrices keep their stored element type where the device multiplies it;
+  ///     see `CheckpointParameters`.
   public func load(
-    on device: any Device, copies: Bool = false
+    on device: any Device, copies: Bool = false, keepsTypes: Bool = false
   ) throws(ModelFolderError) -> LanguageModel {
-    let source = CheckpointParameters(tensors, device: device, copies: copies)
+    let source = CheckpointParameters(
+      tensors, device: device, copies: copies, keepsTypes: keepsTypes)
     let model: LanguageModel
     do throws(ConfigurationError) {
       model = try LanguageModel(configuration, source: source, device: device)

@@ -21,6 +21,7 @@ struct Bench: ParsableCommand {
         gyre bench --cells
         gyre bench --only "train lstm" --ops
         gyre bench --only length
+        gyre bench --model-file model.Q4_K_M.gguf --threads 2
 
       Training rows are whole steps (forward, cross-entropy, backward, clipping, AdamW) with
       vocabulary 256, width 256, 4 layers, batch 16, length 256. Length rows compare
@@ -35,7 +36,19 @@ struct Bench: ParsableCommand {
   @Flag(help: "Only recurrent cells: token by token against Newton's method over shapes.")
   var cells = false
   @Flag(help: "After each training row, where its time goes, op by op.") var ops = false
+  @Option(help: "A stored model: how fast it reads a prompt and writes after it, nothing else.")
+  var modelFile: String?
+  @Option(help: "With --model-file: tokens of the prompt.") var prompt = 512
+  @Option(help: "With --model-file: tokens to write.") var tokens = 128
+  @Flag(help: "With --model-file: weights as float32 instead of as they are stored.")
+  var widen = false
   @Flag(help: "One JSON object on standard output.") var json = false
+
+  func validate() throws {
+    if prompt < 1 || tokens < 1 {
+      throw ValidationError("--prompt and --tokens must be positive")
+    }
+  }
 
   private struct Report: Encodable {
     var device: String
@@ -47,6 +60,14 @@ struct Bench: ParsableCommand {
   func run() throws {
     let device = try device.open()
     if cells { return try measureCells(device) }
+    if let modelFile {
+      let row = try ComputePrecision.$current.withValue(dtype.compute) {
+        try StoredModelRow(
+          modelFile, on: device, widens: widen, prompt: prompt, tokens: tokens, ops: ops)
+      }
+      if json { try JSONOutput.document(row) } else { row.print() }
+      return
+    }
     try ComputePrecision.$current.withValue(dtype.compute) { try measure(device) }
   }
 
@@ -229,16 +250,7 @@ struct Bench: ParsableCommand {
     times.isOn = true
     for _ in 0..<repeats { step() }
     times.isOn = false
-    let entries = times.entries.sorted { $0.value.seconds > $1.value.seconds }
-    let total = entries.reduce(0) { $0 + $1.value.seconds }
-    var table = Table([("op", .left), ("launches", .right), ("a step", .right), ("", .right)])
-    for (name, entry) in entries.prefix(24) {
-      table.add([
-        name, "\(entry.launches / repeats)", Format.time(entry.seconds / Double(repeats)),
-        "\(Format.fixed(entry.seconds / total * 100, 1)) %",
-      ])
-    }
-    for line in table.lines() { Terminal.note(line) }
+    times.report(repeats: repeats)
   }
 
   private func decoding(_ device: any Device, _ machine: MachinePeaks) -> [Job] {
@@ -275,5 +287,21 @@ extension StateSpec.Entry {
     let spec = StateSpec([self])
     if case .cache = kind { return spec.byteCount(tokenCount: tokenCount) }
     return 2 * spec.byteCount(tokenCount: tokenCount)
+  }
+}
+
+extension OpTimes {
+  /// The ops that took longest, for each of `repeats` steps.
+  func report(repeats: Int) {
+    let entries = entries.sorted { $0.value.seconds > $1.value.seconds }
+    let total = entries.reduce(0) { $0 + $1.value.seconds }
+    var table = Table([("op", .left), ("launches", .right), ("a step", .right), ("", .right)])
+    for (name, entry) in entries.prefix(24) {
+      table.add([
+        name, "\(entry.launches / repeats)", Format.time(entry.seconds / Double(repeats)),
+        "\(Format.fixed(entry.seconds / total * 100, 1)) %",
+      ])
+    }
+    for line in table.lines() { Terminal.note(line) }
   }
 }

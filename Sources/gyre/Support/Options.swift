@@ -30,6 +30,25 @@ enum Precision: String, ExpressibleByArgument, CaseIterable, Codable {
   var compute: ComputePrecision { self == .f32 ? .float32 : .bfloat16 }
 }
 
+/// How inference holds weights, as `--dtype` names it.
+enum HeldWeights: String, ExpressibleByArgument, CaseIterable {
+  case stored, f32
+}
+
+/// How weights are held.
+struct WeightOptions: ParsableArguments {
+  @Option(
+    help: ArgumentHelp(
+      "Matrices as they are stored (bf16, f16, GGUF's quantised types) or widened to f32.",
+      discussion: """
+        Stored matrices stay in the mapped file and are multiplied as they are where the device can; \
+        quantised ones by activations rounded to int8 in runs of 32.
+        """))
+  var dtype = HeldWeights.stored
+
+  var keepsTypes: Bool { dtype == .stored }
+}
+
 /// The form of the recurrences, as `--form` names it.
 enum FormName: String, ExpressibleByArgument, CaseIterable, Codable {
   case recurrent, chunkwise, parallel
