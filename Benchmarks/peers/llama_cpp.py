@@ -138,9 +138,9 @@ def main():
     p.add_argument("--prompt", type=int, default=512)
     p.add_argument("--tokens", type=int, default=128)
     p.add_argument("--rounds", type=int, default=5)
-    p.add_argument("--text", help="also perplexity on the first 512 tokens of this file")
+    p.add_argument("--text", help="also perplexity on the first 2048 tokens of this file")
     a = p.parse_args()
-    peer = Llama(a.library, a.model, a.prompt + a.tokens + 512, a.threads)
+    peer = Llama(a.library, a.model, max(a.prompt + a.tokens, 2048) + 64, a.threads)
     prompt = np.random.default_rng(0).integers(0, peer.size, a.prompt).astype(np.int32)
     peer.time(prompt[:64], 8)
     ours, theirs = [], []
@@ -151,8 +151,10 @@ def main():
         for i, name in enumerate(["prompt", "decode"]):
             x, y = (statistics.median(r[i] for r in rows) for rows in (ours, theirs))
             print(f"{name:7} gyre {x:8.1f}  llama.cpp {y:8.1f} tokens/s  ratio {x / y:.2f}")
+        texts = [("random ids", prompt[:256])]
         if a.text:
-            ids = peer.tokenize(open(a.text).read())[:512]
+            texts.append((a.text, peer.tokenize(open(a.text).read())[:2048]))
+        for name, ids in texts:
             peer.clear()
             reference = peer.read(ids, all_logits=True)
             y = perplexity(reference, ids)
@@ -160,8 +162,8 @@ def main():
                 logits = gyre_logits(a.gyre, a.model, ids, a.threads, folder, dtype)
                 x = perplexity(logits, ids)
                 error = np.linalg.norm(logits - reference) / np.linalg.norm(reference)
-                print(f"perplexity gyre {dtype or 'stored'} {x:.4f}  llama.cpp {y:.4f}  "
-                      f"{100 * (x / y - 1):+.3f} %  logits differ by {error:.1e}")
+                print(f"{os.path.basename(name)}: perplexity gyre {dtype or 'stored'} {x:.4f}  "
+                      f"llama.cpp {y:.4f}  {100 * (x / y - 1):+.3f} %  logits differ by {error:.1e}")
 
 
 if __name__ == "__main__":
