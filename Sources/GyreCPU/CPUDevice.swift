@@ -63,6 +63,10 @@ public final class CPUDevice: HostDevice, @unchecked Sendable {
     CPUKernel.all[ObjectIdentifier(type(of: op))] != nil
   }
 
+  override public func multiplies(stored type: DType) -> Bool {
+    type.isQuantized || type == .bfloat16 || type == .float16
+  }
+
   /// Whether bfloat16 products are faster than float32 ones.
   public var hasFastBFloat16: Bool { kernels.gemm.has_bf16 }
 
@@ -91,6 +95,7 @@ struct KernelTables: @unchecked Sendable {
   var rotary = ck_rotary_table()
   var egg = ck_egg_table()
   var evolution = ck_evolution_table()
+  var blocks = ck_blocks_table()
 
   init?(_ level: ck_level) {
     guard ck_gemm_table_for(level, &gemm), ck_pointwise_table_for(level, &pointwise),
@@ -102,7 +107,8 @@ struct KernelTables: @unchecked Sendable {
       ck_attention_table_for(level, &attention),
       ck_short_convolution_table_for(level, &convolution), ck_rotary_table_for(level, &rotary),
       ck_mesa_table_for(level, &mesa),
-      ck_egg_table_for(level, &egg), ck_evolution_table_for(level, &evolution)
+      ck_egg_table_for(level, &egg), ck_evolution_table_for(level, &evolution),
+      ck_blocks_table_for(level, &blocks)
     else { return nil }
   }
 

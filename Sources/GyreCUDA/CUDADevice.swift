@@ -158,7 +158,9 @@ public final class CUDADevice: Device, @unchecked Sendable {
     }
     defer { for output in call.outputs { output.cudaBuffer?.changed() } }
     flush()
+    // Quantised weights are read by their definition only; models are loaded widened here.
     if let kernel = CUDAKernel.all[ObjectIdentifier(type(of: call.op))],
+      !call.inputs.contains(where: \.dtype.isQuantized),
       kernel.run(call, CUDALaunch(self, call.op.name))
     {
       return

@@ -229,7 +229,8 @@ extension DType {
     case .int32: Int32(GYRE_I32)
     case .int64: Int32(GYRE_I64)
     case .int8: Int32(GYRE_I8)
-    case .uint8: Int32(GYRE_U8)
+    // Quantised weights stay on the host: `multiplies(stored:)` is false here.
+    default: Int32(GYRE_U8)
     }
   }
 }

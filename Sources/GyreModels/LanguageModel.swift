@@ -62,7 +62,7 @@ public struct LanguageModel: Sendable {
     self.configuration = configuration
     let c = configuration
     var p = ParameterBuilder(source: source, device: device)
-    embedding = try p.parameter(
+    embedding = try p.matrix(
       "embedding.weight", [c.vocabulary, c.width], .normal(standardDeviation: c.initialDeviation),
       decay: WeightDecay.none)
     embeddingNorm = c.normalizesEmbedding ? try c.makeNorm("embedding_norm", &p) : nil
@@ -80,7 +80,7 @@ public struct LanguageModel: Sendable {
     headWeight =
       c.tiesEmbedding
       ? embedding
-      : try p.parameter(
+      : try p.matrix(
         "head.weight", [c.vocabulary, c.width], .normal(standardDeviation: c.initialDeviation))
     parameters = p.parameters
   }

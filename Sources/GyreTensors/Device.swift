@@ -74,6 +74,9 @@ public protocol Device: AnyObject, Sendable {
   /// Units over all rows of a batch up to which a cell of one or two states whose units do not mix is
   /// faster for all tokens at once than token by token, and tokens from which.
   var newtonRange: (units: Int, tokens: Int) { get }
+  /// Whether linear maps and embeddings take a matrix of this type as it is stored in a checkpoint,
+  /// beside float32.
+  func multiplies(stored type: DType) -> Bool
 }
 
 /// Work that was recorded once and can be queued again as it is: the same kernels on the same memory.
@@ -92,6 +95,7 @@ extension Device {
     storesBFloat16 && hasKernel(for: op) && Perturbation.current == nil
   }
   public var newtonRange: (units: Int, tokens: Int) { (4, 256) }
+  public func multiplies(stored type: DType) -> Bool { false }
 }
 
 /// Bytes that tensors hold on a device.

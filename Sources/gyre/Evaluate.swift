@@ -32,8 +32,7 @@ struct Evaluate: ParsableCommand {
   @Option(help: "With a task: tokens of the rows, such as 40,80,640.") var lengths: String?
   @Option(help: "With a task: rows at each length.") var rows = 128
   @Flag(help: "One object on standard output.") var json = false
-  @Option(help: "Precision of products: f32 or bf16 (default: bf16 on cuda, f32 elsewhere).")
-  var dtype: Precision?
+  @OptionGroup var weights: WeightOptions
   @OptionGroup var device: DeviceOptions
 
   private struct Result: Encodable {
@@ -117,9 +116,9 @@ struct Evaluate: ParsableCommand {
     if let egg = try EggModel.load(folder: folder, device: device) {
       evaluation = try Evaluation(egg, bytes)
     } else {
-      let precision = Precision.inference(dtype, on: device).compute
+      let (matrices, precision) = weights.choice(on: device)
       evaluation = try Evaluation(
-        try StoredModel.load(folder: folder, device: device, precision: precision), text,
+        try StoredModel.load(folder: folder, device: device, matrices: matrices), text,
         precision: precision)
     }
     let run = RunFolder(folder)

@@ -37,9 +37,15 @@ public struct EmbeddingLookup: Op {
     public func vjp(_ c: VJPContext) -> [Tensor?] { [nil, nil] }
     public static let cases: [OpCase] = []
   }
-  public static let cases = [
-    OpCase("lookup", EmbeddingLookup(), [TestInput([11, 24]), .integers([3, 17], 0, 11)])
-  ]
+  public static let cases =
+    [
+      OpCase("lookup", EmbeddingLookup(), [TestInput([11, 24]), .integers([3, 17], 0, 11)])
+    ]
+    + [DType.bfloat16, .float16, .q4_1, .q6_K, .q8_0].map {
+      OpCase(
+        "lookup \($0.rawValue)", EmbeddingLookup(),
+        [TestInput([11, 256], differentiable: false).stored(as: $0), .integers([3, 17], 0, 11)])
+    }
 }
 
 extension Tensor {

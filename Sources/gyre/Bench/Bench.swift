@@ -23,6 +23,7 @@ struct Bench: ParsableCommand {
         gyre bench --only "train lstm" --ops
         gyre bench --only length
         gyre bench --device cuda:0 --dtype bf16 --profile gated-deltanet-350m --batch 4 --length 4096
+        gyre bench --model-file model.Q4_K_M.gguf --threads 2
 
       Training rows are whole steps (forward, cross-entropy, backward, clipping, AdamW) with
       vocabulary 256, width 256, 4 layers, batch 16, length 256. Length rows compare
@@ -49,7 +50,19 @@ struct Bench: ParsableCommand {
   @Option(help: "With --profile: tokens of a row.") var length = 4096
   @Option(help: "With --profile: steps to measure.") var steps = 10
   @Option(help: "With --profile: kernels to list.") var kernels = 30
+  @Option(help: "A stored model: how fast it reads a prompt and writes after it, nothing else.")
+  var modelFile: String?
+  @Option(help: "With --model-file: tokens of the prompt.") var prompt = 512
+  @Option(help: "With --model-file: tokens to write.") var tokens = 128
+  @Flag(help: "With --model-file: weights as float32 instead of as they are stored.")
+  var widen = false
   @Flag(help: "One JSON object on standard output.") var json = false
+
+  func validate() throws {
+    if prompt < 1 || tokens < 1 {
+      throw ValidationError("--prompt and --tokens must be positive")
+    }
+  }
 
   private struct Report: Encodable {
     var device: String
@@ -62,6 +75,7 @@ struct Bench: ParsableCommand {
     let device = try device.open()
     if cells { return try measureCells(device) }
     if decode { return try measureDecoding(device) }
+    if let modelFile { return try measure(modelFile, device) }
     try ComputePrecision.$current.withValue(dtype.compute) {
       if let profile { try measureSteps(profile, device) } else { try measure(device) }
     }
@@ -89,6 +103,14 @@ struct Bench: ParsableCommand {
       }
     }
     if json { try JSONOutput.document(rows) }
+  }
+
+  private func measure(_ path: String, _ device: any Device) throws {
+    let row = try ComputePrecision.$current.withValue(dtype.compute) {
+      try StoredModelRow(
+        path, on: device, widens: widen, prompt: prompt, tokens: tokens, ops: ops)
+    }
+    if json { try JSONOutput.document(row) } else { row.print() }
   }
 
   private func measureCells(_ device: any Device) throws {
@@ -286,16 +308,7 @@ struct Bench: ParsableCommand {
     times.isOn = true
     for _ in 0..<repeats { step() }
     times.isOn = false
-    let entries = times.entries.sorted { $0.value.seconds > $1.value.seconds }
-    let total = entries.reduce(0) { $0 + $1.value.seconds }
-    var table = Table([("op", .left), ("launches", .right), ("a step", .right), ("", .right)])
-    for (name, entry) in entries.prefix(24) {
-      table.add([
-        name, "\(entry.launches / repeats)", Format.time(entry.seconds / Double(repeats)),
-        "\(Format.fixed(entry.seconds / total * 100, 1)) %",
-      ])
-    }
-    for line in table.lines() { Terminal.note(line) }
+    times.report(repeats: repeats)
   }
 
   private func decoding(_ device: any Device, _ machine: MachinePeaks) -> [Job] {
@@ -332,5 +345,21 @@ extension StateSpec.Entry {
     let spec = StateSpec([self])
     if case .cache = kind { return spec.byteCount(tokenCount: tokenCount) }
     return 2 * spec.byteCount(tokenCount: tokenCount)
+  }
+}
+
+extension OpTimes {
+  /// The ops that took longest, for each of `repeats` steps.
+  func report(repeats: Int) {
+    let entries = entries.sorted { $0.value.seconds > $1.value.seconds }
+    let total = entries.reduce(0) { $0 + $1.value.seconds }
+    var table = Table([("op", .left), ("launches", .right), ("a step", .right), ("", .right)])
+    for (name, entry) in entries.prefix(24) {
+      table.add([
+        name, "\(entry.launches / repeats)", Format.time(entry.seconds / Double(repeats)),
+        "\(Format.fixed(entry.seconds / total * 100, 1)) %",
+      ])
+    }
+    for line in table.lines() { Terminal.note(line) }
   }
 }
