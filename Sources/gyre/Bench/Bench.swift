@@ -19,6 +19,7 @@ struct Bench: ParsableCommand {
         gyre bench --only delta_rule --json
         gyre bench --only decode --threads 1
         gyre bench --cells
+        gyre bench --evolution
         gyre bench --only "train lstm" --ops
         gyre bench --only length
 
@@ -34,6 +35,8 @@ struct Bench: ParsableCommand {
   @Option(help: "Precision of matrix products: f32 or bf16.") var dtype = Precision.f32
   @Flag(help: "Only recurrent cells: token by token against Newton's method over shapes.")
   var cells = false
+  @Flag(help: "Only evolution: EGG, and perturbed inference beside plain inference.")
+  var evolution = false
   @Flag(help: "After each training row, where its time goes, op by op.") var ops = false
   @Flag(help: "One JSON object on standard output.") var json = false
 
@@ -47,11 +50,20 @@ struct Bench: ParsableCommand {
   func run() throws {
     let device = try device.open()
     if cells { return try measureCells(device) }
+    if evolution { return try measureEvolution(device) }
     try ComputePrecision.$current.withValue(dtype.compute) { try measure(device) }
   }
 
   private func measureCells(_ device: any Device) throws {
     let rows = try CellRows(on: device) {
+      if Terminal.isErrorInteractive { Terminal.writeError("\r\u{1B}[2K\($0)") }
+    }
+    if Terminal.isErrorInteractive { Terminal.writeError("\r\u{1B}[2K") }
+    if json { try JSONOutput.document(rows) } else { rows.print() }
+  }
+
+  private func measureEvolution(_ device: any Device) throws {
+    let rows = try EvolutionRows(on: device, wants: { only.map($0.contains) ?? true }) {
       if Terminal.isErrorInteractive { Terminal.writeError("\r\u{1B}[2K\($0)") }
     }
     if Terminal.isErrorInteractive { Terminal.writeError("\r\u{1B}[2K") }
