@@ -42,7 +42,7 @@ let package = Package(
       targets: [
         "GyreTensors", "GyrePlatform", "GyreLayers", "GyreRecurrence", "GyreMixers",
         "GyreTokenizers", "GyreCheckpoints", "GyreModels", "GyreTraining", "GyreInference",
-        "GyreEvolution", "GyreConformance",
+        "GyreEvolution", "GyreConformance", "GyreDistributed",
       ]),
   ],
   dependencies: [
@@ -70,12 +70,16 @@ let package = Package(
     // Level 1
     target("GyreCPU", ["GyreTensors", "GyreRecurrence", "CGyreKernels"]),
     target(
-      "GyreCUDA", ["GyreTensors", "GyreRecurrence", "CGyreCUDALoader", "CGyreCUDASources"]),
+      "GyreCUDA",
+      [
+        "GyreTensors", "GyreRecurrence", "GyreDistributed", "CGyreCUDALoader", "CGyreCUDASources",
+      ]),
     target("GyreLayers", ["GyreTensors", "GyreRecurrence"]),
     target("GyreRecurrence", ["GyreTensors"]),
     target("GyreCheckpoints", ["GyreTensors"], packages: [crypto]),
+    target("GyreDistributed", ["GyreTensors"]),
     // Level 2
-    target("GyrePlatform", ["GyreTensors", "GyreCPU", "GyreCUDA"]),
+    target("GyrePlatform", ["GyreTensors", "GyreDistributed", "GyreCPU", "GyreCUDA"]),
     target("GyreMixers", ["GyreTensors", "GyreRecurrence", "GyreLayers"]),
     // Level 3
     target(
@@ -116,6 +120,7 @@ let package = Package(
     .testTarget(
       name: "gyreTests", dependencies: ["gyre", arguments], swiftSettings: swiftSettings),
     test("GyreTensors"),
+    test("GyreDistributed", ["GyreTensors"]),
     test(
       "GyreCUDA", ["GyreTensors", "GyreRecurrence", "GyreConformance", "CGyreCUDALoader"]),
     test(
@@ -130,14 +135,14 @@ let package = Package(
       dependencies: [
         "GyreTensors", "GyrePlatform", "GyreLayers", "GyreRecurrence", "GyreMixers",
         "GyreTokenizers", "GyreCheckpoints", "GyreModels", "GyreTraining", "GyreInference",
-        "GyreEvolution", "GyreConformance", arguments,
+        "GyreEvolution", "GyreConformance", "GyreDistributed", arguments,
       ], swiftSettings: swiftSettings),
     // Tests
     test(
       "GyreTraining",
       [
         "GyreTensors", "GyreCPU", "GyreLayers", "GyreModels", "GyreCheckpoints", "GyreTokenizers",
-        "GyreRecurrence",
+        "GyreRecurrence", "GyreDistributed",
       ]),
     test(
       "GyreEvolution",

@@ -4,7 +4,7 @@ import json, subprocess, sys
 
 LEVELS = [
     {"CGyreKernels", "CGyreCorpus", "CGyreCUDALoader", "CGyreCUDASources", "GyreTensors", "GyreTokenizers"},
-    {"GyreRecurrence", "GyreCheckpoints"},
+    {"GyreRecurrence", "GyreCheckpoints", "GyreDistributed"},
     {"GyreCPU", "GyreCUDA", "GyreLayers"},
     {"GyreMixers", "GyrePlatform"},
     {"GyreModels"},

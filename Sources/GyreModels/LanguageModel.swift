@@ -18,6 +18,17 @@ public struct ModelState: Sendable {
     ModelState(layers: layers.map { $0.rows(indices) }, batch: indices.count)
   }
 
+  /// Several batches as one, row after row.
+  ///
+  /// - Precondition: at least one; all have seen equally many tokens.
+  public init(joining parts: [ModelState]) {
+    self.init(
+      layers: parts[0].layers.indices.map { i in State(joining: parts.map { $0.layers[i] }) },
+      batch: parts.reduce(0) { $0 + $1.batch })
+  }
+
+  init(layers: [State], batch: Int) { (self.layers, self.batch) = (layers, batch) }
+
   /// The same values cut off from the tape.
   public func detached() -> ModelState {
     ModelState(layers: layers.map { $0.detached() }, batch: batch)
@@ -39,6 +50,9 @@ public struct LanguageModel: Sendable {
   private let headWeight: Parameter
   /// Whether the backward pass computes each block again instead of keeping its activations.
   public var rematerializes = false
+  /// Where layers get their states from and hand them on to while the sequence is spread over devices;
+  /// nil for whole sequences.
+  public var relay: (any StateRelay)?
 
   /// - Throws: the field of the configuration that cannot be built.
   public init(
@@ -112,10 +126,12 @@ public struct LanguageModel: Sendable {
       let range = next..<next + block.sublayers.count
       next = range.upperBound
       var states = Array(state.layers[range])
+      if let relay { states = range.map { relay.before($0, state.layers[$0], on: x.device) } }
       x =
         rematerializes && Tape.current != nil
         ? block.rematerialized(x, &states, &context) : block(x, &states, &context)
       for i in states.indices { states[i].tokenCount += tokens.shape[1] }
+      if let relay { for (i, layer) in range.enumerated() { relay.after(layer, states[i]) } }
       state.layers.replaceSubrange(range, with: states)
     }
     if let finalAttention { x = finalAttention(ResidualAttention.blocks(context) + [x]) }

@@ -72,6 +72,17 @@ public struct State: Sendable {
     values = [:]
   }
 
+  /// Several batches as one, row after row.
+  ///
+  /// - Precondition: at least one, all of one spec, with the same entries written.
+  public init(joining parts: [State]) {
+    self.init(parts[0].spec, batch: parts.reduce(0) { $0 + $1.batch })
+    tokenCount = parts[0].tokenCount
+    for name in parts[0].values.keys {
+      values[name] = concatenated(parts.compactMap { $0.values[name] }, axis: 0)
+    }
+  }
+
   /// The tensor of an entry, `[batch] + shape`; nil before anything was written.
   ///
   /// - Precondition: the spec has the entry, and an assigned tensor has its shape (caches: any

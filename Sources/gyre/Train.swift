@@ -1,5 +1,6 @@
 import ArgumentParser
 import GyreCheckpoints
+import GyreDistributed
 import GyreInference
 import GyreLayers
 import GyreModels
@@ -38,6 +39,7 @@ struct Train: ParsableCommand {
         gyre train book.txt --model mingru-10m --steps 5000 --dtype bf16
         gyre train corpus/ notes.jsonl --model config.json --batch 8 --length 512 --out runs/mine
         gyre train --resume --out runs/mine --steps 20000
+        gyre train corpus/ --model rwkv7-350m --device cuda:0 --devices 2
         gyre train --task lorenz63 --form almost_linear
 
       Texts are files, folders (walked in order) or JSON lines with a field "text". The run folder
@@ -80,6 +82,7 @@ struct Train: ParsableCommand {
   @Flag(help: "Go on from the last checkpoint of --out.") var resume = false
   @Flag(help: "One JSON object a step on standard output.") var json = false
   @OptionGroup var device: DeviceOptions
+  @OptionGroup var parallel: ParallelOptions
 
   func validate() throws {
     if task != nil, !texts.isEmpty || model != nil || tokenizer != nil || resume {
@@ -98,20 +101,25 @@ struct Train: ParsableCommand {
   }
 
   func run() throws {
-    let device = try device.open()
-    if let task { return try run(task, device) }
-    let folder = RunFolder(out ?? Files.nextRunFolder(runName))
-    let (configuration, training) = try resume ? stored(folder) : fresh(folder, device)
+    if let task { return try run(task, try device.open()) }
+    if try parallel.launch() { return }
+    let (device, ranks) = try parallel.open(device)
+    let isLead = ranks?.parallel.isLead ?? true
+    let (folder, configuration, training) = try open(device, ranks)
     if layout == .hf { _ = try PublicLayout(of: configuration) }
     var model = try LanguageModel(
       configuration, source: RandomParameters(seed: training.seed, device: device), device: device)
     model.rematerializes = training.rematerializes
-    let trainer = try Trainer(model: model, configuration: training, folder: folder)
-    if resume { for rejected in try trainer.resume() { Terminal.note("passed over \(rejected)") } }
+    let trainer = try Trainer(
+      model: model, configuration: training, folder: folder, parallel: ranks?.parallel)
+    if resume {
+      for rejected in try trainer.resume() where isLead { Terminal.note("passed over \(rejected)") }
+    }
     Interrupts.install()
+    guard isLead else { return try trainer.run(shouldStop: { Interrupts.isRequested }) }
     note(
       "\(Format.count(Double(model.parameterCount))) parameters, \(configuration.pattern.joined(separator: " ")) × \(configuration.layers), "
-        + "\(training.precision == .bfloat16 ? "bf16" : "f32") on \(Devices.detail(of: device)), text: \(folder.source)"
+        + "\(training.precision == .bfloat16 ? "bf16" : "f32") on \(ranks.map { "\($0.group.count) × " } ?? "")\(Devices.detail(of: device)), text: \(folder.source)"
     )
     var progress = Progress(total: training.steps, first: trainer.step, quiet: json)
     var held: Double?
@@ -158,6 +166,25 @@ struct Train: ParsableCommand {
   private var runName: String {
     let name = model ?? DemoDefaults.preset
     return name.hasSuffix(".json") ? "run" : name
+  }
+
+  /// The run folder and what it holds. Of several ranks the first makes it and the others read it.
+  private func open(
+    _ device: any Device, _ ranks: Ranks?
+  ) throws -> (RunFolder, ModelConfiguration, TrainingConfiguration) {
+    func open(_ path: String) throws -> (RunFolder, ModelConfiguration, TrainingConfiguration) {
+      let folder = RunFolder(path)
+      let (configuration, training) = try resume ? stored(folder) : fresh(folder, device)
+      return (folder, configuration, training)
+    }
+    guard let ranks else { return try open(out ?? Files.nextRunFolder(runName)) }
+    guard ranks.parallel.isLead else {
+      let folder = RunFolder(String(decoding: try ranks.group.broadcast([]), as: UTF8.self))
+      return (folder, try folder.modelConfiguration(), try folder.trainingConfiguration())
+    }
+    let found = try open(out ?? Files.nextRunFolder(runName))
+    _ = try ranks.group.broadcast(Array(found.0.path.utf8))
+    return found
   }
 
   /// The configurations of a run folder, with what the command line changes.
