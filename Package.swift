@@ -162,6 +162,7 @@ let package = Package(
       [
         "GyreTensors", "GyreCPU", "GyreRecurrence", "GyreLayers", "GyreModels", "GyreTraining",
         "GyreCheckpoints", "GyreInference", "GyreConformance", "GyreTokenizers",
+        "GyreMixers",
       ]),
     test("GyreCheckpoints", ["GyreTensors"]),
     test("GyreTokenizers", resources: [.copy("Fixtures")]),

@@ -20,6 +20,7 @@ struct Bench: ParsableCommand {
         gyre bench --only decode --threads 1
         gyre bench --cells
         gyre bench --decode --device cuda:0 --dtype bf16 --only 1.3b
+        gyre bench --evolution
         gyre bench --only "train lstm" --ops
         gyre bench --only length
         gyre bench --device cuda:0 --dtype bf16 --profile gated-deltanet-350m --batch 4 --length 4096
@@ -43,6 +44,8 @@ struct Bench: ParsableCommand {
   var decode = false
   @Option(help: "With --decode: also so many tokens in one run, and the memory before and after.")
   var longTokens = 0
+  @Flag(help: "Only evolution: EGG, and perturbed inference beside plain inference.")
+  var evolution = false
   @Flag(help: "After each training row, where its time goes, op by op.") var ops = false
   @Option(help: "Only whole training steps of these presets, kernel by kernel.")
   var profile: String?
@@ -74,6 +77,7 @@ struct Bench: ParsableCommand {
   func run() throws {
     let device = try device.open()
     if cells { return try measureCells(device) }
+    if evolution { return try measureEvolution(device) }
     if decode { return try measureDecoding(device) }
     if let modelFile { return try measure(modelFile, device) }
     try ComputePrecision.$current.withValue(dtype.compute) {
@@ -132,6 +136,14 @@ struct Bench: ParsableCommand {
       return try DecodeRows(on: device, machine, only: only, longTokens: longTokens) {
         if Terminal.isErrorInteractive { Terminal.writeError("\r\u{1B}[2K\($0)") }
       }
+    }
+    if Terminal.isErrorInteractive { Terminal.writeError("\r\u{1B}[2K") }
+    if json { try JSONOutput.document(rows) } else { rows.print() }
+  }
+
+  private func measureEvolution(_ device: any Device) throws {
+    let rows = try EvolutionRows(on: device, wants: { only.map($0.contains) ?? true }) {
+      if Terminal.isErrorInteractive { Terminal.writeError("\r\u{1B}[2K\($0)") }
     }
     if Terminal.isErrorInteractive { Terminal.writeError("\r\u{1B}[2K") }
     if json { try JSONOutput.document(rows) } else { rows.print() }
