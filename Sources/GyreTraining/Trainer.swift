@@ -71,7 +71,9 @@ public final class Trainer {
         / ((clock.now - start) / .seconds(1))
       let every = configuration.evaluateEvery
       if step == configuration.steps || (every > 0 && step % every == 0) {
-        metrics.validationBitsPerByte = try evaluate().bitsPerByte
+        let bits = try evaluate().bitsPerByte
+        metrics.validationBitsPerByte = bits
+        optimizer.observe(validation: bits)
       }
       history.append(metrics)
       try folder.append(try metrics.line(), to: folder.metrics)
@@ -92,14 +94,18 @@ public final class Trainer {
       }
     }
     if lastSaved != step { try save() }
-    do throws(CheckpointError) { try model.weights().write(to: folder.weights) } catch {
-      throw TrainingError.checkpoint(error)
+    try optimizer.withAverages {
+      do throws(CheckpointError) { try model.weights().write(to: folder.weights) } catch {
+        throw TrainingError.checkpoint(error)
+      }
     }
   }
 
-  /// Scores the held-out text.
+  /// Scores the held-out text, with the averaged parameters where the optimiser averages.
   public func evaluate() throws -> Evaluation {
-    try Evaluation(model, shards.validation, precision: configuration.precision)
+    try optimizer.withAverages {
+      try Evaluation(model, shards.validation, precision: configuration.precision)
+    }
   }
 
   /// One optimiser step.
@@ -115,7 +121,7 @@ public final class Trainer {
       if batch.startsAfresh { next = model.makeState(batch: c.batch) }
       _ = try reports.take()
       let (mean, gradients) = NewtonReports.$current.withValue(reports) {
-        differentiate(batch, &next, variables)
+        differentiate(batch, &next, variables, part: step * c.accumulation + part)
       }
       loss += try mean.item() / Double(c.accumulation)
       for (i, gradient) in gradients.enumerated() {
@@ -152,7 +158,7 @@ public final class Trainer {
   }
 
   private func differentiate(
-    _ batch: Batch, _ state: inout ModelState, _ variables: [Tensor]
+    _ batch: Batch, _ state: inout ModelState, _ variables: [Tensor], part: Int
   ) -> (loss: Tensor, gradients: [Tensor?]) {
     let device = model.device
     let shape: Shape = [configuration.batch, configuration.length]
@@ -164,7 +170,10 @@ public final class Trainer {
     var carried = state.detached()
     let loss = ComputePrecision.$current.withValue(configuration.precision) {
       tape.record {
-        model.loss(tokens, targets: targets, state: &carried, reset: reset).mean
+        model.loss(
+          tokens, targets: targets, state: &carried, reset: reset,
+          dropout: DropoutNoise(seed: configuration.seed, step: UInt64(part))
+        ).mean
       }
     }
     let gradients = ComputePrecision.$current.withValue(configuration.precision) {
@@ -194,13 +203,15 @@ public final class Trainer {
     var skips: Int
     var meanLoss: Double?
     var tokenCounts: [Int]
+    /// Of an optimiser that averages.
+    var averages: Optimizer.Averages?
   }
 
   /// Writes a checkpoint and drops the oldest.
   public func save() throws {
     let snapshot = Snapshot(
       step: step, updateCount: optimizer.updateCount, skips: skips, meanLoss: meanLoss,
-      tokenCounts: state.layers.map(\.tokenCount))
+      tokenCounts: state.layers.map(\.tokenCount), averages: optimizer.averages)
     let store = folder.store
     do {
       try store.save(step: step) { checkpoint in
@@ -249,6 +260,7 @@ public final class Trainer {
     try optimizer.restore(updateCount: snapshot.updateCount) { name, shape in
       Tensor(try moments.readFloat32(name), shape: shape, on: device)
     }
+    optimizer.averages = snapshot.averages ?? Optimizer.Averages()
     guard snapshot.tokenCounts.count == state.layers.count else {
       throw TrainingError.data(
         path: found.path + "/state.json", reason: "\(snapshot.tokenCounts.count) layers of state")

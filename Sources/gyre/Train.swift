@@ -64,7 +64,7 @@ struct Train: ParsableCommand {
   @Option(help: "Batches a step.") var accumulate: Int?
   @Option(help: "Highest learning rate.") var lr: Double?
   @Option(help: "constant, linear, cosine or wsd.") var schedule: Schedule.Kind?
-  @Option(help: "adamw, sgd or muon.") var optimizer: TrainingConfiguration.OptimizerKind?
+  @Option(help: "adamw, sgd, muon or ntasgd.") var optimizer: TrainingConfiguration.OptimizerKind?
   @Option(help: "stream (carried state) or packed (shuffled windows).")
   var data: TrainingConfiguration.Data?
   @Option(help: "Precision of matrix products: f32 or bf16. Without texts: the faster one.")
@@ -122,6 +122,7 @@ struct Train: ParsableCommand {
       progress.update(
         m.step,
         "\(Format.fixed(m.trainBitsPerByte, 3)) bits/byte  \(score)\(Format.count(m.tokensPerSecond)) tokens/s"
+          + (m.newton.map { "  \(Train.summary($0))" } ?? "")
           + (m.skipped.map { "  skipped: \($0)" } ?? ""))
     }
     progress.end()
@@ -151,6 +152,14 @@ struct Train: ParsableCommand {
     if let seed { c.seed = seed }
     try DynamicsRun.run(
       c, device: device, out: out ?? Files.nextRunFolder(task.rawValue), json: json)
+  }
+
+  /// Iterations of the layers that solve for all tokens at once, and what ran token by token.
+  private static func summary(_ reports: [NewtonReport]) -> String {
+    let most = reports.map(\.iterations).max() ?? 0
+    let part = reports.map(\.fallback).max() ?? 0
+    return "newton \(Format.fixed(most, 0)) iterations"
+      + (part > 0 ? ", \(Format.fixed(part * 100, 1)) % by token" : "")
   }
 
   private func note(_ text: String) { if !json { Terminal.note(text) } }
