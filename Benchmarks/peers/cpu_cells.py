@@ -21,7 +21,7 @@ def gyre(binary, name, threads):
     out = subprocess.run(
         [binary, "bench", "--only", "layer " + name, "--json", "--threads", str(threads)],
         check=True, capture_output=True, text=True).stdout
-    return json.loads(out)["rows"][0]["medianSeconds"]
+    return json.loads(out)["rows"][0]["median_seconds"]
 
 
 def measure(step, seconds=0.4):

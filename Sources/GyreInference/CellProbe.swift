@@ -75,6 +75,8 @@ public enum TextFeature: String, Sendable, Codable, CaseIterable {
     return text.map { bytes in
       for byte in bytes {
         let c = Character(Unicode.Scalar(byte))
+        // A bracket that was never closed ends with its paragraph.
+        if c == "\n", column == 0 { depth = 0 }
         column = c == "\n" ? 0 : column + 1
         slashes = c == "/" ? slashes + 1 : 0
         capitals = ("A"..."Z").contains(c) ? capitals + 1 : 0

@@ -35,8 +35,7 @@ public struct DropoutNoise: Sendable, Hashable {
     _ device: any Device
   ) -> Tensor {
     precondition((0..<1).contains(rate), "dropout: a rate of \(rate)")
-    let values = generator(name).uniforms(shape.elementCount)
-    return Tensor(values.map { Double($0) < rate ? chosen : others }, shape: shape, on: device)
+    return .choice(rate, chosen, else: others, shape, generator(name), on: device)
   }
 }
 

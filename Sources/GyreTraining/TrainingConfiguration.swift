@@ -63,6 +63,17 @@ public struct TrainingConfiguration: Codable, Hashable, Sendable {
 
   public init() {}
 
+  /// What NT-ASGD is run with (Merity, Keskar and Socher, 2017): a constant rate of 30 on gradients of
+  /// norm 0.25 at most, hardly any decay.
+  public mutating func setAveraging() {
+    optimizer = .ntasgd
+    learningRate = 30
+    schedule = .constant
+    warmupSteps = 0
+    clipNorm = 0.25
+    weightDecay = 1.2e-6
+  }
+
   private enum CodingKeys: String, CodingKey, CaseIterable {
     case steps, batch, length, accumulation, data, optimizer, schedule, momentum, nesterov
     case precision, rematerializes, seed, beta1, beta2, epsilon

@@ -38,6 +38,7 @@ struct Train: ParsableCommand {
         gyre train book.txt --model mingru-10m --steps 5000 --dtype bf16
         gyre train corpus/ notes.jsonl --model config.json --batch 8 --length 512 --out runs/mine
         gyre train --resume --out runs/mine --steps 20000
+        gyre train --model awd-lstm-10m --optimizer ntasgd --eval-every 100
         gyre train --task lorenz63 --form almost_linear
 
       Texts are files, folders (walked in order) or JSON lines with a field "text". The run folder
@@ -198,6 +199,7 @@ struct Train: ParsableCommand {
     }
     var training = TrainingConfiguration()
     if model == nil || model == DemoDefaults.preset { DemoDefaults.apply(to: &training) }
+    if optimizer == .ntasgd { training.setAveraging() }
     if dtype == nil, texts.isEmpty, Devices.hasFastBFloat16(device) {
       training.precision = .bfloat16
     }

@@ -50,6 +50,19 @@ private func droppingModel(_ rate: Double = 0.3) -> ModelConfiguration {
     }
   }
 
+  /// The kernel, the definition and the generator agree in every element, at odd sizes and extreme rates.
+  @Test(arguments: [0.0, 1e-9, 0.25, 0.5, 0.999]) func choicesAreTheGenerator(_ rate: Double) throws
+  {
+    let generator = CounterGenerator(seed: 1 << 40 + 3, name: "choice")
+    for count in [1, 63, 65, 5003] {
+      let expected = generator.uniforms(count).map { Double($0) < rate ? Float(2) : -1 }
+      for device in [device as any Device, ReferenceDevice()] {
+        let t = Tensor.choice(rate, 2, else: -1, [count], generator, on: device)
+        #expect(try t.floats() == expected)
+      }
+    }
+  }
+
   /// One choice for all tokens of a row.
   @Test func variationalDropoutSharesTime() throws {
     let x = Tensor.full(1, [3, 20, 50], on: device)
