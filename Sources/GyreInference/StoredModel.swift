@@ -18,15 +18,13 @@ public enum StoredModel {
 
   /// The model of a folder in our layout or a public one, with its weights on `device`.
   ///
-  /// - Parameter precision: of products; devices that store bfloat16 hold matrices in it and have no
-  ///   float32 copy.
+  /// - Parameter matrices: how matrices are held.
   /// - Throws: what is missing, damaged or does not fit, with the file's name.
   public static func load(
-    folder: String, device: any Device, precision: ComputePrecision = .float32
+    folder: String, device: any Device, matrices: MatrixStorage = .float32
   ) throws(InferenceError) -> LanguageModel {
     do throws(ModelFolderError) {
-      return try ModelFolder(path: folder).load(
-        on: device, matrices: precision == .bfloat16 ? .bfloat16 : .float32)
+      return try ModelFolder(path: folder).load(on: device, matrices: matrices)
     } catch {
       throw .folder(error)
     }

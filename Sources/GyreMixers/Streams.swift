@@ -41,12 +41,13 @@ struct Streams: Sendable {
 
   /// The mixed streams, then the plain ones, each `[B, T, its width]`.
   func callAsFunction(_ x: Tensor, state: inout State, reset: Tensor?) -> [Tensor] {
-    let all = projection(x)
-    guard convolution != nil || isFused else { return activated(all.split(mixed + plain)) }
-    let width = mixed.reduce(0, +)
-    let parts = plain.isEmpty ? [all] : all.split([width] + plain)
+    guard convolution != nil || isFused else {
+      return activated(x.linear(projection.weight.value, pieces: mixed + plain))
+    }
+    let parts = x.linear(projection.weight.value, pieces: [mixed.reduce(0, +)] + plain)
     let streams =
-      (convolution?(parts[0], state: &state, reset: reset) ?? parts[0].silu()).split(mixed)
+      convolution?(parts[0], pieces: mixed, state: &state, reset: reset)
+      ?? parts[0].silu().split(mixed)
     return (isFused ? streams : activated(streams)) + parts.dropFirst()
   }
 

@@ -62,7 +62,7 @@ public struct LanguageModel: Sendable {
     self.configuration = configuration
     let c = configuration
     var p = ParameterBuilder(source: source, device: device)
-    embedding = try p.parameter(
+    embedding = try p.matrix(
       "embedding.weight", [c.vocabulary, c.width], .normal(standardDeviation: c.initialDeviation),
       decay: WeightDecay.none)
     embeddingNorm = c.normalizesEmbedding ? try c.makeNorm("embedding_norm", &p) : nil
@@ -80,7 +80,7 @@ public struct LanguageModel: Sendable {
     headWeight =
       c.tiesEmbedding
       ? embedding
-      : try p.parameter(
+      : try p.matrix(
         "head.weight", [c.vocabulary, c.width], .normal(standardDeviation: c.initialDeviation))
     parameters = p.parameters
   }
@@ -88,8 +88,14 @@ public struct LanguageModel: Sendable {
   public var parameterCount: Int { parameters.reduce(0) { $0 + $1.shape.elementCount } }
   public var device: any Device { embedding.value.device }
 
-  /// What each sublayer remembers of a sequence.
-  public var stateSpecs: [StateSpec] { blocks.flatMap { $0.sublayers.map(\.map.stateSpec) } }
+  /// What each sublayer remembers of a sequence, once for each time that the stack is run over.
+  public var stateSpecs: [StateSpec] { passes.flatMap { $0.sublayers.map(\.map.stateSpec) } }
+
+  /// The blocks in the order in which a token passes them.
+  private var passes: [Block] {
+    configuration.loops == 1
+      ? blocks : Array(repeating: blocks, count: configuration.loops).flatMap { $0 }
+  }
 
   public func makeState(batch: Int) -> ModelState {
     ModelState(layers: stateSpecs.map { State($0, batch: batch) }, batch: batch)
@@ -122,7 +128,7 @@ public struct LanguageModel: Sendable {
     if configuration.embeddingScale != 1 { x = x * configuration.embeddingScale }
     if let embeddingNorm { x = embeddingNorm(x) }
     var next = 0
-    for block in blocks {
+    for block in passes {
       let range = next..<next + block.sublayers.count
       next = range.upperBound
       var states = Array(state.layers[range])

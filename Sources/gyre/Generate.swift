@@ -37,8 +37,7 @@ struct Generate: ParsableCommand {
   var stop: [String] = []
   @Option(help: "Seed of the draws.") var seed: UInt64 = 0
   @Flag(help: "One object on standard output instead of streamed text.") var json = false
-  @Option(help: "Precision of products: f32 or bf16 (default: bf16 on cuda, f32 elsewhere).")
-  var dtype: Precision?
+  @OptionGroup var weights: WeightOptions
   @OptionGroup var device: DeviceOptions
 
   func validate() throws {
@@ -89,9 +88,9 @@ struct Generate: ParsableCommand {
         return try reader.generate(after: tokens, tokenizer, options, emit: emit)
       }
     }
-    let precision = Precision.inference(dtype, on: device).compute
+    let (matrices, precision) = weights.choice(on: device)
     let generator = try Generator(
-      model: try StoredModel.load(folder: folder, device: device, precision: precision),
+      model: try StoredModel.load(folder: folder, device: device, matrices: matrices),
       tokenizer: try StoredModel.tokenizer(folder: folder))
     let tokens = generator.tokens(prompt: text)
     return { emit in

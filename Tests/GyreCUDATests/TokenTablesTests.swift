@@ -42,7 +42,8 @@ import Testing
     p.phases.append(
       .products(
         .init(
-          [.init(inner, hidden)], [.init(tensor([width, hidden]), to: stream, .add(stream: 1, 1))])))
+          [.init(inner, hidden)], [.init(tensor([width, hidden]), to: stream, .add(stream: 1, 1))]))
+    )
     p.phases.append(
       .products(
         .init(
