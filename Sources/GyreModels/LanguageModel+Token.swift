@@ -21,7 +21,7 @@ extension LanguageModel {
           table: embedding.value, factor: c.embeddingScale, norm: embeddingNorm?.token(),
           output: stream)))
     var next = 0
-    for block in blocks {
+    for block in passes {
       for sublayer in block.sublayers {
         let own = state.layers[next].owned(on: device)
         next += 1

@@ -92,7 +92,7 @@ public struct LanguageModel: Sendable {
   public var stateSpecs: [StateSpec] { passes.flatMap { $0.sublayers.map(\.map.stateSpec) } }
 
   /// The blocks in the order in which a token passes them.
-  private var passes: [Block] {
+  var passes: [Block] {
     configuration.loops == 1
       ? blocks : Array(repeating: blocks, count: configuration.loops).flatMap { $0 }
   }

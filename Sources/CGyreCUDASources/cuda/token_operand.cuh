@@ -30,7 +30,7 @@ GYRE_DEVICE float norm_input(const gyre_token_operand &o, long b, int e) {
 struct After {
   float weight, bias, factor;
   GYRE_DEVICE After(const gyre_token_operand &o, long b, int e) {
-    int at = e % o.period;
+    int at = o.period == o.size ? e : e % o.period;
     weight = load_or(o.weight, at, 1.f);
     bias = load_or(o.bias, at, 0.f);
     if (present(o.v)) bias += fresh(o.v, b, e) * fresh(o.score, b, e / o.group);
@@ -40,18 +40,24 @@ struct After {
 };
 
 #define HELD 16  // elements of a thread that stay in registers
+// Leaves an unrolled loop over them: instructions that are fetched for nothing cost more than the work.
+#define END_OF(size) \
+  if (j * GYRE_TOKEN_THREADS >= (size)) break;
 
 // Sums over groups of whole warps' elements: the thread's j-th gets that of its group.
-static __device__ __noinline__ void group_sums(int group, const float (&x)[HELD], float (&sum)[HELD], float *shared) {
+static __device__ __noinline__ void group_sums(
+    int size, int group, const float (&x)[HELD], float (&sum)[HELD], float *shared) {
   int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, blocks = group / 32;
 #pragma unroll
   for (int j = 0; j < HELD; j++) {
+    END_OF(size)
     float s = warp_sum(x[j]);
     if (lane == 0) shared[j * WARPS + warp] = s;
   }
   __syncthreads();
 #pragma unroll
   for (int j = 0; j < HELD; j++) {
+    END_OF(size)
     int first = (j * WARPS + warp) / blocks * blocks;
     sum[j] = 0.f;
     for (int i = 0; i < blocks && first + i < HELD * WARPS; i++) sum[j] += shared[first + i];
@@ -60,20 +66,28 @@ static __device__ __noinline__ void group_sums(int group, const float (&x)[HELD]
 }
 GYRE_DEVICE void norm_sums(
     const gyre_token_operand &o, const float (&x)[HELD], float (&sum)[HELD], float *shared) {
-  if (o.group != o.size) return group_sums(o.group, x, sum, shared);
+  if (o.group != o.size) return group_sums(o.size, o.group, x, sum, shared);
   float all = 0.f;
 #pragma unroll
-  for (int j = 0; j < HELD; j++) all += x[j];
+  for (int j = 0; j < HELD; j++) {
+    END_OF(o.size)
+    all += x[j];
+  }
   all = block_sum(all, shared);
 #pragma unroll
-  for (int j = 0; j < HELD; j++) sum[j] = all;
+  for (int j = 0; j < HELD; j++) {
+    END_OF(o.size)
+    sum[j] = all;
+  }
 }
 
 // All threads of the block; every load is under way before the first sum.
 static __device__ __noinline__ void norm_held(const gyre_token_operand &o, long b, float *to, float *shared) {
   float x[HELD], sum[HELD], weight[HELD], bias[HELD], factor[HELD];
+  float inverse = 1.f / o.group;
 #pragma unroll
   for (int j = 0; j < HELD; j++) {
+    END_OF(o.size)
     int e = threadIdx.x + j * GYRE_TOKEN_THREADS;
     x[j] = 0.f;
     if (e >= o.size) continue;
@@ -84,18 +98,24 @@ static __device__ __noinline__ void norm_held(const gyre_token_operand &o, long 
   if (o.centers) {
     norm_sums(o, x, sum, shared);
 #pragma unroll
-    for (int j = 0; j < HELD; j++)
-      if (threadIdx.x + j * GYRE_TOKEN_THREADS < o.size) x[j] -= sum[j] / o.group;
+    for (int j = 0; j < HELD; j++) {
+      END_OF(o.size)
+      if (threadIdx.x + j * GYRE_TOKEN_THREADS < o.size) x[j] -= sum[j] * inverse;
+    }
   }
   float square[HELD];
 #pragma unroll
-  for (int j = 0; j < HELD; j++) square[j] = x[j] * x[j];
+  for (int j = 0; j < HELD; j++) {
+    END_OF(o.size)
+    square[j] = x[j] * x[j];
+  }
   norm_sums(o, square, sum, shared);
 #pragma unroll
   for (int j = 0; j < HELD; j++) {
+    END_OF(o.size)
     int e = threadIdx.x + j * GYRE_TOKEN_THREADS;
     if (e >= o.size) continue;
-    float y = x[j] / sqrtf(sum[j] / o.group + o.epsilon);
+    float y = x[j] * rsqrtf(sum[j] * inverse + o.epsilon);
     to[placed(e)] = (y * weight[j] + bias[j]) * factor[j];
   }
 }

@@ -197,6 +197,9 @@ extern "C" __global__ void __launch_bounds__(GYRE_TOKEN_THREADS, 1)
     __syncthreads();
     if (!waits) continue;
     for (int i = 0; i < p.ranges; i++) fetch_share(p.range[i].data, p.range[i].bytes);
+    // The stream of weights drives the table out of the cache between tokens.
+    if (n + 2 < a.phase_count)
+      fetch_share((const char *)(a.phases + n + 2), sizeof(gyre_token_phase));
     target += gridDim.x;
     if (threadIdx.x == 0) await(a.arrived, target);
     __syncthreads();
