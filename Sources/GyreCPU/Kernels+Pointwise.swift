@@ -221,8 +221,10 @@ extension CPUKernel {
     guard small.shape == out.shape || x.shape == out.shape || y.shape == out.shape else {
       return false
     }
-    var (rows, columns, row, column) = (1, count, count, 1)
-    if small.shape != out.shape {
+    var (rows, columns, row, column, group) = (1, count, count, 1, 0)
+    if let g = Broadcast.groups(small.shape, in: out.shape) {
+      (rows, columns, row, group) = (g.outer * g.group, g.inner, g.inner, g.group)
+    } else if small.shape != out.shape {
       guard let p = Broadcast.pattern(small.shape, in: out.shape) else { return false }
       if p.middle == 1 {
         (row, column) = (0, 0)
@@ -254,6 +256,7 @@ extension CPUKernel {
     let (left, right) = small.id == y.id ? (full, part) : (part, full)
     (a.a, a.a_row, a.a_column) = (left.pointer, left.row, left.column)
     (a.b, a.b_row, a.b_column) = (right.pointer, right.row, right.column)
+    (a.a_group, a.b_group) = small.id == y.id ? (0, group) : (group, 0)
     k.pointwise.binary(&a)
     return true
   }

@@ -42,12 +42,12 @@ public struct LanguageModel: Sendable {
   public let configuration: ModelConfiguration
   /// All parameters in a fixed order.
   public let parameters: [Parameter]
-  private let embedding: Parameter
-  private let embeddingNorm: NormLayer?
-  private let blocks: [Block]
-  private let finalAttention: ResidualAttention?
-  private let finalNorm: NormLayer
-  private let headWeight: Parameter
+  let embedding: Parameter
+  let embeddingNorm: NormLayer?
+  let blocks: [Block]
+  let finalAttention: ResidualAttention?
+  let finalNorm: NormLayer
+  let headWeight: Parameter
   /// Whether the backward pass computes each block again instead of keeping its activations.
   public var rematerializes = false
   /// Where layers get their states from and hand them on to while the sequence is spread over devices;
@@ -62,7 +62,7 @@ public struct LanguageModel: Sendable {
     self.configuration = configuration
     let c = configuration
     var p = ParameterBuilder(source: source, device: device)
-    embedding = try p.parameter(
+    embedding = try p.matrix(
       "embedding.weight", [c.vocabulary, c.width], .normal(standardDeviation: c.initialDeviation),
       decay: WeightDecay.none)
     embeddingNorm = c.normalizesEmbedding ? try c.makeNorm("embedding_norm", &p) : nil
@@ -80,7 +80,7 @@ public struct LanguageModel: Sendable {
     headWeight =
       c.tiesEmbedding
       ? embedding
-      : try p.parameter(
+      : try p.matrix(
         "head.weight", [c.vocabulary, c.width], .normal(standardDeviation: c.initialDeviation))
     parameters = p.parameters
   }
@@ -202,7 +202,7 @@ struct Block: Sendable {
     var startsBlock = false
   }
   let sublayers: [Sublayer]
-  private let residual: ModelConfiguration.Residual
+  let residual: ModelConfiguration.Residual
 
   init(
     _ c: ModelConfiguration, _ layer: LayerPosition, _ p: inout ParameterBuilder

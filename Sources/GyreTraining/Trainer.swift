@@ -13,13 +13,13 @@ public final class Trainer {
   public let model: LanguageModel
   public let configuration: TrainingConfiguration
   public let folder: RunFolder
+  /// What it learns and is scored on.
+  public let data: any TrainingData
   private let train: any BatchSource
-  /// The texts as tokens, checked against the run folder's manifest.
-  public let shards: (train: TokenShard, validation: TokenShard)
   private let optimizer: Optimizer
   private let schedule: Schedule
   private let parallel: Parallelism?
-  private let share: Share
+  private let share: Share?
   private var state: ModelState
   /// Steps done.
   public private(set) var step = 0
@@ -28,37 +28,46 @@ public final class Trainer {
   private var skips = 0
   public private(set) var history: [Metrics] = []
 
+  /// On the texts of the run folder, checked against its manifest.
+  ///
   /// - Parameters:
   ///   - model: with parameters of its own memory: they are updated in place.
   ///   - parallel: this process's part of a run of several; nil on its own.
-  public init(
+  public convenience init(
     model: LanguageModel, configuration: TrainingConfiguration, folder: RunFolder,
     parallel: Parallelism? = nil
+  ) throws {
+    try self.init(
+      model: model, configuration: configuration, folder: folder,
+      data: try TextData(try folder.shards(), configuration), parallel: parallel)
+  }
+
+  /// - Parameters:
+  ///   - model: with parameters of its own memory: they are updated in place.
+  ///   - data: what it learns and is scored on.
+  ///   - parallel: this process's part of a run of several; nil on its own.
+  public init(
+    model: LanguageModel, configuration: TrainingConfiguration, folder: RunFolder,
+    data: any TrainingData, parallel: Parallelism? = nil
   ) throws {
     self.model = model
     self.parallel = parallel
     self.configuration = configuration
     self.folder = folder
-    shards = try folder.shards()
-    guard shards.train.vocabulary <= model.configuration.vocabulary else {
+    self.data = data
+    train = data.batches
+    guard data.vocabulary <= model.configuration.vocabulary else {
       throw TrainingError.configuration(
-        "vocabulary: the tokenizer has \(shards.train.vocabulary) tokens, the model \(model.configuration.vocabulary)"
+        "vocabulary: the tokenizer has \(data.vocabulary) tokens, the model \(model.configuration.vocabulary)"
       )
     }
     let (batch, length) = (configuration.batch, configuration.length)
-    share =
-      try parallel.map { (p) throws(TrainingError) in try Share(p, batch: batch, length: length) }
-      ?? Share(batch: batch, length: length)
-    train =
-      switch configuration.data {
-      case .stream:
-        try StreamBatches(shards.train, batch: batch, length: length, seed: configuration.seed)
-      case .packed:
-        try PackedBatches(shards.train, batch: batch, length: length, seed: configuration.seed)
-      }
+    share = try parallel.map { (p) throws(TrainingError) in
+      try Share(p, batch: batch, length: length)
+    }
     optimizer = Optimizer(model.parameters, configuration)
     schedule = Schedule(configuration)
-    state = model.makeState(batch: share.rows.count)
+    state = model.makeState(batch: share?.rows.count ?? batch)
   }
 
   /// Whether this process writes the run's files.
@@ -86,7 +95,9 @@ public final class Trainer {
         / ((clock.now - start) / .seconds(1))
       let every = configuration.evaluateEvery
       if isLead, step == configuration.steps || (every > 0 && step % every == 0) {
-        metrics.validationBitsPerByte = try evaluate().bitsPerByte
+        let score = try evaluate()
+        metrics.validationBitsPerByte = score.bitsPerByte
+        metrics.accuracy = score.accuracy
       }
       history.append(metrics)
       if isLead { try folder.append(try metrics.line(), to: folder.metrics) }
@@ -114,9 +125,9 @@ public final class Trainer {
     }
   }
 
-  /// Scores the held-out text.
-  public func evaluate() throws -> Evaluation {
-    try Evaluation(model, shards.validation, precision: configuration.precision)
+  /// Scores what is held out.
+  public func evaluate() throws -> HeldOutScore {
+    try data.score(model, precision: configuration.precision)
   }
 
   /// One optimiser step.
@@ -129,7 +140,7 @@ public final class Trainer {
     let reports = NewtonReports()
     for part in 0..<c.accumulation {
       let batch = train.batch(step * c.accumulation + part)
-      if batch.startsAfresh { next = model.makeState(batch: share.rows.count) }
+      if batch.startsAfresh { next = model.makeState(batch: share?.rows.count ?? c.batch) }
       _ = try reports.take()
       let (mean, gradients) = NewtonReports.$current.withValue(reports) {
         differentiate(batch, &next, variables)
@@ -140,6 +151,8 @@ public final class Trainer {
         sums[i] = sums[i].map { $0 + gradient } ?? gradient
       }
     }
+    // Sums over ranks are float32; a device may give bfloat16.
+    if parallel != nil { sums = sums.map { $0?.cast(to: .float32) } }
     let present = sums.compactMap(\.self)
     let (loss, isEnding) = try together(losses, present, wantsToStop)
     let norm =
@@ -162,7 +175,7 @@ public final class Trainer {
     let bits: Double = loss / 0.693_147_180_559_945_3
     let tokens: Int = step * c.batch * c.length * c.accumulation
     var metrics = Metrics(
-      step: step, tokens: tokens, trainBitsPerByte: bits / shards.train.bytesPerToken,
+      step: step, tokens: tokens, trainBitsPerByte: bits / data.bytesPerToken,
       validationBitsPerByte: nil, learningRate: c.learningRate * rate, gradientNorm: norm,
       tokensPerSecond: 0, skipped: problem)
     if !newton.isEmpty { metrics.newton = newton }
@@ -179,7 +192,7 @@ public final class Trainer {
       )
     }
     let stop = Tensor([wantsToStop ? 1 : 0 as Float], shape: [1], on: model.device)
-    let sum = losses.dropFirst().reduce(losses[0]) { $0 + $1 }
+    let sum = losses.dropFirst().reduce(losses[0]) { $0 + $1 }.cast(to: .float32)
     parallel.communicator.sum(gradients + [sum, stop])
     return (try sum.item() / Double(configuration.accumulation), try stop.item() > 0)
   }
@@ -188,14 +201,16 @@ public final class Trainer {
     _ batch: Batch, _ state: inout ModelState, _ variables: [Tensor]
   ) -> (loss: Tensor, gradients: [Tensor?]) {
     let device = model.device
-    let shape = share.shape
-    let tokens = Tensor(share.cut(batch.tokens), shape: shape, on: device)
-    let targets = Tensor(share.cut(batch.targets), shape: shape, on: device)
-    let reset = batch.reset.map { Tensor(share.cut($0), shape: shape, on: device) }
+    let shape = share?.shape ?? [configuration.batch, batch.tokens.count / configuration.batch]
+    func tensor(_ values: [Int32]) -> Tensor {
+      Tensor(share?.cut(values) ?? values, shape: shape, on: device)
+    }
+    let (tokens, targets) = (tensor(batch.tokens), tensor(batch.targets))
+    let reset = batch.reset.map(tensor)
     let relay = parallel.flatMap { $0.parts > 1 ? SequenceRelay(parallel: $0) : nil }
     var model = model
     model.relay = relay
-    let weight = parallel == nil ? 1 : share.weight(of: batch.targets)
+    let weight = share?.weight(of: batch.targets) ?? 1
     let tape = Tape()
     tape.watch(variables)
     var carried = state.detached()
@@ -313,9 +328,10 @@ public final class Trainer {
         }
         let values = try moments.readFloat32(name)
         let row = values.count / configuration.batch
+        let rows = share?.rows ?? 0..<configuration.batch
         state.layers[i][entry.name] = Tensor(
-          Array(values[share.rows.lowerBound * row..<share.rows.upperBound * row]),
-          shape: Shape([share.rows.count] + extents.dropFirst()), on: device)
+          Array(values[rows.lowerBound * row..<rows.upperBound * row]),
+          shape: Shape([rows.count] + extents.dropFirst()), on: device)
       }
     }
     (step, skips, meanLoss) = (snapshot.step, snapshot.skips, snapshot.meanLoss)

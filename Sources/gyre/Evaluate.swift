@@ -3,23 +3,36 @@ import FoundationEssentials
 import GyreCheckpoints
 import GyreEvolution
 import GyreInference
+import GyreTasks
+import GyreTensors
 import GyreTraining
 
 struct Evaluate: ParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "eval",
-    abstract: "Score a text: bits a byte, perplexity, and n-gram models beside it.",
+    abstract: "Score a text beside n-gram models, or a task over lengths.",
     discussion: """
       The text is read as one stream with carried state (EGG: up to 64 streams). The n-gram models (orders 1 to 5,
       Witten–Bell) are trained on the run's training text.
 
         gyre eval runs/tiny-1 book.txt
         gyre eval runs/tiny-1 book.txt --json
+
+      A run of gyre train --task is asked new rows, at its length and up to 16 times that; lengths.json
+      and lengths.svg in the folder hold the result.
+
+        gyre eval runs/parity-1
+        gyre eval runs/parity-1 --task parity:last=1 --lengths 40,1000,10000
       """)
 
   @Argument(help: "A run folder.") var folder: String
-  @Argument(help: "The text to score.") var file: String
+  @Argument(help: "The text to score.") var file: String?
+  @Option(help: "The task to ask (default: the run's), with the words of the run's.")
+  var task: String?
+  @Option(help: "With a task: tokens of the rows, such as 40,80,640.") var lengths: String?
+  @Option(help: "With a task: rows at each length.") var rows = 128
   @Flag(help: "One object on standard output.") var json = false
+  @OptionGroup var weights: WeightOptions
   @OptionGroup var device: DeviceOptions
 
   private struct Result: Encodable {
@@ -44,8 +57,49 @@ struct Evaluate: ParsableCommand {
     }
   }
 
+  func validate() throws {
+    if file != nil, task != nil || lengths != nil {
+      throw ValidationError("--task and --lengths go without a text")
+    }
+    if !(1...(1 << 20)).contains(rows) { throw ValidationError("--rows must be in 1...2^20") }
+    _ = try lengthList()
+  }
+
+  private func lengthList() throws -> [Int]? {
+    try lengths.map { list in
+      try list.split(separator: ",").map {
+        guard let length = Int($0), length > 0 else {
+          throw ValidationError("--lengths must be positive numbers with commas between them")
+        }
+        return length
+      }
+    }
+  }
+
+  /// Asks the model of a folder a task.
+  private func ask(_ device: any Device) throws {
+    let run = RunFolder(folder)
+    guard TaskFolder(run).exists else {
+      throw Failure("'\(folder)' is no run of a task; name a text to score")
+    }
+    let trained = try TaskFolder(run).run()
+    let asked = task ?? trained.task
+    let words = try TaskCatalog.task(asked).vocabulary
+    guard words == (try TaskCatalog.task(trained.task).vocabulary) else {
+      throw Failure("--task \(asked) has other words than \(trained.task), the run's")
+    }
+    let curve = try TaskCurve.measure(
+      try StoredModel.load(folder: folder, device: device), run, task: asked,
+      lengths: try lengthList(), rows: rows, seed: try run.trainingConfiguration().seed)
+    if json { return try JSONOutput.document(curve) }
+    Terminal.line(curve.task)
+    TaskCurve.table(curve).print()
+    Terminal.line("\(folder)/lengths.json, lengths.svg")
+  }
+
   func run() throws {
     let device = try device.open()
+    guard let file else { return try ask(device) }
     let tokenizer = try StoredModel.tokenizer(folder: folder)
     let bytes = try Files.read(file)
     guard bytes.count >= 2 else {
@@ -62,7 +116,10 @@ struct Evaluate: ParsableCommand {
     if let egg = try EggModel.load(folder: folder, device: device) {
       evaluation = try Evaluation(egg, bytes)
     } else {
-      evaluation = try Evaluation(try StoredModel.load(folder: folder, device: device), text)
+      let (matrices, precision) = weights.choice(on: device)
+      evaluation = try Evaluation(
+        try StoredModel.load(folder: folder, device: device, matrices: matrices), text,
+        precision: precision)
     }
     let run = RunFolder(folder)
     let ngram =

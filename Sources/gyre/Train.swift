@@ -6,6 +6,7 @@ import GyreLayers
 import GyreModels
 import GyrePlatform
 import GyreRecurrence
+import GyreTasks
 import GyreTensors
 import GyreTokenizers
 import GyreTraining
@@ -31,7 +32,7 @@ enum DemoDefaults {
 
 struct Train: ParsableCommand {
   static let configuration = CommandConfiguration(
-    abstract: "Train a model on text.",
+    abstract: "Train a model on text or on a task.",
     discussion: """
       Without arguments: the preset "tiny" on the built-in text, about three minutes on two cores.
 
@@ -41,6 +42,8 @@ struct Train: ParsableCommand {
         gyre train --resume --out runs/mine --steps 20000
         gyre train corpus/ --model rwkv7-350m --device cuda:0 --devices 2
         gyre train --task lorenz63 --form almost_linear
+        gyre train --task parity --model delta_net-negative
+        gyre train --task dyck:kinds=3,depth=6 --model lstm --length 64 --curriculum 500
 
       Texts are files, folders (walked in order) or JSON lines with a field "text". The run folder
       holds config.json, training.json, the tokenizer, model.safetensors, metrics.jsonl and
@@ -55,8 +58,17 @@ struct Train: ParsableCommand {
   var model: String?
   @Option(help: "A tokenizer.json, an RWKV vocabulary, or a folder with one; none: bytes.")
   var tokenizer: String?
-  @Option(help: "A task that is not text: lorenz63, a dynamical system from its observations.")
-  var task: TrainingTask?
+  @Option(
+    help: ArgumentHelp(
+      "A task that is not text; gyre tasks lists them, lorenz63 beside them.",
+      discussion: "With a task --model is one of its tables' models too: lstm, recall/gla-64."))
+  var task: String?
+  @Option(
+    help:
+      "With --task: tokens of the shortest rows; batches have any length from there to --length.")
+  var shortest: Int?
+  @Option(help: "With --task: instead, batches over which rows grow from the shortest to --length.")
+  var curriculum: Int?
   @Option(help: "With --task: the network, shallow, almost_linear or standard.")
   var form: PiecewiseLinear.Form?
   @Option(help: "Steps to train.") var steps: Int?
@@ -85,10 +97,21 @@ struct Train: ParsableCommand {
   @OptionGroup var parallel: ParallelOptions
 
   func validate() throws {
-    if task != nil, !texts.isEmpty || model != nil || tokenizer != nil || resume {
-      throw ValidationError("--task takes neither texts, --model, --tokenizer nor --resume")
+    if task != nil, !texts.isEmpty || tokenizer != nil || resume {
+      throw ValidationError("--task takes neither texts, --tokenizer nor --resume")
     }
-    if form != nil, task == nil { throw ValidationError("--form needs --task") }
+    if task == DynamicsRun.name, model != nil {
+      throw ValidationError("--task \(DynamicsRun.name) takes no --model; see --form")
+    }
+    if form != nil, task != DynamicsRun.name {
+      throw ValidationError("--form needs --task \(DynamicsRun.name)")
+    }
+    if shortest != nil || curriculum != nil, task == nil || task == DynamicsRun.name {
+      throw ValidationError("--shortest and --curriculum need --task")
+    }
+    if parallel.devices != nil, task != nil {
+      throw ValidationError("--task trains on one device; leave out --devices")
+    }
     if steps != nil, tokens != nil {
       throw ValidationError("--steps and --tokens exclude each other")
     }
@@ -101,7 +124,10 @@ struct Train: ParsableCommand {
   }
 
   func run() throws {
-    if let task { return try run(task, try device.open()) }
+    if task == DynamicsRun.name { return try runDynamics(try device.open()) }
+    if task != nil || resume && TaskFolder(RunFolder(out ?? "")).exists {
+      return try runTask(task, try device.open())
+    }
     if try parallel.launch() { return }
     let (device, ranks) = try parallel.open(device)
     let isLead = ranks?.parallel.isLead ?? true
@@ -148,7 +174,7 @@ struct Train: ParsableCommand {
     }
   }
 
-  private func run(_ task: TrainingTask, _ device: any Device) throws {
+  private func runDynamics(_ device: any Device) throws {
     var c = Reconstruction.Configuration()
     if let form { c.form = form }
     if c.form != .shallow { c.units = 20 }
@@ -158,10 +184,10 @@ struct Train: ParsableCommand {
     if let lr { c.learningRate = lr }
     if let seed { c.seed = seed }
     try DynamicsRun.run(
-      c, device: device, out: out ?? Files.nextRunFolder(task.rawValue), json: json)
+      c, device: device, out: out ?? Files.nextRunFolder(DynamicsRun.name), json: json)
   }
 
-  private func note(_ text: String) { if !json { Terminal.note(text) } }
+  func note(_ text: String) { if !json { Terminal.note(text) } }
 
   private var runName: String {
     let name = model ?? DemoDefaults.preset
@@ -231,7 +257,7 @@ struct Train: ParsableCommand {
     do { return try Files.read(path) } catch { throw ConfigurationError("", "\(error)") }
   }
 
-  private func change(_ c: inout TrainingConfiguration) throws {
+  func change(_ c: inout TrainingConfiguration) throws {
     if let batch { c.batch = batch }
     if let length { c.length = length }
     if let accumulate { c.accumulation = accumulate }
@@ -285,7 +311,7 @@ struct Train: ParsableCommand {
         ("precision", t.precision.rawValue), ("device", Devices.detail(of: device)),
         ("seed", "\(t.seed)"),
       ], samples: [sample])
-    let shards = trainer.shards
+    let shards = try folder.shards()
     if shards.train.count <= 4_000_000 {
       report.baseline = try Baseline.bitsPerByte(shards.train, shards.validation)
     }

@@ -11,14 +11,15 @@ public enum CellExecution: String, Sendable, Hashable, Codable, CaseIterable {
   /// within rounding; a block that does not get there is run token by token.
   case newton
 
-  /// Whether Newton's method is the faster one on a processor: with few channels in all, token by
-  /// token leaves the vector units idle. `gyre bench --cells` measures the table.
-  public static func isNewtonFaster(rows: Int, channels: Int, tokens: Int) -> Bool {
-    tokens >= newtonTokens && rows * channels <= newtonChannels
+  /// Whether Newton's method is the faster one on a device: with few channels in all, token by token
+  /// leaves most of it idle; with three states it has twice the work. `gyre bench --cells` measures the
+  /// table.
+  public static func isNewtonFaster(
+    rows: Int, channels: Int, states: Int, tokens: Int, on device: any Device
+  ) -> Bool {
+    let range = device.newtonRange
+    return tokens >= range.tokens && rows * channels * max(states - 1, 1) <= range.units
   }
-  /// Channels of all rows up to which, and tokens from which, Newton's method wins.
-  public static let newtonChannels = 4
-  public static let newtonTokens = 256
 }
 
 /// Any cell: a recurrence described once by `Cell`, over given pre-activations,
@@ -80,7 +81,8 @@ public struct RecurrentCell: RecurrenceEngine {
     case .newton: true
     case .automatic:
       CellExecution.isNewtonFaster(
-        rows: gates.shape[0], channels: plan.parts.spaces[0], tokens: gates.shape[1])
+        rows: gates.shape[0], channels: plan.parts.spaces[0], states: plan.parts.states.count,
+        tokens: gates.shape[1], on: gates.device)
     }
   }
 }

@@ -170,6 +170,7 @@ extension Tensor {
     if shape == self.shape { return self }
     let result = aliased(as: shape)
     Tape.current?.record(Reshape(shape: shape), inputs: [self], outputs: [result])
+    Perturbation.current?.noteReshape(self, as: result)
     return result
   }
 

@@ -17,11 +17,16 @@ struct CellRows: Encodable {
   /// B × channels from one number to a training batch, at three lengths.
   static let shapes = [(1, 1), (1, 2), (1, 4), (1, 8), (1, 16), (1, 64), (1, 256), (16, 256)]
   static let lengths = [64, 512, 4096]
+  /// Of a graphics processor, which has more to fill.
+  static let wideShapes = [(1, 64), (1, 256), (8, 128), (8, 256), (8, 512), (8, 1024), (8, 2048)]
+  static let wideLengths = [512, 2048, 65_536]
 
   init(on device: any Device, progress: (String) -> Void) throws {
     for cell in [ParaGRU(), ParaLSTM(), ExponentialLSTM()] as [any Cell] {
-      for (batch, channels) in CellRows.shapes {
-        for tokens in CellRows.lengths where batch * channels * tokens <= 1 << 22 {
+      let isWide = device.id != "cpu"
+      for (batch, channels) in isWide ? CellRows.wideShapes : CellRows.shapes {
+        for tokens in isWide ? CellRows.wideLengths : CellRows.lengths
+        where batch * channels * tokens <= 1 << (isWide ? 26 : 22) {
           progress("\(type(of: cell).kind) \(batch)×\(channels), \(tokens) tokens")
           rows.append(try CellRows.row(cell, batch, channels, tokens, device))
         }
@@ -64,7 +69,7 @@ struct CellRows: Encodable {
       sequentialSeconds: try seconds(.sequential), newtonSeconds: newton,
       report: try reports.take().last ?? NewtonReport(),
       automaticIsNewton: CellExecution.isNewtonFaster(
-        rows: batch, channels: channels, tokens: tokens))
+        rows: batch, channels: channels, states: parts.states.count, tokens: tokens, on: device))
   }
 
   func print() {
