@@ -55,6 +55,17 @@ extension GatedUnit.Activation {
 
 extension CPUKernel {
   static let pointwise: [CPUKernel] = [
+    CPUKernel(RandomChoice.self) { op, call, k in
+      guard let out = call.outputs[0].f32 else { return false }
+      var a = ck_choice_args()
+      a.count = call.outputs[0].elementCount
+      (a.seed, a.stream) = (op.generator.seed, op.generator.stream)
+      a.below = op.bound
+      (a.chosen, a.other) = (op.chosen, op.other)
+      a.out = out
+      k.pointwise.choice(&a)
+      return true
+    },
     CPUKernel(Fill.self) { op, call, k in
       guard let y = call.outputs[0].f32 else { return false }
       var a = ck_axpby_args()

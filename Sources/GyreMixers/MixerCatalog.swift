@@ -27,6 +27,8 @@ public enum MixerCatalog {
     CellMixer<PiecewiseLinear>.self,
     CellMixer<TeacherForcing>.self,
     CellMixer<LegendreMemory>.self,
+    CellBlock<ParaGRU>.self,
+    CellBlock<ParaLSTM>.self,
     RGLRU.self,
     HGRN.self,
     Mamba1.self,

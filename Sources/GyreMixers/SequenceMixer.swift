@@ -19,10 +19,15 @@ public struct SequenceContext: Sendable {
   public var reset: Tensor?
   /// Values that an earlier layer leaves for later ones, such as RWKV-7's first value.
   public var shared: [String: Tensor]
+  /// The choices of dropout; nil in evaluation.
+  public var dropout: DropoutNoise?
 
-  public init(form: SequenceForm = .chunkwise, reset: Tensor? = nil) {
+  public init(
+    form: SequenceForm = .chunkwise, reset: Tensor? = nil, dropout: DropoutNoise? = nil
+  ) {
     self.form = form
     self.reset = reset
+    self.dropout = dropout
     shared = [:]
   }
 }

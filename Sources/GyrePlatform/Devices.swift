@@ -95,6 +95,9 @@ public enum Devices {
     return true
   }
 
+  /// Where the library keeps what it made or measured for this machine; nil without a home.
+  public static var cacheFolder: String? { CUDADevice.defaultCacheFolder }
+
   /// Threads that the processor's kernels use, the caller's included.
   public static var threadCount: Int {
     get { CPUDevice.threadCount }

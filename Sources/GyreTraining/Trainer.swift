@@ -94,10 +94,13 @@ public final class Trainer {
         Double(configuration.batch * configuration.length * configuration.accumulation)
         / ((clock.now - start) / .seconds(1))
       let every = configuration.evaluateEvery
-      if isLead, step == configuration.steps || (every > 0 && step % every == 0) {
+      // Whoever averages must know when all begin to.
+      let isScoring = isLead || configuration.optimizer == .ntasgd
+      if isScoring, step == configuration.steps || (every > 0 && step % every == 0) {
         let score = try evaluate()
         metrics.validationBitsPerByte = score.bitsPerByte
         metrics.accuracy = score.accuracy
+        optimizer.observe(validation: score.bitsPerByte)
       }
       history.append(metrics)
       if isLead { try folder.append(try metrics.line(), to: folder.metrics) }
@@ -120,14 +123,18 @@ public final class Trainer {
     }
     if lastSaved != step { try save() }
     guard isLead else { return }
-    do throws(CheckpointError) { try model.weights().write(to: folder.weights) } catch {
-      throw TrainingError.checkpoint(error)
+    try optimizer.withAverages {
+      do throws(CheckpointError) { try model.weights().write(to: folder.weights) } catch {
+        throw TrainingError.checkpoint(error)
+      }
     }
   }
 
-  /// Scores what is held out.
+  /// Scores what is held out, with the averaged parameters where the optimiser averages.
   public func evaluate() throws -> HeldOutScore {
-    try data.score(model, precision: configuration.precision)
+    try optimizer.withAverages {
+      try data.score(model, precision: configuration.precision)
+    }
   }
 
   /// One optimiser step.
@@ -143,7 +150,7 @@ public final class Trainer {
       if batch.startsAfresh { next = model.makeState(batch: share?.rows.count ?? c.batch) }
       _ = try reports.take()
       let (mean, gradients) = NewtonReports.$current.withValue(reports) {
-        differentiate(batch, &next, variables)
+        differentiate(batch, &next, variables, part: step * c.accumulation + part)
       }
       losses.append(mean)
       for (i, gradient) in gradients.enumerated() {
@@ -198,7 +205,7 @@ public final class Trainer {
   }
 
   private func differentiate(
-    _ batch: Batch, _ state: inout ModelState, _ variables: [Tensor]
+    _ batch: Batch, _ state: inout ModelState, _ variables: [Tensor], part: Int
   ) -> (loss: Tensor, gradients: [Tensor?]) {
     let device = model.device
     let shape = share?.shape ?? [configuration.batch, batch.tokens.count / configuration.batch]
@@ -216,7 +223,10 @@ public final class Trainer {
     var carried = state.detached()
     let loss = ComputePrecision.$current.withValue(configuration.precision) {
       tape.record {
-        let mean = model.loss(tokens, targets: targets, state: &carried, reset: reset).mean
+        let mean = model.loss(
+          tokens, targets: targets, state: &carried, reset: reset,
+          dropout: DropoutNoise(seed: configuration.seed, step: UInt64(part))
+        ).mean
         return parallel == nil ? mean : mean * weight
       }
     }
@@ -248,6 +258,8 @@ public final class Trainer {
     var skips: Int
     var meanLoss: Double?
     var tokenCounts: [Int]
+    /// Of an optimiser that averages.
+    var averages: Optimizer.Averages?
   }
 
   /// Writes a checkpoint and drops the oldest.
@@ -261,7 +273,7 @@ public final class Trainer {
     try model.device.synchronize()
     let snapshot = Snapshot(
       step: step, updateCount: optimizer.updateCount, skips: skips, meanLoss: meanLoss,
-      tokenCounts: state.layers.map(\.tokenCount))
+      tokenCounts: state.layers.map(\.tokenCount), averages: optimizer.averages)
     let store = folder.store
     do {
       try store.save(step: step) { checkpoint in
@@ -310,6 +322,7 @@ public final class Trainer {
     try optimizer.restore(updateCount: snapshot.updateCount) { name, shape in
       Tensor(try moments.readFloat32(name), shape: shape, on: device)
     }
+    optimizer.averages = snapshot.averages ?? Optimizer.Averages()
     guard snapshot.tokenCounts.count == state.layers.count else {
       throw TrainingError.data(
         path: found.path + "/state.json", reason: "\(snapshot.tokenCounts.count) layers of state")

@@ -17,6 +17,10 @@ struct Evaluate: ParsableCommand {
 
         gyre eval runs/tiny-1 book.txt
         gyre eval runs/tiny-1 book.txt --json
+        gyre eval runs/tiny-1 book.txt --cache 2000 --theta 0.3 --lambda 0.1
+
+      With --cache the model is also mixed with the continuous cache pointer: (1 - lambda) of its own
+      probability and lambda of what followed the most similar of the last N hidden states.
 
       A run of gyre train --task is asked new rows, at its length and up to 16 times that; lengths.json
       and lengths.svg in the folder hold the result.
@@ -27,6 +31,9 @@ struct Evaluate: ParsableCommand {
 
   @Argument(help: "A run folder.") var folder: String
   @Argument(help: "The text to score.") var file: String?
+  @Option(help: "Hidden states that the cache pointer remembers.") var cache: Int?
+  @Option(help: "With --cache: how much similar states count for more.") var theta = 0.3
+  @Option(help: "With --cache: the pointer's part of the probability.") var lambda = 0.1
   @Option(help: "The task to ask (default: the run's), with the words of the run's.")
   var task: String?
   @Option(help: "With a task: tokens of the rows, such as 40,80,640.") var lengths: String?
@@ -39,12 +46,14 @@ struct Evaluate: ParsableCommand {
     var file: String
     var evaluation: Evaluation
     var ngram: [Double]
+    var cached: Evaluation?
 
     enum CodingKeys: String, CodingKey {
       case file
       case bitsPerByte = "bits_per_byte"
       case perplexity, tokens, bytes
       case ngram = "ngram_bits_per_byte"
+      case cached = "cache"
     }
     func encode(to encoder: any Encoder) throws {
       var c = encoder.container(keyedBy: CodingKeys.self)
@@ -54,6 +63,7 @@ struct Evaluate: ParsableCommand {
       try c.encode(evaluation.tokens, forKey: .tokens)
       try c.encode(evaluation.bytes, forKey: .bytes)
       try c.encode(ngram, forKey: .ngram)
+      try c.encodeIfPresent(cached, forKey: .cached)
     }
   }
 
@@ -112,27 +122,36 @@ struct Evaluate: ParsableCommand {
     try TokenShard.write([bytes], tokenizer: tokenizer, to: path)
     let text = try TokenShard(path: path)
     guard text.count >= 2 else { throw Failure("'\(file)' is a single token") }
+    let pointer = try cache.map { try NeuralCache(size: $0, theta: theta, lambda: lambda) }
     let evaluation: Evaluation
+    var cached: Evaluation?
     if let egg = try EggModel.load(folder: folder, device: device) {
+      if pointer != nil { throw Failure("--cache needs hidden states; EGG models have none of it") }
       evaluation = try Evaluation(egg, bytes)
     } else {
       let (matrices, precision) = weights.choice(on: device)
-      evaluation = try Evaluation(
-        try StoredModel.load(folder: folder, device: device, matrices: matrices), text,
-        precision: precision)
+      let model = try StoredModel.load(folder: folder, device: device, matrices: matrices)
+      evaluation = try Evaluation(model, text, precision: precision)
+      cached = try pointer.map { try Evaluation(model, text, length: 256, cache: $0) }
     }
     let run = RunFolder(folder)
     let ngram =
       Files.kind(run.shard("train")) == nil
       ? [] : try Baseline.bitsPerByte(try run.shards().train, text)
     if json {
-      try JSONOutput.document(Result(file: file, evaluation: evaluation, ngram: ngram))
+      try JSONOutput.document(
+        Result(file: file, evaluation: evaluation, ngram: ngram, cached: cached))
       return
     }
     var table = Table([("", .left), ("bits/byte", .right), ("perplexity a token", .right)])
     table.add([
       "model", Format.fixed(evaluation.bitsPerByte, 4), Format.fixed(evaluation.perplexity, 3),
     ])
+    if let cached {
+      table.add([
+        "model with cache", Format.fixed(cached.bitsPerByte, 4), Format.fixed(cached.perplexity, 3),
+      ])
+    }
     for (i, bits) in ngram.enumerated() { table.add(["\(i + 1)-gram", Format.fixed(bits, 4), ""]) }
     table.print()
     Terminal.line(

@@ -41,6 +41,7 @@ struct Train: ParsableCommand {
         gyre train corpus/ notes.jsonl --model config.json --batch 8 --length 512 --out runs/mine
         gyre train --resume --out runs/mine --steps 20000
         gyre train corpus/ --model rwkv7-350m --device cuda:0 --devices 2
+        gyre train --model awd-lstm-10m --optimizer ntasgd --eval-every 100
         gyre train --task lorenz63 --form almost_linear
         gyre train --task parity --model delta_net-negative
         gyre train --task dyck:kinds=3,depth=6 --model lstm --length 64 --curriculum 500
@@ -78,7 +79,7 @@ struct Train: ParsableCommand {
   @Option(help: "Batches a step.") var accumulate: Int?
   @Option(help: "Highest learning rate.") var lr: Double?
   @Option(help: "constant, linear, cosine or wsd.") var schedule: Schedule.Kind?
-  @Option(help: "adamw, sgd or muon.") var optimizer: TrainingConfiguration.OptimizerKind?
+  @Option(help: "adamw, sgd, muon or ntasgd.") var optimizer: TrainingConfiguration.OptimizerKind?
   @Option(help: "stream (carried state) or packed (shuffled windows).")
   var data: TrainingConfiguration.Data?
   @Option(help: "Precision of matrix products: f32 or bf16. Without texts: the faster one.")
@@ -156,6 +157,7 @@ struct Train: ParsableCommand {
       progress.update(
         m.step,
         "\(Format.fixed(m.trainBitsPerByte, 3)) bits/byte  \(score)\(Format.count(m.tokensPerSecond)) tokens/s"
+          + (m.newton.map { "  \(Train.summary($0))" } ?? "")
           + (m.skipped.map { "  skipped: \($0)" } ?? ""))
     }
     progress.end()
@@ -185,6 +187,14 @@ struct Train: ParsableCommand {
     if let seed { c.seed = seed }
     try DynamicsRun.run(
       c, device: device, out: out ?? Files.nextRunFolder(DynamicsRun.name), json: json)
+  }
+
+  /// Iterations of the layers that solve for all tokens at once, and what ran token by token.
+  private static func summary(_ reports: [NewtonReport]) -> String {
+    let most = reports.map(\.iterations).max() ?? 0
+    let part = reports.map(\.fallback).max() ?? 0
+    return "newton \(Format.fixed(most, 0)) iterations"
+      + (part > 0 ? ", \(Format.fixed(part * 100, 1)) % by token" : "")
   }
 
   func note(_ text: String) { if !json { Terminal.note(text) } }
@@ -242,6 +252,7 @@ struct Train: ParsableCommand {
     }
     var training = TrainingConfiguration()
     if model == nil || model == DemoDefaults.preset { DemoDefaults.apply(to: &training) }
+    if optimizer == .ntasgd { training.setAveraging() }
     if dtype == nil, texts.isEmpty, Devices.hasFastBFloat16(device) {
       training.precision = .bfloat16
     }

@@ -124,6 +124,16 @@ struct ck_glu_args {
   float *dup; long dup_row;
 };
 
+/// out[i] = chosen where the upper 23 bits of word i of Philox 4x32-10 with the key `seed` and the
+/// counters (i / 4, stream) are below `below`, other elsewhere.
+struct ck_choice_args {
+  long count;
+  uint64_t seed, stream;
+  uint32_t below;
+  float chosen, other;
+  float *out;
+};
+
 struct ck_pointwise_table {
   void (*unary)(const struct ck_unary_args *);
   void (*unary_backward)(const struct ck_unary_args *);
@@ -140,6 +150,7 @@ struct ck_pointwise_table {
   void (*softmax_backward)(const struct ck_softmax_args *);
   void (*glu)(const struct ck_glu_args *);
   void (*glu_backward)(const struct ck_glu_args *);
+  void (*choice)(const struct ck_choice_args *);
 };
 
 /// Fills the best kernels that `level` contains; false where this architecture lacks the level.

@@ -23,22 +23,28 @@ struct Bench: ParsableCommand {
         gyre bench --evolution
         gyre bench --only "train lstm" --ops
         gyre bench --only length
+        gyre bench --only layer
         gyre bench --device cuda:0 --dtype bf16 --profile gated-deltanet-350m --batch 4 --length 4096
         gyre bench --model-file model.Q4_K_M.gguf --threads 2
 
       Training rows are whole steps (forward, cross-entropy, backward, clipping, AdamW) with
       vocabulary 256, width 256, 4 layers, batch 16, length 256. Length rows compare
-      8 sequences of 1,024 and of 16,384 tokens. Decoding rows feed one sequence a token at a time.
-      --profile trains presets instead (several, separated by commas): tokens/s beside the device's
-      matrix rate, memory, and on a GPU the time of each kernel.
+      8 sequences of 1,024 and of 16,384 tokens. Layer rows are recurrent layers with their input
+      projection, batch 16, 512 tokens, width 256 and 1024. Decoding rows feed one sequence a token at
+      a time. --profile trains presets instead (several, separated by commas): tokens/s beside the
+      device's matrix rate, memory, and on a GPU the time of each kernel.
       """)
 
   @OptionGroup var device: DeviceOptions
   @Option(
-    help: "Only rows whose group (engine, length, gemm, train, decode) or name contains this.")
+    help:
+      "Only rows whose group (engine, length, layer, gemm, train, decode) or name contains this.")
   var only: String?
   @Option(help: "Precision of matrix products: f32 or bf16.") var dtype = Precision.f32
-  @Flag(help: "Only recurrent cells: token by token against Newton's method over shapes.")
+  @Flag(
+    help:
+      "Only recurrent cells: token by token against all tokens at once; the table becomes what automatic execution reads."
+  )
   var cells = false
   @Flag(help: "Only decoding of the presets from 100m on (or --only), at batch 1 and 256.")
   var decode = false
@@ -122,7 +128,13 @@ struct Bench: ParsableCommand {
       if Terminal.isErrorInteractive { Terminal.writeError("\r\u{1B}[2K\($0)") }
     }
     if Terminal.isErrorInteractive { Terminal.writeError("\r\u{1B}[2K") }
-    if json { try JSONOutput.document(rows) } else { rows.print() }
+    let path = try CellTimesFile.replace(device.id.name, by: rows.rows.map(\.times))
+    if json {
+      try JSONOutput.document(rows)
+    } else {
+      rows.print()
+      Terminal.line("\(path): what the execution \"automatic\" of cells chooses by from now on")
+    }
   }
 
   private func measureDecoding(_ device: any Device) throws {
@@ -154,6 +166,7 @@ struct Bench: ParsableCommand {
     var rows: [Measurement] = []
     for (group, jobs) in [
       ("engine", engines(device, machine)), ("length", lengths(device, machine)),
+      ("layer", layers(device, machine)),
       ("gemm", products(device, machine)),
       ("train", training(device, machine)), ("decode", decoding(device, machine)),
     ] {
@@ -246,6 +259,31 @@ struct Bench: ParsableCommand {
           _ = tape.gradients(of: [(y, cotangent)], for: row.inputs)
         },
       ]
+    }
+  }
+
+  private func layers(_ device: any Device, _ machine: MachinePeaks) -> [Job] {
+    LayerRow.all(on: device).map { name, make in
+      (
+        name,
+        {
+          let row = make()
+          let y = row.run(row.variables)
+          let cotangent = Tensor.full(1, y.shape, on: device)
+          let bytes = row.variables.reduce(y.byteCount) { $0 + $1.byteCount }
+          return [
+            try Measurement(
+              name, "forward+backward", bytes: Double(3 * bytes), flops: 3 * row.flops,
+              tokens: LayerRow.batch * LayerRow.length, on: device, machine: machine
+            ) {
+              let tape = Tape()
+              tape.watch(row.variables)
+              let y = tape.record { row.run(row.variables) }
+              _ = tape.gradients(of: [(y, cotangent)], for: row.variables)
+            }
+          ]
+        }
+      )
     }
   }
 

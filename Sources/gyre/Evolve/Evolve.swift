@@ -146,7 +146,8 @@ struct EggOptions: ParsableArguments {
   @Option(help: "The same at the end.") var finalAlpha: Double?
   @Option(help: "exponential, or published: 1/(0.015 t + 1).")
   var alphaSchedule: EggConfiguration.Schedule?
-  @Option(help: "carried: votes too weak to move a weight are kept for the next; fresh: as published.")
+  @Option(
+    help: "carried: votes too weak to move a weight are kept for the next; fresh: as published.")
   var votes: EggConfiguration.Votes?
 }
 

@@ -284,7 +284,10 @@ struct EvolveFloat {
       ]
       report.settings += [
         ("forward passes of a generation", "\(c.population) a row of text"),
-        ("compared with gradients", "AdamW, learning rate \(float.compareLr), one step a generation"),
+        (
+          "compared with gradients",
+          "AdamW, learning rate \(float.compareLr), one step a generation"
+        ),
       ]
       if let last = gradients.last(where: { $0.heldOut != nil })?.heldOut {
         report.settings.append(("held-out bits/byte with gradients", Format.fixed(last, 3)))

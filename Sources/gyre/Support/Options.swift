@@ -21,6 +21,7 @@ struct DeviceOptions: ParsableArguments {
 
   func open() throws(DeviceError) -> any Device {
     if let threads { Devices.threadCount = threads }
+    CellTimes.current = CellTimesFile.read()
     return try Devices.open(device)
   }
 }
