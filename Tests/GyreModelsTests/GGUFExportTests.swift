@@ -36,7 +36,7 @@ import Testing
   }
 
   @Test(arguments: [
-    "hf_llama", "hf_llama_linear", "hf_mamba2", "hf_mamba2_groups", "fla_rwkv7",
+    "hf_llama", "hf_llama_linear", "hf_mamba2", "fla_rwkv7",
     "hf_qwen3_next_dense",
   ])
   func golden(_ name: String) throws {

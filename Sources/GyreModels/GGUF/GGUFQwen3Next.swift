@@ -45,10 +45,11 @@ enum GGUFQwen3Next: GGUFArchitecture {
       "linear_num_key_heads": .integer(try m.count("ssm.group_count")),
       "linear_num_value_heads": .integer(valueHeads),
       "num_experts": .integer(try m.int("expert_count", default: 0)),
-      "num_experts_per_tok": .integer(try m.count("expert_used_count", default: 1)),
-      "moe_intermediate_size": .integer(try m.count("expert_feed_forward_length", default: 1)),
+      "num_experts_per_tok": .integer(max(try m.int("expert_used_count", default: 1), 1)),
+      "moe_intermediate_size": .integer(
+        max(try m.int("expert_feed_forward_length", default: 1), 1)),
       "shared_expert_intermediate_size": .integer(
-        try m.count("expert_shared_feed_forward_length", default: 1)),
+        max(try m.int("expert_shared_feed_forward_length", default: 1), 1)),
       "norm_topk_prob": .bool(true), "decoder_sparse_step": .integer(1),
       "mlp_only_layers": .array([]),
     ]
@@ -163,6 +164,7 @@ enum GGUFQwen3Next: GGUFArchitecture {
     try require(
       rotary.scaling == nil, "rope_scaling", "must be absent to be written as GGUF's qwen3next")
     let valueHeads = try c.count("linear_num_value_heads", default: 32)
+    let experts = try c.int("num_experts", default: 512)
     return [
       ("block_count", .integer(layers)),
       ("context_length", .integer(try c.int("max_position_embeddings", default: 32768))),
@@ -183,8 +185,11 @@ enum GGUFQwen3Next: GGUFArchitecture {
         "ssm.inner_size",
         .integer(valueHeads * (try c.count("linear_value_head_dim", default: 128)))
       ),
-      ("expert_count", .integer(try c.int("num_experts", default: 512))),
-      ("expert_used_count", .integer(try c.count("num_experts_per_tok", default: 10))),
+      ("expert_count", .integer(experts)),
+      (
+        "expert_used_count",
+        .integer(min(try c.count("num_experts_per_tok", default: 10), experts))
+      ),
       (
         "expert_feed_forward_length",
         .integer(try c.count("moe_intermediate_size", default: 512))

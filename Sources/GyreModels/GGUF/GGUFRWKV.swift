@@ -103,6 +103,7 @@ enum GGUFRWKV6: GGUFArchitecture {
     for h in 0..<width {
       for n in 0..<5 { for j in 0..<rank { up.append((places[n] * width + h) * rank + j) } }
     }
+    let down = places.flatMap { place in (0..<rank).map { place * rank + $0 } }
     GGUFRWKVParts.stack(&map, layers: layers)
     for i in 0..<layers {
       let (attn, ffn, ours) = ("model.layers.\(i).attn", "model.layers.\(i).ffn", "blk.\(i)")
@@ -114,7 +115,7 @@ enum GGUFRWKV6: GGUFArchitecture {
       map.add(
         "\(attn).x_proj.0.mu", "\(ours).time_mix_lerp_x.weight", shape: [width],
         stored: [1, 1, width])
-      map.add("\(attn).x_proj.0.linear.weight", "\(ours).time_mix_w1.weight")
+      map.add("\(attn).x_proj.0.linear.weight", "\(ours).time_mix_w1.weight", .order(down))
       map.add(
         "\(attn).x_proj.2.weight", "\(ours).time_mix_w2.weight", .all, .elements(up),
         shape: [width, 5 * rank], stored: [5, width, rank])
