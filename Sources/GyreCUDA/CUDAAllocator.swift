@@ -109,6 +109,11 @@ final class CUDAAllocator: Sendable {
     }
   }
 
+  /// Whether so many bytes more would leave two fifths of the card to others.
+  func hasRoom(for byteCount: Int) -> Bool {
+    pool.withLock { $0.inUse + byteCount <= total / 5 * 3 }
+  }
+
   /// From now on released blocks are kept apart, since a captured graph will use them again.
   func beginCapture() { pool.withLock { $0.captured = [] } }
 

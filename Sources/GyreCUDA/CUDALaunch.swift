@@ -29,7 +29,8 @@ final class CUDALaunch {
 
   /// Memory that outlives the op; nil where there is too little, which is no failure.
   func keep(_ byteCounts: [Int]) -> [CUDABuffer]? {
-    try? byteCounts.map { try device.allocator.allocate(byteCount: $0) }
+    guard device.allocator.hasRoom(for: byteCounts.reduce(0, +)) else { return nil }
+    return try? byteCounts.map { try device.allocator.allocate(byteCount: $0) }
   }
 
   /// Keeps memory until the op is queued; its addresses.
