@@ -74,12 +74,14 @@ public final class MPIGroup: WorkerGroup {
   /// the low part of a register.
   private struct Library {
     typealias Handle = UInt
-    typealias Initialize = @convention(c) (UnsafeMutableRawPointer?, UnsafeMutableRawPointer?) ->
+    typealias Initialize =
+      @convention(c) (UnsafeMutableRawPointer?, UnsafeMutableRawPointer?) ->
       Int32
     typealias Ask = @convention(c) (Handle, UnsafeMutablePointer<Int32>) -> Int32
-    typealias Gather = @convention(c) (
-      UnsafeRawPointer?, Int32, Handle, UnsafeMutableRawPointer?, Int32, Handle, Handle
-    ) -> Int32
+    typealias Gather =
+      @convention(c) (
+        UnsafeRawPointer?, Int32, Handle, UnsafeMutableRawPointer?, Int32, Handle, Handle
+      ) -> Int32
     typealias Finish = @convention(c) () -> Int32
 
     let initialize: Initialize
@@ -99,7 +101,8 @@ public final class MPIGroup: WorkerGroup {
       guard let handle = names.lazy.compactMap({ dlopen($0, RTLD_NOW | RTLD_GLOBAL) }).first else {
         throw .worker(
           ranks: [],
-          reason: "no MPI library was found among \(names.joined(separator: ", ")): set GYRE_MPI to "
+          reason:
+            "no MPI library was found among \(names.joined(separator: ", ")): set GYRE_MPI to "
             + "its path, or use --workers")
       }
       func function<F>(_ name: String, _: F.Type) throws(EvolutionError) -> F {

@@ -72,8 +72,8 @@ struct Evolve: ParsableCommand {
       return
     }
     var failed = true
-    defer { Workers.finish(failed: failed) }
-    let group = try Workers.join(shared.workers)
+    defer { EvolutionWorkers.finish(failed: failed) }
+    let group = try EvolutionWorkers.join(shared.workers)
     do { try evolve(device, group) } catch let error where group?.isLeader == false {
       Terminal.note("worker \(group?.rank ?? 0): \(error)")
       throw ExitCode.failure
@@ -146,7 +146,8 @@ struct EggOptions: ParsableArguments {
   @Option(help: "The same at the end.") var finalAlpha: Double?
   @Option(help: "exponential, or published: 1/(0.015 t + 1).")
   var alphaSchedule: EggConfiguration.Schedule?
-  @Option(help: "carried: votes too weak to move a weight are kept for the next; fresh: as published.")
+  @Option(
+    help: "carried: votes too weak to move a weight are kept for the next; fresh: as published.")
   var votes: EggConfiguration.Votes?
 }
 
