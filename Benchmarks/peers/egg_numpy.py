@@ -2,6 +2,7 @@
 
 usage: egg_numpy.py VECTORS.safetensors            checks this file against a vector file
        egg_numpy.py --time [--width 64 --layers 2 --members 1024 --tokens 16]
+       egg_numpy.py --gyre .build/release/gyre     both over `gyre bench --evolution`, floor 20 times
 
 Products are float32 matrix products of whole numbers below 2^24, which are exact and run in BLAS:
 NumPy's own integer products are some twenty times slower.
@@ -149,11 +150,30 @@ def timed(width, layers, members, tokens):
         f"{members * tokens / (end - start):.0f} tokens/s, forward alone {members * tokens / (scored - drawn):.0f}"
     )
 
+    return members * tokens / (end - start)
+
+
+def against(program):
+    """Rates of `gyre bench --evolution` over those of this file, on the same sizes."""
+    import json
+    import re
+    import subprocess
+
+    text = subprocess.run(
+        [program, "bench", "--evolution", "--only", "egg", "--json"], check=True, capture_output=True, text=True
+    ).stdout
+    size = re.compile(r"egg, width (\d+), (\d+) layers, (\d+) members × (\d+) bytes: training step")
+    for row in json.loads(text)["rows"]:
+        if match := size.match(row["name"]):
+            ratio = row["value"] / timed(*map(int, match.groups()))
+            print(f"gyre: {row['value']:.0f} tokens/s, {ratio:.0f} times NumPy (floor 20)")
+
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("vectors", nargs="?")
     parser.add_argument("--time", action="store_true")
+    parser.add_argument("--gyre")
     for name, value in (("width", 64), ("layers", 2), ("members", 1024), ("tokens", 16)):
         parser.add_argument("--" + name, type=int, default=value)
     a = parser.parse_args()
@@ -161,3 +181,5 @@ if __name__ == "__main__":
         check(a.vectors)
     if a.time:
         timed(a.width, a.layers, a.members, a.tokens)
+    if a.gyre:
+        against(a.gyre)

@@ -137,6 +137,10 @@ public struct GRU: SequenceMixer {
     /// Token by token or all tokens at once.
     public var execution = CellExecution.automatic
     public var dropout = RecurrentDropout()
+    /// Steps that the slowest units keep what they hold at the start: biases of the update gate log 1 …
+    /// log(memory − 1) over the units (Tallec and Ollivier, "Can recurrent neural networks warp time?",
+    /// 2018, https://arxiv.org/abs/1804.11188); 0: biases of zero.
+    public var memory = 0
     public init() {}
 
     var cells: CellConfiguration {
@@ -145,7 +149,12 @@ public struct GRU: SequenceMixer {
         $0.execution = execution
       }
     }
-    public func validate(width: Int) throws(ConfigurationError) { try cells.validate(width: width) }
+    public func validate(width: Int) throws(ConfigurationError) {
+      try cells.validate(width: width)
+      try require(
+        memory == 0 || (3...1 << 40).contains(memory), "memory",
+        "must be 0 or at least 3, is \(memory)")
+    }
   }
   public static let testConfigurations = [
     Configuration(),
@@ -153,10 +162,12 @@ public struct GRU: SequenceMixer {
       $0.hidden = 24; $0.heads = 3
     },
     with(Configuration()) { $0.projects = false },
-    with(Configuration()) { $0.resetsBefore = true },
     with(Configuration()) { $0.execution = .newton },
     with(Configuration()) {
       $0.dropout.zoneout = 0.1; $0.dropout.recurrent = 0.2; $0.dropout.weight = 0.3
+    },
+    with(Configuration()) {
+      $0.resetsBefore = true; $0.memory = 50
     },
   ]
   private let layer: CellLayer
@@ -164,9 +175,15 @@ public struct GRU: SequenceMixer {
   public init(
     _ c: Configuration, width: Int, layer _: LayerPosition, parameters p: inout ParameterBuilder
   ) throws(ConfigurationError) {
+    let memory = Double(c.memory)
     layer = try CellLayer(
-      c.resetsBefore ? .gruOriginal : .gru, gates: 3, bias: { _, _ in 0 }, c.cells, width: width, &p
-    )
+      c.resetsBefore ? .gruOriginal : .gru, gates: 3,
+      bias: { row, hidden in
+        // Rows r, z, n: z keeps.
+        guard memory > 0, row / hidden == 1 else { return 0 }
+        return Functions.log(
+          1 + (memory - 2) * Double(row % hidden) / Double(max(hidden - 1, 1)))
+      }, c.cells, width: width, &p)
   }
   public var stateSpec: StateSpec { layer.stateSpec }
   public func callAsFunction(_ x: Tensor, state: inout State, context: inout SequenceContext)

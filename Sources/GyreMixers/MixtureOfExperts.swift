@@ -112,6 +112,10 @@ public struct MixtureOfExperts: SequenceMixer {
     let flat = x.reshaped([count, width])
     let probabilities = router(recurrent?(flat, &context) ?? flat).softmax()
     let route = Route(probabilities, k: k)
+    // Gathered rows would no longer tell whose they are.
+    if Perturbation.current != nil {
+      return withShared(dense(flat, probabilities, route), flat).reshaped(x.shape)
+    }
     var weights = probabilities.reshaped([count * c.experts, 1]).rows(route.chosen)
     if c.normalizesWeights {
       let rows = weights.reshaped([count, k])
@@ -122,10 +126,25 @@ public struct MixtureOfExperts: SequenceMixer {
       zip(route.sizes, inputs).map { experts[$0.expert]($1) }, axis: 0)
     let mixed = (outputs.rows(route.places) * weights).reshaped([count, k, width])
       .summed(to: [count, 1, width]).reshaped([count, width])
-    guard let shared else { return mixed.reshaped(x.shape) }
+    return withShared(mixed, flat).reshaped(x.shape)
+  }
+
+  private func withShared(_ mixed: Tensor, _ flat: Tensor) -> Tensor {
+    guard let shared else { return mixed }
     let common = shared(flat)
-    let gated = sharedGate.map { common * $0(flat).sigmoid() } ?? common
-    return (mixed + gated).reshaped(x.shape)
+    return mixed + (sharedGate.map { common * $0(flat).sigmoid() } ?? common)
+  }
+
+  /// Every expert on every token, weighted with 0 where it was not chosen.
+  private func dense(_ flat: Tensor, _ probabilities: Tensor, _ route: Route) -> Tensor {
+    let count = flat.shape[0]
+    let mask = Tensor(route.mask, shape: [count, c.experts], on: flat.device)
+    var weights = probabilities * mask
+    if c.normalizesWeights { weights = weights / weights.summed(to: [count, 1]) }
+    let columns = weights.split([Int](repeating: 1, count: c.experts))
+    return zip(experts, columns).dropFirst().reduce(experts[0](flat) * columns[0]) {
+      $0 + $1.0(flat) * $1.1
+    }
   }
 }
 
@@ -166,6 +185,8 @@ private struct Route {
   let tokens: Tensor
   /// The row of each token's each choice, int32 `[n·k]`.
   let places: Tensor
+  /// 1 for each token and expert that it was sent to, `[n·E]`.
+  let mask: [Float]
   /// Experts with at least one row, and how many they have.
   let sizes: [(expert: Int, count: Int)]
 
@@ -191,6 +212,9 @@ private struct Route {
         chosen.append(Int32(t * experts + best))
       }
     }
+    var mask = [Float](repeating: 0, count: n * experts)
+    for i in chosen { mask[Int(i)] = 1 }
+    self.mask = mask
     let sorted = rows.joined()
     var places = [Int32](repeating: 0, count: n * k)
     for (row, item) in sorted.enumerated() { places[item.choice] = Int32(row) }

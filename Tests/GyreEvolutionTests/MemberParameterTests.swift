@@ -24,7 +24,7 @@ struct MemberParameterTests {
       var p = ParameterBuilder(
         source: RandomParameters(seed: 4, device: device), device: device)
       let mixer = try M(
-        M.testConfigurations[0], width: Self.width, layer: LayerPosition(index: 1, count: 2),
+        M.testConfigurations[0], width: Self.width, layer: LayerPosition(index: 0, count: 2),
         parameters: &p)
       // What starts at zero would hide its perturbation behind a product.
       for parameter in p.parameters {

@@ -75,6 +75,23 @@ struct WorkerTests {
     #expect(try results.map { try $0.get() } == [3, 3, 0, 3])
   }
 
+  /// A rank that ends after some exchanges.
+  private final class Mortal: WorkerGroup {
+    private let group: any WorkerGroup
+    private var left: Int
+    init(_ group: any WorkerGroup, gathers: Int) {
+      self.group = group
+      left = gathers
+    }
+    var rank: Int { group.rank }
+    var ranks: [Int] { group.ranks }
+    func gather(_ bytes: [UInt8]) throws(EvolutionError) -> [[UInt8]] {
+      guard left > 0 else { throw .worker(ranks: [0], reason: "is left") }
+      left -= 1
+      return try group.gather(bytes)
+    }
+  }
+
   private static func folder(_ path: String) throws -> RunFolder {
     let folder = RunFolder(path)
     let text = Array(String(repeating: "the cat sat on the mat. ", count: 60).utf8)
@@ -107,10 +124,11 @@ struct WorkerTests {
         #expect(try result.get() == alone)
       }
       _ = try Self.folder(path + "/lost")
-      // Rank 1 leaves after three generations: the others go back to the checkpoint of the second.
+      // Rank 1 leaves in the fourth generation: the others go back to the checkpoint of the second.
       let left = try await ranks(3) {
-        try Self.egg(path + "/lost", $0, generations: $0.rank == 1 ? 3 : 6)
+        try Self.egg(path + "/lost", $0.rank == 1 ? Mortal($0, gathers: 5) : $0)
       }
+      #expect(throws: EvolutionError.self) { _ = try left[1].get() }
       #expect(try left[0].get() == alone)
       #expect(try left[2].get() == alone)
       let lines = EvolutionMetrics.read(path + "/lost/metrics.jsonl")

@@ -24,27 +24,27 @@ public struct EggConfiguration: Codable, Hashable, Sendable {
   public var width = 32
   public var layers = 1
   /// Standard deviation of a matrix's first weights; 16 is one, and what was published.
-  public var deviation = 5.0
+  public var deviation = 3.0
   /// Members scored in one generation, an even number.
-  public var population = 8192
+  public var population = 4096
   /// Bytes that every member reads in one generation.
-  public var tokens = 8
-  public var generations = 40000
+  public var tokens = 16
+  public var generations = 6000
   /// Streams that the text is cut into; equal groups of members share one.
   public var streams = 2048
   /// σ of `EggNoise`: the perturbation of a weight is about 16·2^−σ.
-  public var sigmaShift = 3
+  public var sigmaShift = 4
   /// The part of the weights that noise alone would move in a generation, at first and at last.
   public var alpha = 0.3
-  public var finalAlpha = 0.005
+  public var finalAlpha = 0.004
   public var schedule = Schedule.exponential
   public var votes = Votes.carried
   /// Generations that share one noise; 0: the same noise always.
   public var noiseReuse = 1
   public var seed: UInt64 = 0
   /// Generations between evaluations and between checkpoints; 0: at the end only.
-  public var evaluateEvery = 1000
-  public var checkpointEvery = 2000
+  public var evaluateEvery = 500
+  public var checkpointEvery = 1000
   public var keptCheckpoints = 2
 
   public init() {}

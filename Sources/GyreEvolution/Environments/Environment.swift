@@ -11,9 +11,18 @@ public protocol Environment: Sendable {
   static var solvedReturn: Double { get }
   /// A random start: numbers 0, 1, … of the generator.
   init(_ generator: CounterGenerator)
+  /// The start of episode `number` of many, which may take what differs between episodes in turn.
+  init(_ generator: CounterGenerator, number: Int)
+  /// Steps between what is seen and the act that it decides; 0: no more than a few.
+  static var memory: Int { get }
   var observation: [Float] { get }
   /// Acts: the reward, and whether the episode ends.
   mutating func step(_ action: Double) -> (reward: Double, ends: Bool)
+}
+
+extension Environment {
+  public init(_ generator: CounterGenerator, number: Int) { self.init(generator) }
+  public static var memory: Int { 0 }
 }
 
 /// The environments by name.

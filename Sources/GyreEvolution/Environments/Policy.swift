@@ -17,11 +17,13 @@ public struct Policy: Sendable {
   private let norm: NormLayer?
   private let head: Linear
 
-  /// - Parameter outputs: choices, or 1 for a number.
+  /// - Parameters:
+  ///   - outputs: choices, or 1 for a number.
+  ///   - memory: steps that some units of a GRU keep what they hold from the start; 0: as usual.
   /// - Throws: for a kind that does not exist or does not fit the width.
   public init(
-    _ kind: String, observations: Int, outputs: Int, width: Int, source: any ParameterSource,
-    device: any Device
+    _ kind: String, observations: Int, outputs: Int, width: Int, memory: Int = 0,
+    source: any ParameterSource, device: any Device
   ) throws(ConfigurationError) {
     self.kind = kind
     var p = ParameterBuilder(source: source, device: device)
@@ -37,7 +39,7 @@ public struct Policy: Sendable {
       hidden = nil
       norm = try NormLayer("norm", width, &p)
       mixer = try p.scoped("mixer") { p throws(ConfigurationError) in
-        try Policy.make(type, width, &p)
+        try Policy.make(type, width, memory, &p)
       }
     }
     head = try Linear("head", inputs: width, outputs: outputs, bias: .zeros, &p)
@@ -45,9 +47,13 @@ public struct Policy: Sendable {
   }
 
   private static func make<M: SequenceMixer>(
-    _: M.Type, _ width: Int, _ p: inout ParameterBuilder
+    _: M.Type, _ width: Int, _ memory: Int, _ p: inout ParameterBuilder
   ) throws(ConfigurationError) -> any SequenceMixer {
-    let options = M.Configuration()
+    var options = M.Configuration()
+    if memory > 0, var gru = options as? GRU.Configuration {
+      gru.memory = memory
+      if let remembering = gru as? M.Configuration { options = remembering }
+    }
     try options.validate(width: width)
     return try M(
       options, width: width, layer: LayerPosition(index: 0, count: 1), parameters: &p)

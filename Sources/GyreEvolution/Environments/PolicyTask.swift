@@ -27,7 +27,7 @@ public final class PolicyTask: EvolutionTask {
     let (rows, steps) = try play(
       (0..<members.count).flatMap { _ in
         (0..<configuration.rows).map { episode in
-          generator("episodes", generation * configuration.rows + episode)
+          start("episodes", generation * configuration.rows + episode)
         }
       })
     let n = configuration.rows
@@ -39,22 +39,25 @@ public final class PolicyTask: EvolutionTask {
     )
   }
 
-  /// The mean return of 64 episodes that training does not see.
+  /// The mean return of 100 episodes that training does not see.
   public func evaluate() throws -> Double? {
-    let (returns, _) = try play((0..<64).map { generator("evaluation", $0) })
+    let (returns, _) = try play((0..<100).map { start("evaluation", $0) })
     return returns.reduce(0, +) / Double(returns.count)
   }
 
-  private func generator(_ purpose: String, _ number: Int) -> CounterGenerator {
+  /// Where an episode begins.
+  private typealias Start = (generator: CounterGenerator, number: Int)
+
+  private func start(_ purpose: String, _ number: Int) -> Start {
     var g = CounterGenerator(seed: configuration.seed, name: purpose)
     g.stream ^= UInt64(number) &* 0x9E37_79B9_7F4A_7C15
-    return g
+    return (g, number)
   }
 
   /// Plays an episode in each row; returns and the steps of all together.
-  private func play(_ starts: [CounterGenerator]) throws -> (returns: [Double], steps: Int) {
+  private func play(_ starts: [Start]) throws -> (returns: [Double], steps: Int) {
     func run<E: Environment>(_: E.Type) throws -> (returns: [Double], steps: Int) {
-      var worlds = starts.map { E($0) }
+      var worlds = starts.map { E($0.generator, number: $0.number) }
       var running = [Bool](repeating: true, count: worlds.count)
       var returns = [Double](repeating: 0, count: worlds.count)
       var steps = 0

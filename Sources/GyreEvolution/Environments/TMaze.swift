@@ -16,7 +16,12 @@ public struct TMaze: Environment {
   private var place = 0
   private let goesNorth: Bool
 
+  public static let memory = length
+
   public init(_ g: CounterGenerator) { goesNorth = g.word(0) >> 31 == 1 }
+  /// Signs in turn: a policy that always turns the same way then gets the same from every pair of episodes,
+  /// so that scores differ by memory alone.
+  public init(_: CounterGenerator, number: Int) { goesNorth = number % 2 == 0 }
   public var observation: [Float] {
     if place == 0 { return goesNorth ? [0, 1, 1] : [1, 1, 0] }
     return place == Self.length ? [0, 1, 0] : [1, 0, 1]

@@ -72,8 +72,8 @@ struct Evolve: ParsableCommand {
       return
     }
     var failed = true
-    defer { Workers.finish(failed: failed) }
-    let group = try Workers.join(shared.workers)
+    defer { EvolutionWorkers.finish(failed: failed) }
+    let group = try EvolutionWorkers.join(shared.workers)
     do { try evolve(device, group) } catch let error where group?.isLeader == false {
       Terminal.note("worker \(group?.rank ?? 0): \(error)")
       throw ExitCode.failure

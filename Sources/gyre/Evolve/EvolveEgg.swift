@@ -18,8 +18,8 @@ struct EvolveEgg {
 
   func run() throws {
     let folder = RunFolder(
-      try Workers.shared(group) { options.out ?? Files.nextRunFolder("egg") })
-    let configuration = try Workers.prepared(
+      try EvolutionWorkers.shared(group) { options.out ?? Files.nextRunFolder("egg") })
+    let configuration = try EvolutionWorkers.prepared(
       group, { try options.resume ? stored(folder) : fresh(folder) },
       { try EggConfiguration(json: try Files.read(folder.evolution)) })
     let model = EggModel(

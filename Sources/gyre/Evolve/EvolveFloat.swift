@@ -29,8 +29,8 @@ struct EvolveFloat {
 
   func run() throws {
     let folder = RunFolder(
-      try Workers.shared(group) { options.out ?? Files.nextRunFolder(runName) })
-    let configuration = try Workers.prepared(
+      try EvolutionWorkers.shared(group) { options.out ?? Files.nextRunFolder(runName) })
+    let configuration = try EvolutionWorkers.prepared(
       group, { try options.resume ? stored(folder) : fresh(folder) },
       { try EvolutionConfiguration(json: try Files.read(folder.evolution)) })
     let task = try task(folder, configuration)
@@ -136,13 +136,22 @@ struct EvolveFloat {
       (c.shaping, c.rows, c.evaluateEvery, c.chunkRows) = (.centeredRank, 4, 10, 4096)
       c.optimizer = .adamw
       c.learningRate = 0.03
+      switch environment {
+      case Pendulum.name:
+        (c.generations, c.sigmaDecay, c.learningRateDecay) = (240, 0.997, 0.995)
+      case TMaze.name:
+        // Both signs for every member; scores as they are, for most are exactly equal.
+        (c.population, c.rows, c.sigma, c.shaping) = (512, 2, 0.2, .zScore)
+        c.generations = 300
+      default: break
+      }
     }
     try change(&c)
     if let environment {
       try FileManager.default.createDirectory(
         atPath: folder.path, withIntermediateDirectories: true)
       let file = PolicyFile(
-        environment: environment, kind: float.policy ?? "min_gru", width: float.policyWidth ?? 32)
+        environment: environment, kind: float.policy ?? "gru", width: float.policyWidth ?? 32)
       let encoder = JSONEncoder()
       encoder.outputFormatting = [.prettyPrinted, .sortedKeys]
       _ = try AtomicFile.write(
@@ -191,7 +200,8 @@ struct EvolveFloat {
       }
       let policy = try Policy(
         file.kind, observations: type.observationSize, outputs: max(type.actionCount, 1),
-        width: file.width, source: RandomParameters(seed: c.seed, device: device), device: device)
+        width: file.width, memory: type.memory,
+        source: RandomParameters(seed: c.seed, device: device), device: device)
       return PolicyTask(policy: policy, environment: type, configuration: c, device: device)
     }
     let model = try languageModel(folder, c)

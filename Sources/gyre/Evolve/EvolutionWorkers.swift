@@ -11,7 +11,7 @@ import Synchronization
 #endif
 
 /// The processes of `gyre evolve --workers N`: this one starts the others with its own arguments.
-enum Workers {
+enum EvolutionWorkers {
   /// "rank/count/path of the socket", for a process that another one started.
   private static let variable = "GYRE_WORKER"
   private static let children = Mutex<[pid_t]>([])
