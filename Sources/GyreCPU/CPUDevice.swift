@@ -63,8 +63,33 @@ public final class CPUDevice: HostDevice, @unchecked Sendable {
     CPUKernel.all[ObjectIdentifier(type(of: op))] != nil
   }
 
+  override public func multiplies(stored type: DType) -> Bool {
+    type.isQuantized || type == .bfloat16 || type == .float16
+  }
+
   /// Whether bfloat16 products are faster than float32 ones.
   public var hasFastBFloat16: Bool { kernels.gemm.has_bf16 }
+
+  /// The exact product of two square int8 matrices, row-major.
+  ///
+  /// - Precondition: `size`² elements each.
+  public func int8Product(_ a: [Int8], _ b: [Int8], size: Int) -> [Int32] {
+    precondition(
+      a.count == size * size && b.count == size * size, "int8Product: not \(size) × \(size)")
+    var c = [Int32](repeating: 0, count: size * size)
+    a.withUnsafeBufferPointer { a in
+      b.withUnsafeBufferPointer { b in
+        c.withUnsafeMutableBufferPointer { c in
+          var args = ck_gemm_s8s8s32_args()
+          (args.m, args.n, args.k, args.batch) = (size, size, size, 1)
+          (args.a, args.b, args.c) = (a.baseAddress, b.baseAddress, c.baseAddress)
+          (args.lda, args.ldb, args.ldc) = (size, size, size)
+          kernels.gemm.gemm_s8s8s32(&args)
+        }
+      }
+    }
+    return c
+  }
 
   /// Threads that kernels use, the caller's included.
   public static var threadCount: Int {
@@ -91,6 +116,7 @@ struct KernelTables: @unchecked Sendable {
   var rotary = ck_rotary_table()
   var egg = ck_egg_table()
   var evolution = ck_evolution_table()
+  var blocks = ck_blocks_table()
 
   init?(_ level: ck_level) {
     guard ck_gemm_table_for(level, &gemm), ck_pointwise_table_for(level, &pointwise),
@@ -102,7 +128,8 @@ struct KernelTables: @unchecked Sendable {
       ck_attention_table_for(level, &attention),
       ck_short_convolution_table_for(level, &convolution), ck_rotary_table_for(level, &rotary),
       ck_mesa_table_for(level, &mesa),
-      ck_egg_table_for(level, &egg), ck_evolution_table_for(level, &evolution)
+      ck_egg_table_for(level, &egg), ck_evolution_table_for(level, &evolution),
+      ck_blocks_table_for(level, &blocks)
     else { return nil }
   }
 

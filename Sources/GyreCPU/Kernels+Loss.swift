@@ -4,6 +4,7 @@ import GyreTensors
 extension CPUKernel {
   static let losses: [CPUKernel] = [
     CPUKernel(EmbeddingLookup.self) { op, call, k in
+      if storedRows(call, k) { return true }
       guard call.isFloat32, let tokens = call.inputs[1].i32 else { return false }
       var a = embedding(tokens, call.inputs[1], call.inputs[0].shape)
       a.table = UnsafePointer(call.inputs[0].f32)
@@ -62,11 +63,44 @@ extension CPUKernel {
       return true
     },
     CPUKernel(LinearCrossEntropy.self) { op, call, k in
-      guard call.isFloat32 else { return false }
+      let w = call.inputs[1]
+      guard call.inputs[0].dtype == .float32, w.dtype.gemm != nil || w.dtype.isQuantized,
+        w.dtype == .float32 || !op.computesGradients
+      else { return false }
       linearCrossEntropy(op, call, k)
       return true
     },
   ]
+
+  /// Rows of a table in another type as float32; false for other calls.
+  private static func storedRows(_ call: KernelCall, _ k: KernelTables) -> Bool {
+    let (table, tokens, out) = (call.inputs[0], call.inputs[1], call.outputs[0])
+    guard let rows = tokens.i32, let y = out.f32, let source = table.hostAddress else {
+      return false
+    }
+    let width = table.shape[1]
+    if let type = table.dtype.block {
+      var a = ck_block_unpack_args()
+      (a.count, a.k) = (tokens.elementCount, width)
+      a.w = UnsafeRawPointer(source)
+      a.rows = UnsafePointer(rows)
+      a.out = y
+      a.type = type
+      k.blocks.unpack(&a)
+      return true
+    }
+    guard table.dtype == .bfloat16 || table.dtype == .float16, let type = table.dtype.c else {
+      return false
+    }
+    for i in 0..<tokens.elementCount {
+      var a = ck_cast_args()
+      (a.from, a.to, a.count) = (type, CK_F32, width)
+      a.x = UnsafeRawPointer(source + Int(rows[i]) * width * 2)
+      a.y = UnsafeMutableRawPointer(y + i * width)
+      k.pointwise.cast(&a)
+    }
+    return true
+  }
 
   private static func embedding(
     _ tokens: UnsafeMutablePointer<Int32>, _ t: Tensor, _ table: Shape
@@ -103,7 +137,7 @@ extension CPUKernel {
   ) {
     let (h, w, t) = (call.inputs[0], call.inputs[1], call.inputs[2])
     let (rows, v, d) = (t.elementCount, w.shape[0], w.shape[1])
-    guard let hp = h.f32, let wp = w.f32, let tp = t.i32, let losses = call.outputs[1].f32,
+    guard let hp = h.f32, let tp = t.i32, let losses = call.outputs[1].f32,
       let mean = call.outputs[0].f32
     else { return }
     let chunk = min(max(rows, 1), max(64, 524_288 / max(v, 1) / 16 * 16))
@@ -119,7 +153,11 @@ extension CPUKernel {
     var start = 0
     while start < rows {
       let count = min(chunk, rows - start)
-      product(k, op.precision, count, v, d, hp + start * d, wp, logits, transposeB: true)
+      if w.dtype.isQuantized {
+        _ = linear(hp + start * d, rows: count, w, bias: nil, logits, k)
+      } else {
+        product(k, op.precision, count, v, d, hp + start * d, w, logits, transposeB: true)
+      }
       var a = ck_cross_entropy_args()
       a.rows = count
       a.columns = v
@@ -131,8 +169,9 @@ extension CPUKernel {
       a.loss = losses + start
       k.loss.cross_entropy(&a)
       if op.computesGradients, let dh = call.outputs[2].f32, let dw = call.outputs[3].f32 {
-        product(k, op.precision, count, d, v, logits, wp, dh + start * d)
-        product(k, op.precision, v, d, count, logits, hp + start * d, dw, transposeA: true, beta: 1)
+        product(k, op.precision, count, d, v, logits, w, dh + start * d)
+        let part = h.aliased(as: [count, d], byteOffset: h.byteOffset + 4 * start * d)
+        product(k, op.precision, v, d, count, logits, part, dw, transposeA: true, beta: 1)
       }
       start += count
     }
@@ -141,7 +180,7 @@ extension CPUKernel {
 
   private static func product(
     _ k: KernelTables, _ precision: ComputePrecision, _ m: Int, _ n: Int, _ inner: Int,
-    _ a: UnsafeMutablePointer<Float>, _ b: UnsafeMutablePointer<Float>,
+    _ a: UnsafeMutablePointer<Float>, _ b: Tensor,
     _ c: UnsafeMutablePointer<Float>, transposeA: Bool = false, transposeB: Bool = false,
     beta: Float = 0
   ) {
@@ -149,7 +188,8 @@ extension CPUKernel {
     (g.m, g.n, g.k, g.batch) = (m, n, inner, 1)
     (g.alpha, g.beta) = (1, beta)
     g.a = UnsafeRawPointer(a)
-    g.b = UnsafeRawPointer(b)
+    g.b = UnsafeRawPointer(b.hostAddress)
+    g.b_type = b.dtype.gemm ?? CK_GEMM_TYPE_F32
     g.c = UnsafeMutableRawPointer(c)
     g.lda = transposeA ? m : inner
     g.ldb = transposeB ? inner : n

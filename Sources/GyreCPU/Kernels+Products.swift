@@ -5,6 +5,11 @@ extension CPUKernel {
   static let products: [CPUKernel] = [
     CPUKernel(LinearMap.self) { op, call, k in
       let (x, w) = (call.inputs[0], call.inputs[1])
+      if w.dtype.isQuantized {
+        guard let y = call.outputs[0].f32, let p = x.f32 else { return false }
+        let bias = call.inputs.count > 2 ? call.inputs[2].f32 : nil
+        return linear(p, rows: x.shape.rowCount, w, bias: bias, y, k)
+      }
       guard var a = arguments(x, w, call.outputs[0]) else { return false }
       a.m = x.shape.rowCount
       a.n = w.shape[0]
@@ -43,6 +48,24 @@ extension CPUKernel {
     },
   ]
 
+  /// y = x Wᵀ + b for rows of float32 and a matrix in blocks.
+  static func linear(
+    _ x: UnsafeMutablePointer<Float>, rows: Int, _ w: Tensor, bias: UnsafeMutablePointer<Float>?,
+    _ y: UnsafeMutablePointer<Float>, _ k: KernelTables
+  ) -> Bool {
+    guard let type = w.dtype.block else { return false }
+    var a = ck_block_product_args()
+    (a.m, a.n, a.k) = (rows, w.shape[0], w.shape[1])
+    a.x = UnsafePointer(x)
+    a.w = UnsafeRawPointer(w.hostAddress)
+    a.y = y
+    (a.ldx, a.ldy) = (a.k, a.n)
+    a.bias = UnsafePointer(bias)
+    a.type = type
+    k.blocks.product(&a)
+    return true
+  }
+
   private static func arguments(
     _ x: Tensor, _ y: Tensor, _ out: Tensor
   ) -> ck_gemm_args? {
@@ -59,7 +82,22 @@ extension CPUKernel {
 }
 
 extension DType {
-  fileprivate var gemm: ck_gemm_type? {
+  /// The C kernels' name of a type with blocks.
+  var block: ck_block_type? {
+    switch self {
+    case .q4_0: CK_BLOCK_Q4_0
+    case .q4_1: CK_BLOCK_Q4_1
+    case .q5_0: CK_BLOCK_Q5_0
+    case .q5_1: CK_BLOCK_Q5_1
+    case .q8_0: CK_BLOCK_Q8_0
+    case .q4_K: CK_BLOCK_Q4_K
+    case .q5_K: CK_BLOCK_Q5_K
+    case .q6_K: CK_BLOCK_Q6_K
+    default: nil
+    }
+  }
+
+  var gemm: ck_gemm_type? {
     switch self {
     case .float32: CK_GEMM_TYPE_F32
     case .bfloat16: CK_GEMM_TYPE_BF16

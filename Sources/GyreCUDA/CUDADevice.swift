@@ -147,7 +147,9 @@ public final class CUDADevice: Device, @unchecked Sendable {
     if failure.isSet { return }
     launched.wrappingAdd(1, ordering: .relaxed)
     // A position is a number of the launch, not of memory.
-    if call.op is Rotary { recording.withLock { if $0 != nil { $0 = false } } }
+    if call.op is Rotary || call.op is RotaryAtRates {
+      recording.withLock { if $0 != nil { $0 = false } }
+    }
     // Steps of AdamW wait for each other, to run as one.
     if let step = call.op as? AdamWStep {
       let isFull = optimizer.withLock { $0.add(step, call, self) }
@@ -156,7 +158,9 @@ public final class CUDADevice: Device, @unchecked Sendable {
     }
     defer { for output in call.outputs { output.cudaBuffer?.changed() } }
     flush()
+    // Quantised weights are read by their definition only; models are loaded widened here.
     if let kernel = CUDAKernel.all[ObjectIdentifier(type(of: call.op))],
+      !call.inputs.contains(where: \.dtype.isQuantized),
       kernel.run(call, CUDALaunch(self, call.op.name))
     {
       return
@@ -255,6 +259,7 @@ public final class CUDADevice: Device, @unchecked Sendable {
 
   public var storesBFloat16: Bool { true }
   public var readsKeptStates: Bool { false }
+  public var newtonRange: (units: Int, tokens: Int) { (8192, 256) }
   public var memory: MemoryReport { allocator.report }
   public func resetPeakMemory() { allocator.resetPeak() }
 

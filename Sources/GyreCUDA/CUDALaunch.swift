@@ -68,6 +68,41 @@ final class CUDALaunch {
     op == function.name ? op : "\(op) (\(function.name))"
   }
 
+  /// Queues a kernel whose blocks wait for each other: all are on the device at once.
+  func runTogether<Arguments>(
+    _ function: CUDAFunction, grid: (Int, Int), threads: Int, _ arguments: Arguments
+  ) {
+    guard !device.failure.isSet else { return }
+    do throws(DeviceError) {
+      let handle = try device.compiler.function(function, shared: 0)
+      var arguments = arguments
+      let code = withUnsafeMutablePointer(to: &arguments) { pointer in
+        var parameters: UnsafeMutableRawPointer? = UnsafeMutableRawPointer(pointer)
+        return device.times.measure(name(function)) {
+          device.driver.current.launch_cooperative(
+            handle, UInt32(grid.0), UInt32(grid.1), 1, UInt32(threads), 1, 1, 0, device.stream,
+            &parameters)
+        }
+      }
+      device.check(code, name(function))
+    } catch { device.fail(error) }
+  }
+
+  /// Blocks of a kernel that the device holds at once; 0 where it cannot be compiled, and the device
+  /// keeps the error.
+  func blocksAtOnce(_ function: CUDAFunction, threads: Int) -> Int {
+    do throws(DeviceError) {
+      let handle = try device.compiler.function(function, shared: 0)
+      var blocks: Int32 = 0
+      let code = device.driver.current.occupancy(&blocks, handle, Int32(threads), 0)
+      guard device.check(code, name(function)) else { return 0 }
+      return Int(blocks) * device.multiprocessors
+    } catch {
+      device.fail(error)
+      return 0
+    }
+  }
+
   /// Queues a kernel whose threads stride over `count` items, `each` at a time.
   func run<Arguments>(
     _ function: CUDAFunction, over count: Int, each: Int = 1, _ arguments: Arguments
@@ -106,12 +141,14 @@ final class CUDALaunch {
   }
 
   /// Queues zeros into scratch memory.
-  func zero(_ address: UInt64, _ count: Int) {
-    guard address != 0, count > 0, !device.failure.isSet else { return }
-    let code = device.times.measure("\(op) (zero)") {
-      device.driver.current.set_bytes(address, 0, 4 * count, device.stream)
+  func zero(_ address: UInt64, _ count: Int) { setBytes(address, 0, 4 * count) }
+
+  func setBytes(_ address: UInt64, _ value: UInt8, _ byteCount: Int) {
+    guard address != 0, byteCount > 0, !device.failure.isSet else { return }
+    let code = device.times.measure("\(op) (set bytes)") {
+      device.driver.current.set_bytes(address, value, byteCount, device.stream)
     }
-    device.check(code, "zero")
+    device.check(code, "set bytes")
   }
 
   func copy(_ source: Tensor, to target: Tensor) {
@@ -193,7 +230,8 @@ extension DType {
     case .int32: Int32(GYRE_I32)
     case .int64: Int32(GYRE_I64)
     case .int8: Int32(GYRE_I8)
-    case .uint8: Int32(GYRE_U8)
+    // Quantised weights stay on the host: `multiplies(stored:)` is false here.
+    default: Int32(GYRE_U8)
     }
   }
 }

@@ -50,7 +50,7 @@ extension CUDAKernel {
       return true
     },
     CUDAKernel(TokenShift.self) { op, call, launch in
-      guard call.inputs[0].shape[1] > 0 else { return false }
+      guard call.inputs[0].shape[1] > 0, call.inputs[1].rank == 2 else { return false }
       var a = arguments(op, call.inputs)
       a.y = call.outputs[0].array
       a.last_final = call.outputs[1].array

@@ -30,8 +30,8 @@ enum FloatConversion {
     guard let source = source.baseAddress, let destination, count > 0 else { return }
     switch info.storedType {
     case nil:
-      if let blocks = info.blockType, blocks.isQuantized {
-        blocks.unpack(source, count: count, to: destination)
+      if let type = info.blockType?.dtype, type.isQuantized {
+        type.unpackBlocks(source, count: count, to: destination)
       }
     case .float32:
       UnsafeMutableRawPointer(destination).copyMemory(from: source, byteCount: 4 * count)

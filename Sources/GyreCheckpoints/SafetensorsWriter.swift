@@ -67,7 +67,7 @@ public struct SafetensorsWriter {
   public mutating func add(
     _ name: String, dtype: DType, shape: Shape, content: @escaping Content
   ) throws(CheckpointError) {
-    try add(name, type: StoredType(dtype), shape: shape, content: content)
+    try add(name, type: try Self.stored(dtype, name), shape: shape, content: content)
   }
 
   /// Adds a tensor of plain values, such as `[Float]` for float32 or `[UInt16]` for the bits of bfloat16.
@@ -77,13 +77,23 @@ public struct SafetensorsWriter {
     _ name: String, dtype: DType, shape: Shape, values: [Element]
   ) throws(CheckpointError) {
     let given = values.count * MemoryLayout<Element>.stride
-    guard StoredType(dtype).byteCount(of: shape) == given else {
+    guard try Self.stored(dtype, name).byteCount(of: shape) == given else {
       throw .invalid(
         subject: "tensor '\(name)'", reason: "\(given) bytes do not make \(dtype) \(shape)")
     }
     try add(name, dtype: dtype, shape: shape) { (sink) throws(CheckpointError) in
       try sink.write(values)
     }
+  }
+
+  private static func stored(
+    _ dtype: DType, _ name: String
+  ) throws(CheckpointError) -> StoredType {
+    guard let type = StoredType(dtype) else {
+      throw .invalid(
+        subject: "tensor '\(name)'", reason: "safetensors files have no \(dtype.rawValue)")
+    }
+    return type
   }
 
   /// Adds a tensor of another source, read when it is written.

@@ -29,8 +29,9 @@ public enum StoredType: String, Sendable, Hashable, CaseIterable {
   case int64 = "I64"
   case uint64 = "U64"
 
-  /// The stored type of a computing type; the inverse of ``dtype``.
-  public init(_ dtype: DType) {
+  /// The stored type of a computing type; the inverse of ``dtype``. Nil for quantised types, which
+  /// only GGUF files hold.
+  public init?(_ dtype: DType) {
     switch dtype {
     case .float32: self = .float32
     case .bfloat16: self = .bfloat16
@@ -40,6 +41,7 @@ public enum StoredType: String, Sendable, Hashable, CaseIterable {
     case .uint8: self = .uint8
     case .int32: self = .int32
     case .int64: self = .int64
+    case .q4_0, .q4_1, .q5_0, .q5_1, .q8_0, .q4_K, .q5_K, .q6_K: return nil
     }
   }
 
@@ -114,7 +116,7 @@ public struct TensorInfo: Sendable, Hashable {
   /// The element type, nil if this version does not know it.
   public var storedType: StoredType? { StoredType(rawValue: typeName) }
   /// The computing type, nil if Gyre has none for it.
-  public var dtype: DType? { storedType?.dtype }
+  public var dtype: DType? { storedType?.dtype ?? blockType?.dtype }
   /// The type as GGUF files know it, quantised ones included; nil if they do not.
   public var blockType: BlockType? { BlockType(name: typeName) }
 }

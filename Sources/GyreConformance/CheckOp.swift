@@ -157,7 +157,7 @@ enum TestValues {
   private static func withBytes<R>(
     _ values: [Double], _ dtype: DType, _ body: (UnsafeRawBufferPointer) -> R
   ) -> R {
-    let size = values.count * dtype.byteCount
+    let size = dtype.byteCount(of: values.count)
     let memory = UnsafeMutableRawBufferPointer.allocate(byteCount: max(size, 1), alignment: 64)
     defer { memory.deallocate() }
     if let p = memory.baseAddress { ElementCoding.encode(values, to: p, dtype) }

@@ -47,23 +47,28 @@ public enum GGUFTokenizer {
 
   private static let known = ["default", "gpt-2", "smollm", "llama-bpe", "qwen2", "mpt", "olmo"]
 
+  private static let llamaPattern =
+    #"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"#
+  private static let qwenPattern =
+    #"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"#
+
   /// The cutting of text before byte-level BPE, by llama.cpp's names.
   private static func preTokenizer(_ name: String) -> [Step]? {
     switch name {
     case "default", "gpt-2", "mpt", "olmo": [.byteLevel(regex: true)]
     case "smollm": [.digits, .byteLevel(regex: true)]
-    case "llama-bpe", "llama3":
-      [
-        .split(
-          #"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"#
-        ), .byteLevel(regex: false),
-      ]
-    case "qwen2":
-      [
-        .split(
-          #"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"#
-        ), .byteLevel(regex: false),
-      ]
+    case "llama-bpe", "llama3": [.split(llamaPattern), .byteLevel(regex: false)]
+    case "qwen2": [.split(qwenPattern), .byteLevel(regex: false)]
+    default: nil
+    }
+  }
+
+  /// The name of a cutting; nil where it has none.
+  static func preTokenizerName(_ pattern: String?, digits: Bool) -> String? {
+    switch pattern {
+    case nil: digits ? "smollm" : "gpt-2"
+    case llamaPattern?: "llama-bpe"
+    case qwenPattern?: "qwen2"
     default: nil
     }
   }

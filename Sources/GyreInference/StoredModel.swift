@@ -18,11 +18,14 @@ public enum StoredModel {
 
   /// The model of a folder in our layout or a public one, with its weights on `device`.
   ///
+  /// - Parameter matrices: how matrices are held.
   /// - Throws: what is missing, damaged or does not fit, with the file's name.
   public static func load(
-    folder: String, device: any Device
+    folder: String, device: any Device, matrices: MatrixStorage = .float32
   ) throws(InferenceError) -> LanguageModel {
-    do throws(ModelFolderError) { return try ModelFolder(path: folder).load(on: device) } catch {
+    do throws(ModelFolderError) {
+      return try ModelFolder(path: folder).load(on: device, matrices: matrices)
+    } catch {
       throw .folder(error)
     }
   }

@@ -14,7 +14,7 @@ public struct Linear: Sendable {
   ) throws(ConfigurationError) {
     (weight, self.bias) = try p.scoped(name) { p throws(ConfigurationError) in
       (
-        try p.parameter("weight", [outputs, inputs], initializer ?? .fanIn(inputs)),
+        try p.matrix("weight", [outputs, inputs], initializer ?? .fanIn(inputs)),
         try bias.map { b throws(ConfigurationError) in try p.parameter("bias", [outputs], b) }
       )
     }

@@ -4,6 +4,15 @@ import GyreTensors
 public protocol ParameterSource: AnyObject {
   /// The value of a parameter, or nil where the source has none; the source remembers that.
   func value(name: String, shape: Shape, initializer: Initializer) -> Tensor?
+  /// The value of a matrix that only linear maps and look-ups of rows read. It may have the type that
+  /// a checkpoint stores it in, where the device multiplies that.
+  func matrix(name: String, shape: Shape, initializer: Initializer) -> Tensor?
+}
+
+extension ParameterSource {
+  public func matrix(name: String, shape: Shape, initializer: Initializer) -> Tensor? {
+    value(name: name, shape: shape, initializer: initializer)
+  }
 }
 
 /// Fresh parameters: a pure function of seed, name and shape.
@@ -52,6 +61,16 @@ public struct ParameterBuilder: ~Copyable {
     try make((path + [name]).joined(separator: "."), shape, initializer, decay, learningRateScale)
   }
 
+  /// A parameter `[outputs, inputs]` that is read by `Tensor.linear` and `Tensor.rows` alone.
+  ///
+  /// - Throws: as `parameter`.
+  public mutating func matrix(
+    _ name: String, _ shape: Shape, _ initializer: Initializer, decay: WeightDecay? = nil
+  ) throws(ConfigurationError) -> Parameter {
+    try make(
+      (path + [name]).joined(separator: "."), shape, initializer, decay, 1, isMatrix: true)
+  }
+
   /// A parameter that several layers share: the name is absolute, the first use makes it.
   public mutating func shared(
     _ name: String, _ shape: Shape, _ initializer: Initializer, decay: WeightDecay? = nil
@@ -62,7 +81,7 @@ public struct ParameterBuilder: ~Copyable {
 
   private mutating func make(
     _ full: String, _ shape: Shape, _ initializer: Initializer, _ decay: WeightDecay?,
-    _ learningRateScale: Double
+    _ learningRateScale: Double, isMatrix: Bool = false
   ) throws(ConfigurationError) -> Parameter {
     try require(
       shape.dimensions.allSatisfy { $0 > 0 }, full, "shape \(shape) must have positive extents")
@@ -70,9 +89,11 @@ public struct ParameterBuilder: ~Copyable {
       shape.checkedElementCount.map { $0 <= 1 << 40 } ?? false, full,
       "shape \(shape) has more elements than any memory")
     try require(byName[full] == nil, full, "two parameters of one name")
-    let value =
-      source.value(name: full, shape: shape, initializer: initializer)
-      ?? .zeros(shape, on: device)
+    let given =
+      isMatrix
+      ? source.matrix(name: full, shape: shape, initializer: initializer)
+      : source.value(name: full, shape: shape, initializer: initializer)
+    let value = given ?? .zeros(shape, on: device)
     let parameter = Parameter(
       name: full, value: value, decay: decay ?? (shape.rank >= 2 ? .matrix : .none),
       learningRateScale: learningRateScale)

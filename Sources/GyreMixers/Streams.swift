@@ -5,8 +5,8 @@ import GyreTensors
 /// One projection of the input whose first columns pass a short convolution: q, k and v of most
 /// layers, then columns that do not, such as output gates.
 struct Streams: Sendable {
-  private let projection: Linear
-  private let convolution: ShortConvolutionLayer?
+  let projection: Linear
+  let convolution: ShortConvolutionLayer?
   private let mixed: [Int]
   private let plain: [Int]
   /// After the convolution, one a mixed stream; nil for none.
@@ -37,6 +37,7 @@ struct Streams: Sendable {
   }
 
   var stateSpec: StateSpec { convolution?.stateSpec ?? StateSpec() }
+  var hasOneActivation: Bool { Set(activations).count == 1 }
 
   /// The mixed streams, then the plain ones, each `[B, T, its width]`.
   func callAsFunction(_ x: Tensor, state: inout State, reset: Tensor?) -> [Tensor] {
@@ -85,6 +86,13 @@ struct OutputNorm: Sendable {
     return y.gatedNorm(
       gate, weight: weight?.value ?? .full(1, [size], on: y.device), epsilon: epsilon,
       by: activation)
+  }
+
+  /// The norm in a token program.
+  func token(gate: TokenProgram.Vector?) -> TokenProgram.Norm {
+    var norm = TokenProgram.Norm(group: size, weight: weight?.value, epsilon: epsilon)
+    norm.gate = gate.map { ($0, activation == .silu ? .silu : .sigmoid, .after) }
+    return norm
   }
 }
 

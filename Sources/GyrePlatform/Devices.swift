@@ -73,6 +73,15 @@ public enum Devices {
     (device as? CUDADevice)?.times.launchCount
   }
 
+  /// The exact product of two square int8 matrices, row-major; nil on devices without a kernel for it.
+  ///
+  /// - Precondition: `size`² elements each.
+  public static func int8Product(
+    _ a: [Int8], _ b: [Int8], size: Int, on device: any Device
+  ) -> [Int32]? {
+    (device as? CPUDevice)?.int8Product(a, b, size: size)
+  }
+
   /// Compiles every kernel that a device compiles when it is first used, into its cache.
   ///
   /// - Parameter progress: called with the name of each before it is compiled.
@@ -85,6 +94,9 @@ public enum Devices {
     try card.prepare(progress)
     return true
   }
+
+  /// Where the library keeps what it made or measured for this machine; nil without a home.
+  public static var cacheFolder: String? { CUDADevice.defaultCacheFolder }
 
   /// Threads that the processor's kernels use, the caller's included.
   public static var threadCount: Int {

@@ -71,6 +71,12 @@ public protocol Device: AnyObject, Sendable {
   /// Whether derivatives of recurrences read the states that forward ops may give out for them; other
   /// devices remember what they need by themselves.
   var readsKeptStates: Bool { get }
+  /// Units over all rows of a batch up to which a cell of one or two states whose units do not mix is
+  /// faster for all tokens at once than token by token, and tokens from which.
+  var newtonRange: (units: Int, tokens: Int) { get }
+  /// Whether linear maps and embeddings take a matrix of this type as it is stored in a checkpoint,
+  /// beside float32.
+  func multiplies(stored type: DType) -> Bool
 }
 
 /// Work that was recorded once and can be queued again as it is: the same kernels on the same memory.
@@ -88,6 +94,8 @@ extension Device {
   package func fuses(_ op: any Op) -> Bool {
     storesBFloat16 && hasKernel(for: op) && Perturbation.current == nil
   }
+  public var newtonRange: (units: Int, tokens: Int) { (4, 256) }
+  public func multiplies(stored type: DType) -> Bool { false }
 }
 
 /// Bytes that tensors hold on a device.

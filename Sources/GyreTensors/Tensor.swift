@@ -17,7 +17,7 @@ public struct TensorSpec: Sendable, Hashable, CustomStringConvertible {
     self.shape = shape
     self.dtype = dtype
   }
-  public var byteCount: Int { shape.elementCount * dtype.byteCount }
+  public var byteCount: Int { dtype.byteCount(of: shape.elementCount) }
   public var description: String { "\(dtype.rawValue)\(shape)" }
 }
 
@@ -62,7 +62,7 @@ public struct Tensor: Sendable {
 
   public var spec: TensorSpec { TensorSpec(shape, dtype) }
   public var elementCount: Int { shape.elementCount }
-  public var byteCount: Int { elementCount * dtype.byteCount }
+  public var byteCount: Int { spec.byteCount }
 
   /// The same value without its storage.
   package var shell: Tensor {
@@ -204,6 +204,11 @@ package enum ElementCoding {
     case .uint8: gather(p, count) { (x: UInt8) in Double(x) }
     case .bfloat16: gather(p, count) { (x: UInt16) in Double(BFloat16.float(x)) }
     case .float16: gather(p, count) { (x: UInt16) in Double(Half.float(x)) }
+    case .q4_0, .q4_1, .q5_0, .q5_1, .q8_0, .q4_K, .q5_K, .q6_K:
+      [Float](unsafeUninitializedCapacity: count) { memory, n in
+        if let base = memory.baseAddress { dtype.unpackBlocks(p, count: count, to: base) }
+        n = count
+      }.map(Double.init)
     }
   }
 
@@ -219,6 +224,11 @@ package enum ElementCoding {
     case .uint8: scatter(values, p) { UInt8(clamping($0, 0, 255)) }
     case .bfloat16: scatter(values, p) { BFloat16.bits(Float($0)) }
     case .float16: scatter(values, p) { Half.bits(Float($0)) }
+    case .q4_0, .q4_1, .q5_0, .q5_1, .q8_0, .q4_K, .q5_K, .q6_K:
+      let bytes = values.map(Float.init).withUnsafeBufferPointer { dtype.packBlocks($0) }
+      bytes.withUnsafeBytes {
+        if let base = $0.baseAddress { p.copyMemory(from: base, byteCount: $0.count) }
+      }
     }
   }
 

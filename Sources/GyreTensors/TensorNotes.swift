@@ -20,7 +20,8 @@ final class LookupOrigin: TensorNote {
 extension Tensor {
   /// The same tensor, known to be `table[tokens]` where that saves work.
   func looked(up tokens: Tensor, in table: Tensor) -> Tensor {
-    guard tokens.elementCount >= 2 * table.shape[0] else { return self }
+    // A table in a stored type has no maps of its rows but this one.
+    guard tokens.elementCount >= 2 * table.shape[0], table.dtype == dtype else { return self }
     return Tensor(
       shape: shape, dtype: dtype, device: device, buffer: buffer, byteOffset: byteOffset, id: id,
       note: LookupOrigin(table: table, tokens: tokens))

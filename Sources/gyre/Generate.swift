@@ -37,6 +37,7 @@ struct Generate: ParsableCommand {
   var stop: [String] = []
   @Option(help: "Seed of the draws.") var seed: UInt64 = 0
   @Flag(help: "One object on standard output instead of streamed text.") var json = false
+  @OptionGroup var weights: WeightOptions
   @OptionGroup var device: DeviceOptions
 
   func validate() throws {
@@ -87,11 +88,16 @@ struct Generate: ParsableCommand {
         return try reader.generate(after: tokens, tokenizer, options, emit: emit)
       }
     }
+    let (matrices, precision) = weights.choice(on: device)
     let generator = try Generator(
-      model: try StoredModel.load(folder: folder, device: device),
+      model: try StoredModel.load(folder: folder, device: device, matrices: matrices),
       tokenizer: try StoredModel.tokenizer(folder: folder))
     let tokens = generator.tokens(prompt: text)
-    return { emit in try generator.generate(after: tokens, options, emit: emit) }
+    return { emit in
+      try ComputePrecision.$current.withValue(precision) {
+        try generator.generate(after: tokens, options, emit: emit)
+      }
+    }
   }
 
   func options() -> GenerationOptions {

@@ -20,7 +20,8 @@ struct Logits: ParsableCommand {
   @Option(help: "A safetensors file with input_ids.") var input: String
   @Option(help: "The safetensors file to write.") var output: String
   @Option(help: "recurrent, chunkwise or parallel.") var form = FormName.chunkwise
-  @Option(help: "Precision of matrix products: f32 or bf16.") var dtype = Precision.f32
+  @Option(help: "Precision of matrix products, of weights widened to float32: f32 or bf16.")
+  var dtype = Precision.f32
   @OptionGroup var device: DeviceOptions
 
   func run() throws {
@@ -29,7 +30,8 @@ struct Logits: ParsableCommand {
     guard shape.rank == 2 else { throw Failure("\(input): input_ids is \(shape), must be [B, T]") }
     let ids = try file.readInt32("input_ids")
     let device = try device.open()
-    let model = try StoredModel.load(folder: folder, device: device)
+    let model = try StoredModel.load(
+      folder: folder, device: device, matrices: dtype == .bf16 ? .bfloat16 : .float32)
     let vocabulary = model.configuration.vocabulary
     if let bad = ids.firstIndex(where: { $0 < 0 || Int($0) >= vocabulary }) {
       throw Failure("\(input): input_ids[\(bad)] is \(ids[bad]), the model knows 0..<\(vocabulary)")

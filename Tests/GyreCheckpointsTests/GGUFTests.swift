@@ -59,11 +59,11 @@ import Testing
   @Test func halves() {
     for bits in UInt16.min ... .max where bits & 0x7c00 != 0x7c00 {
       let value = FloatConversion.float32(half: bits)
-      #expect(HalfRounding.float16(value) == bits)
+      #expect(Half.bits(value) == bits)
     }
-    #expect(HalfRounding.float16(65519) == 0x7bff && HalfRounding.float16(65520) == 0x7c00)
-    #expect(HalfRounding.float16(.nan) & 0x7fff > 0x7c00)
-    #expect(HalfRounding.float16(2.9e-8) == 0 && HalfRounding.float16(3e-8) == 1)
+    #expect(Half.bits(65519) == 0x7bff && Half.bits(65520) == 0x7c00)
+    #expect(Half.bits(.nan) & 0x7fff > 0x7c00)
+    #expect(Half.bits(2.9e-8) == 0 && Half.bits(3e-8) == 1)
   }
 
   /// Truncations, flipped bytes and absurd counts give an error or a file whose tensors can be read.

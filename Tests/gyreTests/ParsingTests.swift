@@ -47,7 +47,9 @@ import Testing
   @Test(arguments: [
     ["generate", "d", "--top-p", "0"], ["generate", "d", "--prompt", "a", "--prompt-file", "b"],
     ["logits", "d"], ["inspect", "p", "--batch", "0"], ["bench", "--dtype", "f8"],
-    ["doctor", "--threads", "0"], ["generate"], ["nothing"],
+    ["doctor", "--threads", "0"], ["generate"], ["nothing"], ["tasks", "--table", "recall"],
+    ["train", "--task", "parity", "--resume", "--out", "x"], ["train", "--shortest", "4"],
+    ["eval", "x", "y", "--task", "parity"], ["eval", "x", "--lengths", "4,-1"],
   ]) func usageErrors(_ arguments: [String]) {
     do {
       _ = try Tool.parseAsRoot(arguments)

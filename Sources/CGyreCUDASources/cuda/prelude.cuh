@@ -46,6 +46,18 @@ GYRE_DEVICE void store(const gyre_array &a, long i, float x) {
   else ((unsigned short *)a.data)[i] = a.dtype == GYRE_BF16 ? float_to_bf16(x) : float_to_f16(x);
 }
 
+// An element's bits, to be converted where it is needed: a load that is converted at once is waited for
+// where it stands.
+GYRE_DEVICE unsigned bits_at(const gyre_array &a, long i) {
+  return a.dtype == GYRE_F32 ? ((const unsigned *)a.data)[i]
+                             : (unsigned)((const unsigned short *)a.data)[i];
+}
+GYRE_DEVICE float number(const gyre_array &a, unsigned bits) {
+  return a.dtype == GYRE_F32    ? __uint_as_float(bits)
+         : a.dtype == GYRE_BF16 ? __uint_as_float(bits << 16)
+                                : f16_to_float((unsigned short)bits);
+}
+
 // Whether eight elements from a multiple of eight on can be moved in 16-byte pieces.
 GYRE_DEVICE bool is_wide(const gyre_array &a) {
   return ((unsigned long)a.data & 15) == 0 && a.dtype <= GYRE_F16;
@@ -187,6 +199,7 @@ GYRE_DEVICE float quick_sigmoid(float x) {
 }
 
 GYRE_DEVICE float sigmoid(float x) { return 1.f / (1.f + expf(-x)); }
+GYRE_DEVICE float log_sigmoid(float x) { return fminf(x, 0.f) - log1pf(expf(-fabsf(x))); }
 GYRE_DEVICE float silu(float x) { return x * sigmoid(x); }
 GYRE_DEVICE float silu_slope(float x) {
   float s = sigmoid(x);

@@ -61,23 +61,48 @@ public struct AssembledTensors: TensorSource {
       try source.info(segment.name).file
     }
     return TensorInfo(
-      name: name, typeName: type.rawValue, shape: entry.shape, file: file ?? "memory",
-      byteRange: 0..<entry.shape.elementCount * (type.bitCount / 8))
+      name: name, typeName: type.name, shape: entry.shape, file: file ?? "memory",
+      byteRange: 0..<type.bytes(entry.shape.elementCount))
   }
 
-  /// The common stored type of the parts, float32 where they differ.
-  private func type(of entry: Entry) throws(CheckpointError) -> StoredType {
-    var types: Set<StoredType> = []
+  /// Element types by what a run of elements takes: plain ones, and blocks that rows are made of.
+  private struct PartType: Hashable {
+    var name: String
+    var values = 1
+    var size: Int
+
+    static let float32 = PartType(name: StoredType.float32.rawValue, size: 4)
+    func bytes(_ count: Int) -> Int { count / values * size }
+
+    init(name: String, size: Int) { (self.name, self.size) = (name, size) }
+
+    init?(_ info: TensorInfo) {
+      name = info.typeName
+      if let type = info.storedType, type.bitCount % 8 == 0 {
+        size = type.bitCount / 8
+      } else if let blocks = info.blockType, blocks.isQuantized {
+        (values, size) = (blocks.valuesPerBlock, blocks.bytesPerBlock)
+      } else {
+        return nil
+      }
+    }
+  }
+
+  /// The common stored type of the parts; float32 where they differ, and where blocks would be cut.
+  private func type(of entry: Entry) throws(CheckpointError) -> PartType {
+    var types: Set<PartType> = []
     for segment in entry.segments {
       let info = try source.info(segment.name)
-      guard let type = info.storedType, type.bitCount % 8 == 0 else {
+      guard let type = PartType(info) else {
         throw .unsupported(
           file: info.file, subject: "tensor '\(info.name)'",
           reason: "parts of type \(info.typeName) cannot be taken")
       }
       types.insert(type)
     }
-    return types.count == 1 ? types.first ?? .float32 : .float32
+    guard types.count == 1, let type = types.first else { return .float32 }
+    let row = entry.shape.elementCount / max(entry.rows, 1)
+    return type.values == 1 || (!entry.transposes && row % type.values == 0) ? type : .float32
   }
 
   public func withBytes<Result>(
@@ -86,21 +111,20 @@ public struct AssembledTensors: TensorSource {
     if let alias = try alias(of: name) { return try source.withBytes(alias, body) }
     let entry = try entry(name)
     let type = try type(of: entry)
-    let size = type.bitCount / 8
     let count = entry.shape.elementCount
-    var bytes = [UInt8](repeating: 0, count: count * size)
-    let rowBytes = count / max(entry.rows, 1) * size
+    var bytes = [UInt8](repeating: 0, count: type.bytes(count))
+    let rowBytes = type.bytes(count / max(entry.rows, 1))
     for segment in entry.segments {
       let target = segment.row * rowBytes..<(segment.row + segment.count) * rowBytes
       let start = segment.sourceRow * rowBytes
-      let part = try source.info(segment.name).storedType
+      let part = try PartType(source.info(segment.name))
       try copy(
         from: segment.name, converting: part != type, start..<start + target.count,
         into: &bytes, at: target.lowerBound)
     }
     if entry.transposes, entry.shape.rank == 2 {
       bytes = Self.transposed(
-        bytes, rows: entry.shape[1], columns: entry.shape[0], elementSize: size)
+        bytes, rows: entry.shape[1], columns: entry.shape[0], elementSize: type.size)
     }
     return try bytes.withUnsafeBufferPointer { (buffer) throws(CheckpointError) in
       try body(UnsafeRawBufferPointer(buffer))

@@ -55,14 +55,9 @@ extension ModelFolder {
         var model = configuration
         model.origin = try originalText()
         text = try Self.json(model)
-      case (.hf, .family(let family, _)) where family.hasConfiguration:
-        (text, written, name) = (try originalText(), stored, family.name)
       case (.hf, _):
-        let layout = try PublicLayout(of: configuration)
-        (text, name) = (layout.configuration, layout.family.name)
-        do throws(CheckpointError) {
-          written = try layout.tensors.exported(tensors, shapes: shapes)
-        } catch { throw ConfigurationError("tensors", error.description) }
+        let layout = try publicLayout { $0.hasConfiguration }
+        (text, written, name) = (layout.text, layout.tensors, layout.family.name)
       }
     } catch { throw .configuration(file: file, error) }
     if let type, target == .hf { text = Self.renaming(text, type: type) }
@@ -81,6 +76,25 @@ extension ModelFolder {
       try AtomicFile.write(text, to: folder + "/" + Self.configurationFile)
     } catch { throw .checkpoint(error) }
     return name
+  }
+
+  /// The model in a public layout: the folder's own where that will do, else the one that its
+  /// configuration has.
+  func publicLayout(
+    _ isFine: (any CheckpointFamily.Type) -> Bool
+  ) throws(ConfigurationError) -> (
+    family: any CheckpointFamily.Type, text: String, tensors: any TensorSource
+  ) {
+    if case .family(let family, _) = layout, isFine(family) {
+      return (family, try originalText(), stored)
+    }
+    let layout = try PublicLayout(of: configuration)
+    do throws(CheckpointError) {
+      return (
+        layout.family, layout.configuration,
+        try layout.tensors.exported(tensors, shapes: shapes)
+      )
+    } catch { throw ConfigurationError("tensors", error.description) }
   }
 
   private static func json(_ model: ModelConfiguration) throws(ConfigurationError) -> String {

@@ -179,11 +179,14 @@ public struct ModelFolder: Sendable {
 
   /// The model with its weights on a device.
   ///
-  /// - Parameter copies: whether values get memory of their own; see `CheckpointParameters`.
+  /// - Parameters:
+  ///   - copies: whether values get memory of their own; see `CheckpointParameters`.
+  ///   - matrices: how matrices are held; other than in float32 for inference only.
   public func load(
-    on device: any Device, copies: Bool = false
+    on device: any Device, copies: Bool = false, matrices: MatrixStorage = .float32
   ) throws(ModelFolderError) -> LanguageModel {
-    let source = CheckpointParameters(tensors, device: device, copies: copies)
+    let source = CheckpointParameters(
+      tensors, device: device, copies: copies, matrices: matrices)
     let model: LanguageModel
     do throws(ConfigurationError) {
       model = try LanguageModel(configuration, source: source, device: device)

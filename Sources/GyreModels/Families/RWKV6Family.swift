@@ -20,7 +20,11 @@ public enum RWKV6Family: CheckpointFamily {
     mixer.valueExpansion = try c.double("expand_v", default: 1)
     mixer.mixRank = try c.count("proj_low_rank_dim", default: 32)
     mixer.decayRank = try c.count("gate_low_rank_dim", default: 64)
-    mixer.normEpsilon = stack.model.normEpsilon
+    // The norm of heads has the stack's epsilon in this library, its own in GGUF files.
+    mixer.normEpsilon = try c.double("head_norm_eps", default: stack.model.normEpsilon)
+    try c.require(
+      mixer.normEpsilon > 0 && mixer.normEpsilon < 1, "head_norm_eps",
+      "must be in (0, 1), is \(mixer.normEpsilon)")
     try stack.setMixers(RWKV6.self, Array(repeating: mixer, count: stack.model.layers))
     var channels = RWKV6ChannelMix.Configuration()
     channels.hidden = try stack.hidden(c, ratio: 3.5)
@@ -64,6 +68,7 @@ public enum RWKV6Family: CheckpointFamily {
         "num_heads": .integer(mixer.heads), "expand_k": .number(mixer.keyExpansion),
         "expand_v": .number(mixer.valueExpansion), "proj_low_rank_dim": .integer(mixer.mixRank),
         "gate_low_rank_dim": .integer(mixer.decayRank),
+        "head_norm_eps": .number(mixer.normEpsilon),
       ]) { first, _ in first })
   }
 }

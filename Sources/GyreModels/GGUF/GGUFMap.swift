@@ -2,38 +2,74 @@ import GyreCheckpoints
 import GyreLayers
 import GyreTensors
 
-/// How the tensors of a public layout lie in a GGUF file.
+/// How the tensors of a public layout lie in a GGUF file; both directions follow from it.
 struct GGUFMap: Sendable {
   enum Change: Sendable {
     case none
-    /// Row i of ours is row order[i] of the file's tensor.
-    case rows([Int])
     /// Numbers that the file keeps in another form.
-    case values(@Sendable (Float) -> Float)
+    case values(read: @Sendable (Float) -> Float, write: @Sendable (Float) -> Float)
+    /// Element i of the public tensor is element order[i] of the file's.
+    case elements([Int])
+  }
+  /// Rows of one tensor of the file. Rows run along the last axis; a vector's are its elements.
+  struct Part: Sendable {
+    var name: String
+    var rows: TensorMap.Rows
+    init(_ name: String, _ rows: TensorMap.Rows = .all) { (self.name, self.rows) = (name, rows) }
   }
   struct Rule: Sendable {
-    var name: String
+    var parts: [Part]
     var change: Change
-    /// The shape under the public name, where it is not the file's.
+    /// The public shape, where it is not the file's.
     var shape: Shape?
   }
 
   private(set) var rules: [String: Rule] = [:]
-  /// Tensors of the file that nobody needs.
-  private(set) var ignored: Set<String> = []
+  /// The public names in the order in which rules were given.
+  private(set) var order: [String] = []
+  /// Shapes that files have where they do not follow from the public ones.
+  private(set) var stored: [String: Shape] = [:]
+  /// Tensors of files that nobody needs, with the tensor that files repeat in their place.
+  private(set) var fillers: [String: String] = [:]
 
+  /// - Parameters:
+  ///   - shape: the public shape, where it is not the file's.
+  ///   - stored: the file's shape, where it is not the public one.
   mutating func add(
-    _ theirs: String, _ name: String, _ change: Change = .none, shape: Shape? = nil
+    _ theirs: String, _ name: String, _ rows: TensorMap.Rows = .all, _ change: Change = .none,
+    shape: Shape? = nil, stored: Shape? = nil
   ) {
-    rules[theirs] = Rule(name: name, change: change, shape: shape)
+    add(theirs, [Part(name, rows)], change, shape: shape)
+    if let stored { self.stored[name] = stored }
   }
 
-  /// Drops the two matrices and the bias of a low-rank map.
-  mutating func removeLowRank(_ theirs: String) {
-    for part in ["0.weight", "2.weight", "2.bias"] { rules["\(theirs).lora.\(part)"] = nil }
+  /// Several parts of the file, one after another along the rows.
+  mutating func add(
+    _ theirs: String, _ parts: [Part], _ change: Change = .none, shape: Shape? = nil
+  ) {
+    if rules.updateValue(Rule(parts: parts, change: change, shape: shape), forKey: theirs) == nil {
+      order.append(theirs)
+    }
   }
 
-  mutating func ignore(_ name: String) { ignored.insert(name) }
+  /// The shape of one of the file's tensors.
+  mutating func store(_ name: String, as shape: Shape) { stored[name] = shape }
+
+  /// A tensor that files hold and nobody needs.
+  ///
+  /// - Parameter source: what is written in its place; nil: nothing.
+  mutating func ignore(_ name: String, writing source: String? = nil) {
+    fillers[name] = source ?? ""
+  }
+
+  func ignores(_ name: String) -> Bool { fillers[name] != nil }
+}
+
+extension TensorInfo {
+  /// Rows along the last axis; the elements of a vector.
+  var ggufRows: Int {
+    shape.rank < 2 ? shape.elementCount : shape.elementCount / max(shape.last, 1)
+  }
 }
 
 /// A GGUF file's tensors under the names of a public layout. What needs no change stays mapped, and
@@ -45,10 +81,10 @@ struct GGUFTensors: TensorSource {
   init(_ file: GGUFFile, _ map: GGUFMap) {
     self.file = file
     // What no rule reads keeps its own name, so that it is reported as unexpected.
-    var rules = map.rules.filter { file.contains($0.value.name) }
-    let read = Set(rules.values.map(\.name)).union(map.ignored)
-    for name in file.names where !read.contains(name) {
-      rules[name] = .init(name: name, change: .none, shape: nil)
+    var rules = map.rules.filter { $0.value.parts.allSatisfy { file.contains($0.name) } }
+    let read = Set(rules.values.flatMap { $0.parts.map(\.name) })
+    for name in file.names where !read.contains(name) && !map.ignores(name) {
+      rules[name] = .init(parts: [.init(name)], change: .none, shape: nil)
     }
     self.rules = rules
   }
@@ -62,103 +98,137 @@ struct GGUFTensors: TensorSource {
     return rule
   }
 
+  /// The run of the file's bytes that a tensor is; nil where it is made of several or changed.
+  private func run(_ rule: GGUFMap.Rule) throws(CheckpointError) -> (name: String, Range<Int>)? {
+    guard case .none = rule.change, rule.parts.count == 1, let part = rule.parts.first else {
+      return nil
+    }
+    let info = try file.info(part.name)
+    switch part.rows {
+    case .all: return (part.name, 0..<info.byteCount)
+    case .order: return nil
+    case .range(let rows):
+      let size = info.byteCount / max(info.ggufRows, 1)
+      guard rows.upperBound <= info.ggufRows else {
+        throw Self.short(part.name, rows.upperBound - 1)
+      }
+      return (part.name, rows.lowerBound * size..<rows.upperBound * size)
+    }
+  }
+
+  private static func short(_ name: String, _ row: Int) -> CheckpointError {
+    .mismatch(missing: ["row \(row) of \(name)"], unexpected: [], reshaped: [])
+  }
+
+  /// Whether a tensor's bytes are the file's.
+  func isUnchanged(_ name: String) -> Bool {
+    guard let rule = rules[name] else { return false }
+    return (try? run(rule)) != nil
+  }
+
   func info(_ name: String) throws(CheckpointError) -> TensorInfo {
     let rule = try rule(name)
-    let stored = try file.info(rule.name)
-    switch rule.change {
-    case .none:
-      return TensorInfo(
-        name: name, typeName: stored.typeName, shape: rule.shape ?? stored.shape, file: file.name,
-        byteRange: stored.byteRange)
-    case .rows(let order):
-      let shape = Shape([order.count] + stored.shape.dimensions.dropFirst())
-      let rows = max(stored.shape.dimensions.first ?? 1, 1)
-      return TensorInfo(
-        name: name, typeName: stored.typeName, shape: rule.shape ?? shape, file: file.name,
-        byteRange: 0..<stored.byteCount / rows * order.count)
-    case .values:
-      return TensorInfo(
-        name: name, typeName: StoredType.float32.rawValue, shape: rule.shape ?? stored.shape,
-        file: file.name, byteRange: 0..<4 * stored.shape.elementCount)
+    var rows = 0
+    var first: TensorInfo?
+    for part in rule.parts {
+      let info = try file.info(part.name)
+      rows += part.count(of: info.ggufRows)
+      guard first.map({ $0.typeName == info.typeName && $0.shape.last == info.shape.last }) ?? true
+      else {
+        throw .unsupported(
+          file: file.name, subject: "tensor '\(name)'",
+          reason: "its parts \(rule.parts.map(\.name)) differ in type or width")
+      }
+      first = first ?? info
     }
+    guard let first else { throw .notFound(path: "\(file.name)#\(name)") }
+    let isWhole = rule.parts.count == 1 && rows == first.ggufRows
+    let taken: Shape =
+      isWhole ? first.shape : first.shape.rank < 2 ? [rows] : [rows, first.shape.last]
+    let shape = rule.shape ?? taken
+    if case .none = rule.change {
+      let range =
+        try run(rule)?.1 ?? 0..<first.byteCount / max(first.ggufRows, 1) * rows
+      return TensorInfo(
+        name: name, typeName: first.typeName, shape: shape, file: file.name, byteRange: range)
+    }
+    return TensorInfo(
+      name: name, typeName: StoredType.float32.rawValue, shape: shape, file: file.name,
+      byteRange: 0..<4 * taken.elementCount)
   }
 
   func withBytes<Result>(
     _ name: String, _ body: (UnsafeRawBufferPointer) throws(CheckpointError) -> Result
   ) throws(CheckpointError) -> Result {
     let rule = try rule(name)
+    if let (part, range) = try run(rule) {
+      return try file.withBytes(part) { (bytes) throws(CheckpointError) in
+        try body(UnsafeRawBufferPointer(rebasing: bytes[range]))
+      }
+    }
+    guard let part = rule.parts.first?.name else { throw .notFound(path: "\(file.name)#\(name)") }
     switch rule.change {
-    case .none: return try file.withBytes(rule.name, body)
-    case .rows(let order):
-      let rows = try file.info(rule.name).shape.dimensions.first ?? 0
-      guard let last = order.max(), last < rows else {
-        throw .mismatch(
-          missing: ["row \(order.max() ?? 0) of \(rule.name)"], unexpected: [], reshaped: [])
-      }
-      let gathered: [UInt8] = try file.withBytes(rule.name) { bytes in
-        let size = bytes.count / rows
-        var out: [UInt8] = []
-        out.reserveCapacity(size * order.count)
-        for row in order { out.append(contentsOf: bytes[row * size..<(row + 1) * size]) }
-        return out
-      }
+    case .none:
+      let gathered = try gather(rule)
       return try gathered.withUnsafeBufferPointer { (buffer) throws(CheckpointError) in
         try body(UnsafeRawBufferPointer(buffer))
       }
-    case .values(let change):
-      let values = try file.readFloat32(rule.name).map(change)
-      return try values.withUnsafeBufferPointer { (buffer) throws(CheckpointError) in
-        try body(UnsafeRawBufferPointer(buffer))
+    case .values(let read, _):
+      return try with(try file.readFloat32(part).map(read), body)
+    case .elements(let order):
+      let values = try file.readFloat32(part)
+      guard order.count == values.count, (order.max() ?? 0) < values.count else {
+        throw Self.short(part, order.max() ?? 0)
+      }
+      return try with(order.map { values[$0] }, body)
+    }
+  }
+
+  private func with<Result>(
+    _ values: [Float],
+    _ body: (UnsafeRawBufferPointer) throws(CheckpointError) -> Result
+  ) throws(CheckpointError) -> Result {
+    try values.withUnsafeBufferPointer { (buffer) throws(CheckpointError) in
+      try body(UnsafeRawBufferPointer(buffer))
+    }
+  }
+
+  private func gather(_ rule: GGUFMap.Rule) throws(CheckpointError) -> [UInt8] {
+    var out: [UInt8] = []
+    for part in rule.parts {
+      let rows = try file.info(part.name).ggufRows
+      if let last = part.largest(of: rows), last >= rows { throw Self.short(part.name, last) }
+      try file.withBytes(part.name) { bytes in
+        let size = bytes.count / max(rows, 1)
+        part.forEach(of: rows) { out.append(contentsOf: bytes[$0 * size..<($0 + 1) * size]) }
       }
     }
+    return out
   }
 }
 
-/// Metadata of a GGUF file with keys below its architecture.
-struct GGUFMetadata {
-  let file: GGUFFile
-  let architecture: String
-
-  /// The value of "llama.block_count" for `block_count`.
-  subscript(_ key: String) -> GGUFValue? { file.values["\(architecture).\(key)"] }
-
-  func int(_ key: String, default fallback: Int? = nil) throws(ConfigurationError) -> Int {
-    guard let value = self[key] else { return try absent(key, fallback) }
-    guard let n = value.int, (0...1 << 24).contains(n) else {
-      throw ConfigurationError("\(architecture).\(key)", "must be an integer in 0...2²⁴")
+extension GGUFMap.Part {
+  func count(of total: Int) -> Int {
+    switch rows {
+    case .all: total
+    case .range(let range): range.count
+    case .order(let order): order.count
     }
-    return n
   }
 
-  func double(_ key: String, default fallback: Double? = nil) throws(ConfigurationError) -> Double {
-    guard let value = self[key] else { return try absent(key, fallback) }
-    guard let n = value.double, n.isFinite else {
-      throw ConfigurationError("\(architecture).\(key)", "must be a number")
+  func largest(of total: Int) -> Int? {
+    switch rows {
+    case .all: total - 1
+    case .range(let range): range.upperBound - 1
+    case .order(let order): order.max()
     }
-    return n
   }
 
-  private func absent<T>(_ key: String, _ fallback: T?) throws(ConfigurationError) -> T {
-    guard let fallback else { throw ConfigurationError("\(architecture).\(key)", "is missing") }
-    return fallback
-  }
-
-  /// Rows of a matrix of the file.
-  func rows(_ tensor: String) throws(ConfigurationError) -> Int {
-    guard let shape = try? file.info(tensor).shape, shape.rank == 2, shape[0] > 0 else {
-      throw ConfigurationError(tensor, "must be a stored matrix")
-    }
-    return shape[0]
-  }
-
-  func has(_ tensor: String) -> Bool { file.contains(tensor) }
-
-  var layerCount: Int {
-    get throws(ConfigurationError) {
-      let count = try int("block_count")
-      try require(
-        (1...4096).contains(count), "\(architecture).block_count", "must be in 1...4096")
-      return count
+  func forEach(of total: Int, _ body: (Int) -> Void) {
+    switch rows {
+    case .all: (0..<total).forEach(body)
+    case .range(let range): range.forEach(body)
+    case .order(let order): order.forEach(body)
     }
   }
 }

@@ -34,6 +34,7 @@ open class HostDevice: Device, @unchecked Sendable {
   public func synchronize() throws(DeviceError) { try failure.take() }
   public func fail(_ error: DeviceError) { failure.set(error) }
   open func hasKernel(for op: any Op) -> Bool { false }
+  open func multiplies(stored type: DType) -> Bool { false }
 
   public func write(_ bytes: UnsafeRawBufferPointer, to buffer: any DeviceBuffer, offset: Int) {
     guard let target = buffer.hostPointer, let source = bytes.baseAddress, bytes.count > 0 else {

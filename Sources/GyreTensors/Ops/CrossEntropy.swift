@@ -45,18 +45,28 @@ public struct LinearCrossEntropy: Op {
     ]
   }
   public var saved: SavedValues { .only(outputs: [2, 3]) }
-  public static let cases = [
-    OpCase(
-      "gradients", LinearCrossEntropy(computesGradients: true, precision: .float32),
-      [TestInput([2, 35, 24]), TestInput([67, 24]), .integers([2, 35], -1, 67)],
-      differentiableOutputs: 1),
-    OpCase(
-      "loss only", LinearCrossEntropy(computesGradients: false, precision: .float32),
-      [
-        TestInput([70, 24], differentiable: false), TestInput([67, 24], differentiable: false),
-        .integers([70], 0, 67),
-      ]),
-  ]
+  public static let cases =
+    [
+      OpCase(
+        "gradients", LinearCrossEntropy(computesGradients: true, precision: .float32),
+        [TestInput([2, 35, 24]), TestInput([67, 24]), .integers([2, 35], -1, 67)],
+        differentiableOutputs: 1),
+      OpCase(
+        "loss only", LinearCrossEntropy(computesGradients: false, precision: .float32),
+        [
+          TestInput([70, 24], differentiable: false), TestInput([67, 24], differentiable: false),
+          .integers([70], 0, 67),
+        ]),
+    ]
+    + [DType.bfloat16, .q8_0].map {
+      OpCase(
+        "loss only, \($0.rawValue)",
+        LinearCrossEntropy(computesGradients: false, precision: .float32),
+        [
+          TestInput([70, 32], differentiable: false),
+          TestInput([67, 32], differentiable: false).stored(as: $0), .integers([70], 0, 67),
+        ], tolerance: $0 == .bfloat16 ? 2e-6 : 5e-3)
+    }
 }
 
 /// Cross-entropy of logits. Inputs: logits `[…, V]`, targets int32 `[…]` (negative: ignored).

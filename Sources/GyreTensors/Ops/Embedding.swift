@@ -37,17 +37,22 @@ public struct EmbeddingLookup: Op {
     public func vjp(_ c: VJPContext) -> [Tensor?] { [nil, nil] }
     public static let cases: [OpCase] = []
   }
-  public static let cases = [
-    OpCase("lookup", EmbeddingLookup(), [TestInput([11, 24]), .integers([3, 17], 0, 11)])
-  ]
+  public static let cases =
+    [
+      OpCase("lookup", EmbeddingLookup(), [TestInput([11, 24]), .integers([3, 17], 0, 11)])
+    ]
+    + [DType.bfloat16, .float16, .q4_1, .q6_K, .q8_0].map {
+      OpCase(
+        "lookup \($0.rawValue)", EmbeddingLookup(),
+        [TestInput([11, 256], differentiable: false).stored(as: $0), .integers([3, 17], 0, 11)])
+    }
 }
 
 extension Tensor {
   /// The rows that int32 `tokens` name.
   public func rows(_ tokens: Tensor) -> Tensor {
-    let y = apply(EmbeddingLookup(), [self, tokens])[0]
-    if let population = Perturbation.current { return population.rows(y, self, tokens) }
-    return y.looked(up: tokens, in: self)
+    if let population = Perturbation.current { return population.rows(self, tokens) }
+    return apply(EmbeddingLookup(), [self, tokens])[0].looked(up: tokens, in: self)
   }
   /// The same as activations, in bfloat16 where the device keeps those so.
   public func embedded(_ tokens: Tensor) -> Tensor {

@@ -50,23 +50,55 @@ public struct LinearMap: Op {
   }
   public var saved: SavedValues { .only(inputs: [0, 1]) }
 
-  public static let cases = [
-    OpCase(
-      "no bias", LinearMap(precision: .float32), [TestInput([2, 9, 33]), TestInput([17, 33])]),
-    OpCase(
-      "bias", LinearMap(precision: .float32),
-      [TestInput([70, 65]), TestInput([130, 65]), TestInput([130])]),
-    OpCase(
-      "one row", LinearMap(precision: .float32), [TestInput([1, 300]), TestInput([77, 300])]),
-    OpCase("no rows", LinearMap(precision: .float32), [TestInput([0, 30]), TestInput([7, 30])]),
-    OpCase(
-      "bfloat16", LinearMap(precision: .bfloat16), [TestInput([40, 96]), TestInput([50, 96])],
-      tolerance: 6e-3, gradientTolerance: 6e-3),
-    OpCase(
-      "bfloat16 output", LinearMap(precision: .bfloat16, output: .bfloat16),
-      [TestInput([40, 96]), TestInput([50, 96]), TestInput([50])], tolerance: 9e-3,
-      gradientTolerance: 9e-3, differenceTolerance: 1e-2),
-  ]
+  public static let cases =
+    [
+      OpCase(
+        "no bias", LinearMap(precision: .float32), [TestInput([2, 9, 33]), TestInput([17, 33])]),
+      OpCase(
+        "bias", LinearMap(precision: .float32),
+        [TestInput([70, 65]), TestInput([130, 65]), TestInput([130])]),
+      OpCase(
+        "one row", LinearMap(precision: .float32), [TestInput([1, 300]), TestInput([77, 300])]),
+      OpCase(
+        "no rows", LinearMap(precision: .float32), [TestInput([0, 30]), TestInput([7, 30])]),
+      OpCase(
+        "bfloat16", LinearMap(precision: .bfloat16), [TestInput([40, 96]), TestInput([50, 96])],
+        tolerance: 6e-3, gradientTolerance: 6e-3),
+      OpCase(
+        "bfloat16 output", LinearMap(precision: .bfloat16, output: .bfloat16),
+        [TestInput([40, 96]), TestInput([50, 96]), TestInput([50])], tolerance: 9e-3,
+        gradientTolerance: 9e-3, differenceTolerance: 1e-2),
+    ] + storedCases
+
+  /// Weights in the types of checkpoints. Kernels may round each run of 32 values of x to int8: the
+  /// first inputs are such integers, so that nothing but float32 sums is left; the last are not, and
+  /// each is off by at most 1/254 of the largest of its run.
+  private static let storedCases: [OpCase] = {
+    func integers(_ shape: Shape) -> TestInput {
+      let values = (0..<shape.elementCount).map { (i: Int) -> Double in
+        let spread = (i * 37 + i / 32 * 11) % 255 - 127
+        return i % 32 == 5 ? -127 : Double(spread)
+      }
+      return TestInput(shape, .elements(values), differentiable: false)
+    }
+    func weight(_ n: Int, _ k: Int, _ type: DType) -> TestInput {
+      TestInput([n, k], differentiable: false).stored(as: type)
+    }
+    let op = LinearMap(precision: .float32)
+    var cases: [OpCase] = []
+    for type in DType.allCases where type.isQuantized || type == .bfloat16 || type == .float16 {
+      let name = type.rawValue
+      let bias = TestInput([70], differentiable: false)
+      let rows = TestInput([9, 256], differentiable: false)
+      cases.append(OpCase("\(name) one row", op, [integers([1, 512]), weight(37, 512, type)]))
+      cases.append(
+        OpCase("\(name) few rows", op, [integers([7, 256]), weight(70, 256, type), bias]))
+      cases.append(
+        OpCase("\(name) many rows", op, [integers([2, 21, 256]), weight(45, 256, type)]))
+      cases.append(OpCase("\(name) rounded", op, [rows, weight(33, 256, type)], tolerance: 1e-2))
+    }
+    return cases
+  }()
 }
 
 /// C = op(A) op(B), batched over equal leading axes; B may have none and is then shared.
@@ -169,7 +201,7 @@ extension Tensor {
     let op = LinearMap(
       precision: ComputePrecision.current, output: ComputePrecision.activations(on: device))
     if let population = Perturbation.current {
-      return population.linear(apply(op, [self] + inputs)[0], self, weight, bias)
+      return population.linear(op, self, weight, bias)
     }
     return mapRows { x in apply(op, [x] + inputs)[0] }
   }

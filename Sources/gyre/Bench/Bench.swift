@@ -19,24 +19,39 @@ struct Bench: ParsableCommand {
         gyre bench --only delta_rule --json
         gyre bench --only decode --threads 1
         gyre bench --cells
+        gyre bench --decode --device cuda:0 --dtype bf16 --only 1.3b
+        gyre bench --evolution
         gyre bench --only "train lstm" --ops
         gyre bench --only length
+        gyre bench --only layer
         gyre bench --device cuda:0 --dtype bf16 --profile gated-deltanet-350m --batch 4 --length 4096
+        gyre bench --model-file model.Q4_K_M.gguf --threads 2
 
       Training rows are whole steps (forward, cross-entropy, backward, clipping, AdamW) with
       vocabulary 256, width 256, 4 layers, batch 16, length 256. Length rows compare
-      8 sequences of 1,024 and of 16,384 tokens. Decoding rows feed one sequence a token at a time.
-      --profile trains presets instead (several, separated by commas): tokens/s beside the device's
-      matrix rate, memory, and on a GPU the time of each kernel.
+      8 sequences of 1,024 and of 16,384 tokens. Layer rows are recurrent layers with their input
+      projection, batch 16, 512 tokens, width 256 and 1024. Decoding rows feed one sequence a token at
+      a time. --profile trains presets instead (several, separated by commas): tokens/s beside the
+      device's matrix rate, memory, and on a GPU the time of each kernel.
       """)
 
   @OptionGroup var device: DeviceOptions
   @Option(
-    help: "Only rows whose group (engine, length, gemm, train, decode) or name contains this.")
+    help:
+      "Only rows whose group (engine, length, layer, gemm, train, decode) or name contains this.")
   var only: String?
   @Option(help: "Precision of matrix products: f32 or bf16.") var dtype = Precision.f32
-  @Flag(help: "Only recurrent cells: token by token against Newton's method over shapes.")
+  @Flag(
+    help:
+      "Only recurrent cells: token by token against all tokens at once; the table becomes what automatic execution reads."
+  )
   var cells = false
+  @Flag(help: "Only decoding of the presets from 100m on (or --only), at batch 1 and 256.")
+  var decode = false
+  @Option(help: "With --decode: also so many tokens in one run, and the memory before and after.")
+  var longTokens = 0
+  @Flag(help: "Only evolution: EGG, and perturbed inference beside plain inference.")
+  var evolution = false
   @Flag(help: "After each training row, where its time goes, op by op.") var ops = false
   @Option(help: "Only whole training steps of these presets, kernel by kernel.")
   var profile: String?
@@ -44,7 +59,19 @@ struct Bench: ParsableCommand {
   @Option(help: "With --profile: tokens of a row.") var length = 4096
   @Option(help: "With --profile: steps to measure.") var steps = 10
   @Option(help: "With --profile: kernels to list.") var kernels = 30
+  @Option(help: "A stored model: how fast it reads a prompt and writes after it, nothing else.")
+  var modelFile: String?
+  @Option(help: "With --model-file: tokens of the prompt.") var prompt = 512
+  @Option(help: "With --model-file: tokens to write.") var tokens = 128
+  @Flag(help: "With --model-file: weights as float32 instead of as they are stored.")
+  var widen = false
   @Flag(help: "One JSON object on standard output.") var json = false
+
+  func validate() throws {
+    if prompt < 1 || tokens < 1 {
+      throw ValidationError("--prompt and --tokens must be positive")
+    }
+  }
 
   private struct Report: Encodable {
     var device: String
@@ -56,6 +83,9 @@ struct Bench: ParsableCommand {
   func run() throws {
     let device = try device.open()
     if cells { return try measureCells(device) }
+    if evolution { return try measureEvolution(device) }
+    if decode { return try measureDecoding(device) }
+    if let modelFile { return try measure(modelFile, device) }
     try ComputePrecision.$current.withValue(dtype.compute) {
       if let profile { try measureSteps(profile, device) } else { try measure(device) }
     }
@@ -85,8 +115,46 @@ struct Bench: ParsableCommand {
     if json { try JSONOutput.document(rows) }
   }
 
+  private func measure(_ path: String, _ device: any Device) throws {
+    let row = try ComputePrecision.$current.withValue(dtype.compute) {
+      try StoredModelRow(
+        path, on: device, widens: widen, prompt: prompt, tokens: tokens, ops: ops)
+    }
+    if json { try JSONOutput.document(row) } else { row.print() }
+  }
+
   private func measureCells(_ device: any Device) throws {
     let rows = try CellRows(on: device) {
+      if Terminal.isErrorInteractive { Terminal.writeError("\r\u{1B}[2K\($0)") }
+    }
+    if Terminal.isErrorInteractive { Terminal.writeError("\r\u{1B}[2K") }
+    let path = try CellTimesFile.replace(device.id.name, by: rows.rows.map(\.times))
+    if json {
+      try JSONOutput.document(rows)
+    } else {
+      rows.print()
+      Terminal.line("\(path): what the execution \"automatic\" of cells chooses by from now on")
+    }
+  }
+
+  private func measureDecoding(_ device: any Device) throws {
+    let rows = try ComputePrecision.$current.withValue(dtype.compute) {
+      let machine = try MachinePeaks(on: device)
+      if !json {
+        Terminal.line(
+          "\(Devices.detail(of: device)), \(dtype.rawValue): \(Format.count(machine.bandwidth, "B/s")), "
+            + "\(Format.count(machine.flops, "FLOP/s"))")
+      }
+      return try DecodeRows(on: device, machine, only: only, longTokens: longTokens) {
+        if Terminal.isErrorInteractive { Terminal.writeError("\r\u{1B}[2K\($0)") }
+      }
+    }
+    if Terminal.isErrorInteractive { Terminal.writeError("\r\u{1B}[2K") }
+    if json { try JSONOutput.document(rows) } else { rows.print() }
+  }
+
+  private func measureEvolution(_ device: any Device) throws {
+    let rows = try EvolutionRows(on: device, wants: { only.map($0.contains) ?? true }) {
       if Terminal.isErrorInteractive { Terminal.writeError("\r\u{1B}[2K\($0)") }
     }
     if Terminal.isErrorInteractive { Terminal.writeError("\r\u{1B}[2K") }
@@ -98,6 +166,7 @@ struct Bench: ParsableCommand {
     var rows: [Measurement] = []
     for (group, jobs) in [
       ("engine", engines(device, machine)), ("length", lengths(device, machine)),
+      ("layer", layers(device, machine)),
       ("gemm", products(device, machine)),
       ("train", training(device, machine)), ("decode", decoding(device, machine)),
     ] {
@@ -193,6 +262,31 @@ struct Bench: ParsableCommand {
     }
   }
 
+  private func layers(_ device: any Device, _ machine: MachinePeaks) -> [Job] {
+    LayerRow.all(on: device).map { name, make in
+      (
+        name,
+        {
+          let row = make()
+          let y = row.run(row.variables)
+          let cotangent = Tensor.full(1, y.shape, on: device)
+          let bytes = row.variables.reduce(y.byteCount) { $0 + $1.byteCount }
+          return [
+            try Measurement(
+              name, "forward+backward", bytes: Double(3 * bytes), flops: 3 * row.flops,
+              tokens: LayerRow.batch * LayerRow.length, on: device, machine: machine
+            ) {
+              let tape = Tape()
+              tape.watch(row.variables)
+              let y = tape.record { row.run(row.variables) }
+              _ = tape.gradients(of: [(y, cotangent)], for: row.variables)
+            }
+          ]
+        }
+      )
+    }
+  }
+
   private func products(_ device: any Device, _ machine: MachinePeaks) -> [Job] {
     let rows = ModelRows.batch * ModelRows.length
     return [
@@ -264,16 +358,7 @@ struct Bench: ParsableCommand {
     times.isOn = true
     for _ in 0..<repeats { step() }
     times.isOn = false
-    let entries = times.entries.sorted { $0.value.seconds > $1.value.seconds }
-    let total = entries.reduce(0) { $0 + $1.value.seconds }
-    var table = Table([("op", .left), ("launches", .right), ("a step", .right), ("", .right)])
-    for (name, entry) in entries.prefix(24) {
-      table.add([
-        name, "\(entry.launches / repeats)", Format.time(entry.seconds / Double(repeats)),
-        "\(Format.fixed(entry.seconds / total * 100, 1)) %",
-      ])
-    }
-    for line in table.lines() { Terminal.note(line) }
+    times.report(repeats: repeats)
   }
 
   private func decoding(_ device: any Device, _ machine: MachinePeaks) -> [Job] {
@@ -306,9 +391,25 @@ struct Bench: ParsableCommand {
 
 extension StateSpec.Entry {
   /// Bytes that one token of decoding must move: caches are read, other state is read and written.
-  fileprivate func decodeBytes(tokenCount: Int) -> Int {
+  func decodeBytes(tokenCount: Int) -> Int {
     let spec = StateSpec([self])
     if case .cache = kind { return spec.byteCount(tokenCount: tokenCount) }
     return 2 * spec.byteCount(tokenCount: tokenCount)
+  }
+}
+
+extension OpTimes {
+  /// The ops that took longest, for each of `repeats` steps.
+  func report(repeats: Int) {
+    let entries = entries.sorted { $0.value.seconds > $1.value.seconds }
+    let total = entries.reduce(0) { $0 + $1.value.seconds }
+    var table = Table([("op", .left), ("launches", .right), ("a step", .right), ("", .right)])
+    for (name, entry) in entries.prefix(24) {
+      table.add([
+        name, "\(entry.launches / repeats)", Format.time(entry.seconds / Double(repeats)),
+        "\(Format.fixed(entry.seconds / total * 100, 1)) %",
+      ])
+    }
+    for line in table.lines() { Terminal.note(line) }
   }
 }

@@ -1,21 +1,13 @@
 // Quantising float32 values into GGUF's blocks.
 
-extension BlockType {
-  /// Whether ``pack(_:)`` makes this type.
-  public var canPack: Bool {
-    switch self {
-    case .q4_0, .q4_1, .q8_0, .q4_K, .q5_K, .q6_K, .float32, .float16, .bfloat16: true
-    default: false
-    }
-  }
-
-  /// Values as bytes of this type: rounded to nearest for plain types; for blocks, scales by each
-  /// block's range and values rounded to the nearest level of the scales as stored.
+extension DType {
+  /// Values as bytes of a plain float type or in blocks: scales by each block's range, values rounded
+  /// to the nearest level of the scales as stored.
   ///
-  /// - Precondition: `canPack`, and the values are whole blocks.
-  public func pack(_ values: UnsafeBufferPointer<Float>) -> [UInt8] {
+  /// - Precondition: whole blocks; float32, float16, bfloat16 or a quantised type.
+  package func packBlocks(_ values: UnsafeBufferPointer<Float>) -> [UInt8] {
     var out: [UInt8] = []
-    out.reserveCapacity(values.count / valuesPerBlock * bytesPerBlock)
+    out.reserveCapacity(values.count / valuesPerBlock * byteCount)
     var start = 0
     while start < values.count {
       let block = UnsafeBufferPointer(rebasing: values[start..<start + valuesPerBlock])
@@ -29,18 +21,20 @@ extension BlockType {
 private struct BlockPacker {
   let x: UnsafeBufferPointer<Float>
 
-  func append(_ type: BlockType, to out: inout [UInt8]) {
+  func append(_ type: DType, to out: inout [UInt8]) {
     switch type {
     case .float32: append(x[0].bitPattern, to: &out)
-    case .float16: append(HalfRounding.float16(x[0]), to: &out)
-    case .bfloat16: append(HalfRounding.bfloat16(x[0]), to: &out)
+    case .float16: append(Half.bits(x[0]), to: &out)
+    case .bfloat16: append(BFloat16.bits(x[0]), to: &out)
     case .q8_0: q8_0(&out)
     case .q4_0: q4_0(&out)
     case .q4_1: q4_1(&out)
+    case .q5_0: q5_0(&out)
+    case .q5_1: q5_1(&out)
     case .q4_K: runs(levels: 15, &out)
     case .q5_K: runs(levels: 31, &out)
     case .q6_K: q6_K(&out)
-    default: preconditionFailure("\(type.name) cannot be packed")
+    default: preconditionFailure("\(type.rawValue) has no blocks")
     }
   }
 
@@ -50,8 +44,8 @@ private struct BlockPacker {
 
   /// A number as float16, and what that is.
   private func half(_ value: Float) -> (bits: UInt16, value: Float) {
-    let bits = HalfRounding.float16(value)
-    return (bits, FloatConversion.float32(half: bits))
+    let bits = Half.bits(value)
+    return (bits, Half.float(bits))
   }
 
   private func level(_ value: Float, _ low: Int, _ high: Int) -> Int {
@@ -72,21 +66,46 @@ private struct BlockPacker {
     for v in x { out.append(UInt8(bitPattern: Int8(level(v * inverse(d.value), -127, 127)))) }
   }
 
-  private func q4_0(_ out: inout [UInt8]) {
-    let d = half(extreme(0..<32) / -8)
-    append(d.bits, to: &out)
-    let q = x.map { UInt8(level($0 * inverse(d.value), -8, 7) + 8) }
-    for i in 0..<16 { out.append(q[i] | q[i + 16] << 4) }
+  private func q4_0(_ out: inout [UInt8]) { append(symmetric(half: 8, &out), to: &out) }
+
+  private func q4_1(_ out: inout [UInt8]) { append(offset(levels: 15, &out), to: &out) }
+
+  private func q5_0(_ out: inout [UInt8]) {
+    let q = symmetric(half: 16, &out)
+    appendFifthBits(q, to: &out)
+    append(q, to: &out)
   }
 
-  private func q4_1(_ out: inout [UInt8]) {
+  private func q5_1(_ out: inout [UInt8]) {
+    let q = offset(levels: 31, &out)
+    appendFifthBits(q, to: &out)
+    append(q, to: &out)
+  }
+
+  /// x = d (q − half): the value of largest magnitude is a level. Writes d.
+  private func symmetric(half levels: Int, _ out: inout [UInt8]) -> [UInt8] {
+    let d = half(extreme(0..<32) / -Float(levels))
+    append(d.bits, to: &out)
+    return x.map { UInt8(level($0 * inverse(d.value), -levels, levels - 1) + levels) }
+  }
+
+  /// x = d q + m: levels from the least to the largest value. Writes d and m.
+  private func offset(levels: Int, _ out: inout [UInt8]) -> [UInt8] {
     let (low, high) = (x.min() ?? 0, x.max() ?? 0)
     let m = half(low)
-    let d = half((high - m.value) / 15)
+    let d = half((high - m.value) / Float(levels))
     append(d.bits, to: &out)
     append(m.bits, to: &out)
-    let q = x.map { UInt8(level(($0 - m.value) * inverse(d.value), 0, 15)) }
-    for i in 0..<16 { out.append(q[i] | q[i + 16] << 4) }
+    return x.map { UInt8(level(($0 - m.value) * inverse(d.value), 0, levels)) }
+  }
+
+  /// Low nibbles are values 0 to 15, high ones 16 to 31.
+  private func append(_ q: [UInt8], to out: inout [UInt8]) {
+    for i in 0..<16 { out.append(q[i] & 15 | q[i + 16] << 4) }
+  }
+
+  private func appendFifthBits(_ q: [UInt8], to out: inout [UInt8]) {
+    append((0..<32).reduce(UInt32(0)) { $0 | UInt32(q[$1] >> 4) << UInt32($1) }, to: &out)
   }
 
   /// Q4_K and Q5_K: x = d·s·q − dmin·m, s and m six bits for each run of 32.
@@ -140,29 +159,5 @@ private struct BlockPacker {
     }
     for s in scales { out.append(UInt8(bitPattern: Int8(s))) }
     append(d.bits, to: &out)
-  }
-}
-
-/// float32 to the two half-width types, to nearest, ties to even.
-enum HalfRounding {
-  static func bfloat16(_ value: Float) -> UInt16 {
-    let bits = value.bitPattern
-    if value.isNaN { return UInt16(truncatingIfNeeded: bits >> 16) | 0x40 }
-    return UInt16(truncatingIfNeeded: (bits + 0x7fff + (bits >> 16 & 1)) >> 16)
-  }
-
-  static func float16(_ value: Float) -> UInt16 {
-    let bits = value.bitPattern
-    let sign = UInt16(truncatingIfNeeded: bits >> 16) & 0x8000
-    let magnitude = bits & 0x7fff_ffff
-    if magnitude > 0x7f80_0000 { return sign | 0x7e00 }
-    if magnitude >= 0x477f_f000 { return sign | 0x7c00 }
-    if magnitude < 0x3880_0000 {
-      // Adding 0.5 leaves the subnormal's bits, rounded, at the end of the significand.
-      let sum = Float(bitPattern: magnitude) + 0.5
-      return sign | UInt16(truncatingIfNeeded: sum.bitPattern &- Float(0.5).bitPattern)
-    }
-    let rounded = magnitude + 0xfff + (magnitude >> 13 & 1)
-    return sign | UInt16(truncatingIfNeeded: (rounded - 0x3800_0000) >> 13)
   }
 }

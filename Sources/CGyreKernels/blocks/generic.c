@@ -1,0 +1,15 @@
+#define CK_LEVEL generic
+#include "../common/level.h"
+#include "kernel.h"
+#define CK_BLOCKS_SIGNED 1
+CK_LEVEL_BEGIN
+#include "body.inc"
+CK_LEVEL_END
+
+const struct ck_blocks_level ck_blocks_level_generic = {
+    .level = CK_LEVEL_GENERIC,
+    .few_rows = 16,
+    .quantize = CK_NAME(quantize),
+    .dot = CK_NAME(dot),
+    .unpack = CK_NAME(unpack),
+};
