@@ -166,6 +166,11 @@ extension Perturbation {
         axes.append(0)
         continue
       }
+      if differing.isEmpty {
+        // A kernel's notes, not the members': the last launch's stand for all.
+        axes.append(-1)
+        continue
+      }
       guard differing.count == 1, all.shape[differing[0]] == part.shape[differing[0]] * members
       else { return nil }
       axes.append(differing[0])
@@ -183,7 +188,9 @@ extension Perturbation {
         KernelCall(op: op, inputs: inputs.indices.map { own($0, member) }, outputs: targets))
       for o in targets.indices where outputs[o] == nil { loose[o].append(targets[o]) }
     }
-    return outputs.indices.map { o in outputs[o] ?? concatenated(loose[o], axis: axes[o]) }
+    return outputs.indices.map { o in
+      outputs[o] ?? (axes[o] < 0 ? loose[o][members - 1] : concatenated(loose[o], axis: axes[o]))
+    }
   }
 }
 
