@@ -42,7 +42,7 @@ let package = Package(
       targets: [
         "GyreTensors", "GyrePlatform", "GyreLayers", "GyreRecurrence", "GyreMixers",
         "GyreTokenizers", "GyreCheckpoints", "GyreModels", "GyreTraining", "GyreInference",
-        "GyreEvolution", "GyreConformance", "GyreDistributed",
+        "GyreTasks", "GyreEvolution", "GyreConformance", "GyreDistributed",
       ]),
   ],
   dependencies: [
@@ -106,6 +106,12 @@ let package = Package(
       ]),
     // Level 5
     target(
+      "GyreTasks",
+      [
+        "GyreTensors", "GyreLayers", "GyreRecurrence", "GyreModels", "GyreTokenizers",
+        "GyreCheckpoints", "GyreTraining",
+      ]),
+    target(
       "GyreEvolution",
       [
         "GyreTensors", "GyreLayers", "GyreRecurrence", "GyreMixers", "GyreModels",
@@ -120,6 +126,7 @@ let package = Package(
     .testTarget(
       name: "gyreTests", dependencies: ["gyre", arguments], swiftSettings: swiftSettings),
     test("GyreTensors"),
+    test("GyreMixers", ["GyreTensors", "GyreRecurrence", "GyreLayers", "GyreCPU"]),
     test("GyreDistributed", ["GyreTensors"]),
     test(
       "GyreCUDA", ["GyreTensors", "GyreRecurrence", "GyreConformance", "CGyreCUDALoader"]),
@@ -135,7 +142,7 @@ let package = Package(
       dependencies: [
         "GyreTensors", "GyrePlatform", "GyreLayers", "GyreRecurrence", "GyreMixers",
         "GyreTokenizers", "GyreCheckpoints", "GyreModels", "GyreTraining", "GyreInference",
-        "GyreEvolution", "GyreConformance", "GyreDistributed", arguments,
+        "GyreTasks", "GyreEvolution", "GyreConformance", "GyreDistributed", arguments,
       ], swiftSettings: swiftSettings),
     // Tests
     test(
@@ -145,10 +152,17 @@ let package = Package(
         "GyreRecurrence", "GyreDistributed",
       ]),
     test(
+      "GyreTasks",
+      [
+        "GyreTensors", "GyreCPU", "GyreLayers", "GyreModels", "GyreTraining", "GyreTokenizers",
+        "GyreCheckpoints",
+      ]),
+    test(
       "GyreEvolution",
       [
         "GyreTensors", "GyreCPU", "GyreRecurrence", "GyreLayers", "GyreModels", "GyreTraining",
         "GyreCheckpoints", "GyreInference", "GyreConformance", "GyreTokenizers",
+        "GyreMixers",
       ]),
     test("GyreCheckpoints", ["GyreTensors"]),
     test("GyreTokenizers", resources: [.copy("Fixtures")]),

@@ -9,7 +9,7 @@ LEVELS = [
     {"GyreMixers", "GyrePlatform"},
     {"GyreModels"},
     {"GyreTraining", "GyreInference", "GyreConformance"},
-    {"GyreEvolution"},
+    {"GyreTasks", "GyreEvolution"},
     {"gyre"},
 ]
 BACKENDS = {

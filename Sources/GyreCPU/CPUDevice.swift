@@ -70,6 +70,27 @@ public final class CPUDevice: HostDevice, @unchecked Sendable {
   /// Whether bfloat16 products are faster than float32 ones.
   public var hasFastBFloat16: Bool { kernels.gemm.has_bf16 }
 
+  /// The exact product of two square int8 matrices, row-major.
+  ///
+  /// - Precondition: `size`² elements each.
+  public func int8Product(_ a: [Int8], _ b: [Int8], size: Int) -> [Int32] {
+    precondition(
+      a.count == size * size && b.count == size * size, "int8Product: not \(size) × \(size)")
+    var c = [Int32](repeating: 0, count: size * size)
+    a.withUnsafeBufferPointer { a in
+      b.withUnsafeBufferPointer { b in
+        c.withUnsafeMutableBufferPointer { c in
+          var args = ck_gemm_s8s8s32_args()
+          (args.m, args.n, args.k, args.batch) = (size, size, size, 1)
+          (args.a, args.b, args.c) = (a.baseAddress, b.baseAddress, c.baseAddress)
+          (args.lda, args.ldb, args.ldc) = (size, size, size)
+          kernels.gemm.gemm_s8s8s32(&args)
+        }
+      }
+    }
+    return c
+  }
+
   /// Threads that kernels use, the caller's included.
   public static var threadCount: Int {
     get { Int(ck_thread_count()) }

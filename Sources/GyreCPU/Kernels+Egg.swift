@@ -37,7 +37,13 @@ extension CPUKernel {
       a.signs = UnsafePointer(signs)
       a.limit = Int32(clamping: op.limit(pairs: a.pairs))
       a.weights_out = out
-      return withNoise(op.noise, call.inputs.dropFirst(2).first) {
+      if op.carriedLimit != nil {
+        guard let from = call.inputs[2].i32, let to = call.outputs[1].i32 else { return false }
+        if from != to { to.update(from: from, count: op.shape.parameterCount) }
+        a.carried = to
+      }
+      let stored = call.inputs.dropFirst(op.carriedLimit == nil ? 2 : 3).first
+      return withNoise(op.noise, stored) {
         a.noise = $0
         k.egg.update(&a)
       }

@@ -55,6 +55,17 @@ extension GatedUnit.Activation {
 
 extension CPUKernel {
   static let pointwise: [CPUKernel] = [
+    CPUKernel(RandomChoice.self) { op, call, k in
+      guard let out = call.outputs[0].f32 else { return false }
+      var a = ck_choice_args()
+      a.count = call.outputs[0].elementCount
+      (a.seed, a.stream) = (op.generator.seed, op.generator.stream)
+      a.below = op.bound
+      (a.chosen, a.other) = (op.chosen, op.other)
+      a.out = out
+      k.pointwise.choice(&a)
+      return true
+    },
     CPUKernel(Fill.self) { op, call, k in
       guard let y = call.outputs[0].f32 else { return false }
       var a = ck_axpby_args()
@@ -221,8 +232,10 @@ extension CPUKernel {
     guard small.shape == out.shape || x.shape == out.shape || y.shape == out.shape else {
       return false
     }
-    var (rows, columns, row, column) = (1, count, count, 1)
-    if small.shape != out.shape {
+    var (rows, columns, row, column, group) = (1, count, count, 1, 0)
+    if let g = Broadcast.groups(small.shape, in: out.shape) {
+      (rows, columns, row, group) = (g.outer * g.group, g.inner, g.inner, g.group)
+    } else if small.shape != out.shape {
       guard let p = Broadcast.pattern(small.shape, in: out.shape) else { return false }
       if p.middle == 1 {
         (row, column) = (0, 0)
@@ -254,6 +267,7 @@ extension CPUKernel {
     let (left, right) = small.id == y.id ? (full, part) : (part, full)
     (a.a, a.a_row, a.a_column) = (left.pointer, left.row, left.column)
     (a.b, a.b_row, a.b_column) = (right.pointer, right.row, right.column)
+    (a.a_group, a.b_group) = small.id == y.id ? (0, group) : (group, 0)
     k.pointwise.binary(&a)
     return true
   }

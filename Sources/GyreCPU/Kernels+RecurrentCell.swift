@@ -30,6 +30,8 @@ extension CPUKernel {
       if op.isNewton, let jacobian = plan.jacobian {
         a.jacobian = code(jacobian, memory)
         k.recurrentCell.forward_newton(&a)
+      } else if op.isNewton {
+        k.recurrentCell.forward_frozen(&a)
       } else {
         for i in 0..<4 { a.report?[i] = 0 }
         if x[1] > 0 || x[0] > 0 { k.recurrentCell.forward(&a) }

@@ -115,7 +115,8 @@ extension CPUKernel {
   private static func arguments(_ op: TokenShift, _ inputs: [Tensor]) -> ck_token_shift_args {
     let s = inputs[0].shape
     var a = ck_token_shift_args()
-    (a.batch, a.tokens, a.width, a.mixes) = (s[0], s[1], s[2], inputs[1].shape[0])
+    (a.batch, a.tokens, a.width, a.mixes) = (s[0], s[1], s[2], op.mixes(inputs[1].shape))
+    if inputs[1].rank == 3 { a.mix_batch = a.mixes * a.width }
     a.x = inputs[0].constant
     a.mix = inputs[1].constant
     a.last = op.optional.pick(2, inputs)?.constant

@@ -100,7 +100,7 @@ public final class NCCLCommunicator: Communicator, @unchecked Sendable {
     queue { communicator in
       parts.compactMap { tensor in
         guard let address = address(tensor) else { return nil }
-        tensor.cudaBuffer?.shadow.withLock { $0 = nil }
+        tensor.cudaBuffer?.changed()
         return table.all_reduce(
           address, address, tensor.elementCount, Int32(GYRE_NCCL_FLOAT32), Int32(GYRE_NCCL_SUM),
           communicator, device.stream)
@@ -113,7 +113,7 @@ public final class NCCLCommunicator: Communicator, @unchecked Sendable {
       tensors.compactMap { tensor in
         address(tensor).map {
           table.send(
-            $0, tensor.elementCount, Int32(GYRE_NCCL_FLOAT32), Int32(rank), communicator,
+            $0, tensor.byteCount, Int32(GYRE_NCCL_UINT8), Int32(rank), communicator,
             device.stream)
         }
       }
@@ -123,10 +123,10 @@ public final class NCCLCommunicator: Communicator, @unchecked Sendable {
   public func receive(into tensors: [Tensor], from rank: Int) {
     queue { communicator in
       tensors.compactMap { tensor in
-        tensor.cudaBuffer?.shadow.withLock { $0 = nil }
+        tensor.cudaBuffer?.changed()
         return address(tensor).map {
           table.receive(
-            $0, tensor.elementCount, Int32(GYRE_NCCL_FLOAT32), Int32(rank), communicator,
+            $0, tensor.byteCount, Int32(GYRE_NCCL_UINT8), Int32(rank), communicator,
             device.stream)
         }
       }

@@ -98,6 +98,10 @@ public final class HostCommunicator: Communicator {
     UnsafeMutableRawBufferPointer(UnsafeMutableBufferPointer(rebasing: values[range]))
   }
 
+  private func storage(_ tensor: Tensor) -> UnsafeMutableRawBufferPointer {
+    UnsafeMutableRawBufferPointer(start: tensor.hostAddress, count: tensor.byteCount)
+  }
+
   private func floats(_ tensor: Tensor) -> UnsafeMutableBufferPointer<Float> {
     UnsafeMutableBufferPointer(
       start: tensor.hostAddress?.assumingMemoryBound(to: Float.self), count: tensor.elementCount)
@@ -106,7 +110,7 @@ public final class HostCommunicator: Communicator {
   public func send(_ tensors: [Tensor], to rank: Int) {
     attempt { () throws(GroupError) in
       for tensor in tensors {
-        try group.exchange(sends: [(rank, UnsafeRawBufferPointer(floats(tensor)))], receives: [])
+        try group.exchange(sends: [(rank, UnsafeRawBufferPointer(storage(tensor)))], receives: [])
       }
     }
   }
@@ -114,8 +118,7 @@ public final class HostCommunicator: Communicator {
   public func receive(into tensors: [Tensor], from rank: Int) {
     attempt { () throws(GroupError) in
       for tensor in tensors {
-        try group.exchange(
-          sends: [], receives: [(rank, UnsafeMutableRawBufferPointer(floats(tensor)))])
+        try group.exchange(sends: [], receives: [(rank, storage(tensor))])
       }
     }
   }

@@ -18,14 +18,13 @@ public enum StoredModel {
 
   /// The model of a folder in our layout or a public one, with its weights on `device`.
   ///
-  /// - Parameter keepsTypes: whether matrices stay in the element type that they are stored in where
-  ///   the device multiplies it, in the mapped file where it is a host; else they become float32.
+  /// - Parameter matrices: how matrices are held.
   /// - Throws: what is missing, damaged or does not fit, with the file's name.
   public static func load(
-    folder: String, device: any Device, keepsTypes: Bool = false
+    folder: String, device: any Device, matrices: MatrixStorage = .float32
   ) throws(InferenceError) -> LanguageModel {
     do throws(ModelFolderError) {
-      return try ModelFolder(path: folder).load(on: device, keepsTypes: keepsTypes)
+      return try ModelFolder(path: folder).load(on: device, matrices: matrices)
     } catch {
       throw .folder(error)
     }

@@ -21,12 +21,13 @@ public struct CellMixerConfiguration<C: Cell>: MixerConfiguration {
   public var rank = 8
   /// Whether an output projection follows; without one `hidden` must be the width.
   public var projects = true
-  /// How cells whose units do not mix are run.
+  /// Token by token or all tokens at once.
   public var execution = CellExecution.automatic
+  public var dropout = RecurrentDropout()
   public init() {}
 
   private enum CodingKeys: String, CodingKey {
-    case hidden, matrix, heads, rank, projects, execution
+    case hidden, matrix, heads, rank, projects, execution, dropout
   }
   /// The cell's options are in the same object.
   public init(from decoder: any Decoder) throws {
@@ -38,6 +39,7 @@ public struct CellMixerConfiguration<C: Cell>: MixerConfiguration {
     rank = try c.decode(Int.self, forKey: .rank)
     projects = try c.decode(Bool.self, forKey: .projects)
     execution = try c.decode(CellExecution.self, forKey: .execution)
+    dropout = try c.decode(RecurrentDropout.self, forKey: .dropout)
   }
   public func encode(to encoder: any Encoder) throws {
     try cell.encode(to: encoder)
@@ -48,6 +50,7 @@ public struct CellMixerConfiguration<C: Cell>: MixerConfiguration {
     try c.encode(rank, forKey: .rank)
     try c.encode(projects, forKey: .projects)
     try c.encode(execution, forKey: .execution)
+    try c.encode(dropout, forKey: .dropout)
   }
 
   func hiddenSize(_ width: Int) -> Int { hidden > 0 ? hidden : width }
@@ -71,8 +74,15 @@ public struct CellMixerConfiguration<C: Cell>: MixerConfiguration {
     try require(
       projects || hiddenSize(width) == width, "projects",
       "must be true where hidden (\(hidden)) is not the width \(width)")
+    try dropout.validate()
     if let problem = cell.problem(hidden: hiddenSize(width)) {
       throw ConfigurationError(problem.field, problem.reason)
+    }
+    if dropout.weight > 0 {
+      let d = cell.description(hidden: hiddenSize(width), heads: heads, matrix: recurrent)
+      try require(
+        d.parts.matrices.contains { $0.constant == nil }, "dropout.weight",
+        "must be 0 where the cell has no recurrent matrix")
     }
   }
 }
@@ -99,6 +109,12 @@ public struct CellMixer<C: Cell>: SequenceMixer {
       with(plain) {
         $0.matrix = .diagonal; $0.execution = .newton
       },
+      with(plain) {
+        $0.matrix = .dense; $0.execution = .newton
+      },
+      with(plain) {
+        $0.dropout.zoneout = 0.1; $0.dropout.zoneoutMemory = 0.2; $0.dropout.recurrent = 0.3
+      },
     ]
       + C.variants.map { variant in with(plain) { $0.cell = variant } }
   }
@@ -114,6 +130,9 @@ public struct CellMixer<C: Cell>: SequenceMixer {
   private let output: Linear?
   private let engine: RecurrentCell
   private let constants: (matrices: [Tensor?], parameters: [Tensor?])
+  private let dropout: RecurrentDropout
+  private let noiseInputs: [(name: String, width: Int)]
+  private let outputState: String
 
   public init(
     _ c: Configuration, width: Int, layer _: LayerPosition, parameters p: inout ParameterBuilder
@@ -121,7 +140,11 @@ public struct CellMixer<C: Cell>: SequenceMixer {
     let hidden = c.hiddenSize(width)
     let description = c.cell.description(hidden: hidden, heads: c.heads, matrix: c.recurrent)
     let parts = description.parts
-    engine = RecurrentCell(description, execution: c.execution)
+    dropout = c.dropout
+    outputState = parts.states[description.output].name
+    engine = RecurrentCell(description.with(c.dropout.noise), execution: c.execution)
+    let all = engine.plan.parts
+    noiseInputs = all.inputs.dropFirst(parts.inputs.count).map { ($0.name, all.spaces[$0.space]) }
     input = try Linear(
       "input", inputs: width, outputs: parts.inputWidth, bias: CellMixer.bias(parts),
       initializer: .fanIn(hidden), &p)
@@ -174,9 +197,15 @@ public struct CellMixer<C: Cell>: SequenceMixer {
     func values(_ trained: [Parameter?], _ given: [Tensor?]) -> [Tensor] {
       zip(trained, given).compactMap { $0?.value ?? $1 }
     }
+    let (noise, name) = (context.dropout, input.weight.name)
+    let gates = input(dropout.input(x, noise, name))
+    let extra = dropout.values(noiseInputs, output: outputState, like: x, noise, name)
     let h = engine(
       .init(
-        gates: input(x), matrices: values(matrices, constants.matrices),
+        gates: extra.isEmpty ? gates : concatenated([gates] + extra),
+        matrices: zip(matrices, constants.matrices).compactMap { trained, given in
+          trained.map { dropout.matrix($0.value, noise, $0.name) } ?? given
+        },
         parameters: values(parameters, constants.parameters)),
       state: &state, form: context.form, reset: context.reset)
     return output?(h) ?? h

@@ -12,6 +12,9 @@ public struct CellConfiguration: MixerConfiguration {
   public var projects = true
   /// Added to the forget gate's bias at the start (LSTM).
   public var forgetBias = 1.0
+  /// Token by token or all tokens at once.
+  public var execution = CellExecution.automatic
+  public var dropout = RecurrentDropout()
   public init() {}
 
   func hiddenSize(_ width: Int) -> Int { hidden > 0 ? hidden : width }
@@ -22,6 +25,7 @@ public struct CellConfiguration: MixerConfiguration {
       projects || hiddenSize(width) == width, "projects",
       "must be true where hidden (\(hidden)) is not the width \(width)")
     try require(forgetBias.isFinite, "forgetBias", "must be finite")
+    try dropout.validate()
   }
 }
 
@@ -32,12 +36,14 @@ struct CellLayer: Sendable {
   private let recurrentBias: Parameter
   private let output: Linear?
   private let engine: CellScan
+  private let dropout: RecurrentDropout
 
   init(
     _ cell: CellScan.Cell, gates: Int, bias: @escaping @Sendable (Int, Int) -> Double,
     _ c: CellConfiguration, recurrent initializer: Initializer? = nil, width: Int,
     _ p: inout ParameterBuilder
   ) throws(ConfigurationError) {
+    dropout = c.dropout
     let hidden = c.hiddenSize(width)
     input = try Linear(
       "input", inputs: width, outputs: gates * hidden, bias: .each { bias($0, hidden) },
@@ -49,15 +55,21 @@ struct CellLayer: Sendable {
       initializer ?? .fanIn(block))
     recurrentBias = try p.parameter("recurrent.bias", [gates * hidden], .zeros)
     output = c.projects ? try Linear("output", inputs: hidden, outputs: width, &p) : nil
-    engine = CellScan(cell: cell, hiddenSize: hidden, heads: c.heads)
+    engine = CellScan(
+      cell: cell, hiddenSize: hidden, heads: c.heads, execution: c.execution,
+      noise: c.dropout.noise)
   }
 
   var stateSpec: StateSpec { engine.stateSpec }
 
   func callAsFunction(_ x: Tensor, _ state: inout State, _ context: SequenceContext) -> Tensor {
+    let (noise, name) = (context.dropout, recurrent.name)
     let h = engine(
       .init(
-        gates: input(x), recurrentWeight: recurrent.value, recurrentBias: recurrentBias.value),
+        gates: input(dropout.input(x, noise, name)),
+        recurrentWeight: dropout.matrix(recurrent.value, noise, name),
+        recurrentBias: recurrentBias.value),
+      noise: dropout.values(engine.noiseInputs, output: "h", like: x, noise, name),
       state: &state, form: context.form, reset: context.reset)
     return output?(h) ?? h
   }
@@ -79,6 +91,12 @@ public struct LSTM: SequenceMixer {
       $0.hidden = 24; $0.heads = 3
     },
     with(Configuration()) { $0.projects = false },
+    with(Configuration()) {
+      $0.execution = .newton; $0.hidden = 24; $0.heads = 3
+    },
+    with(Configuration()) {
+      $0.dropout.zoneout = 0.1; $0.dropout.zoneoutMemory = 0.4; $0.dropout.variational = 0.2
+    },
   ]
   private let layer: CellLayer
 
@@ -116,11 +134,15 @@ public struct GRU: SequenceMixer {
     public var projects = true
     /// n = tanh(W x + b + R (r ∘ h)): the reset gate before the product, as Cho et al. have it.
     public var resetsBefore = false
+    /// Token by token or all tokens at once.
+    public var execution = CellExecution.automatic
+    public var dropout = RecurrentDropout()
     public init() {}
 
     var cells: CellConfiguration {
       with(CellConfiguration()) {
-        $0.hidden = hidden; $0.heads = heads; $0.projects = projects
+        $0.hidden = hidden; $0.heads = heads; $0.projects = projects; $0.dropout = dropout
+        $0.execution = execution
       }
     }
     public func validate(width: Int) throws(ConfigurationError) { try cells.validate(width: width) }
@@ -132,6 +154,10 @@ public struct GRU: SequenceMixer {
     },
     with(Configuration()) { $0.projects = false },
     with(Configuration()) { $0.resetsBefore = true },
+    with(Configuration()) { $0.execution = .newton },
+    with(Configuration()) {
+      $0.dropout.zoneout = 0.1; $0.dropout.recurrent = 0.2; $0.dropout.weight = 0.3
+    },
   ]
   private let layer: CellLayer
 
@@ -169,14 +195,19 @@ public struct SLSTM: SequenceMixer {
     public var heads = 4
     /// Whether an output projection follows; without one `hidden` must be the width.
     public var projects = true
+    /// Without zoneout and recurrent dropout: c, n and m are one number on a sliding scale.
+    public var dropout = RecurrentDropout()
     public init() {}
 
     var cells: CellConfiguration {
       with(CellConfiguration()) {
-        $0.hidden = hidden; $0.heads = heads; $0.projects = projects
+        $0.hidden = hidden; $0.heads = heads; $0.projects = projects; $0.dropout = dropout
       }
     }
-    public func validate(width: Int) throws(ConfigurationError) { try cells.validate(width: width) }
+    public func validate(width: Int) throws(ConfigurationError) {
+      try cells.validate(width: width)
+      try dropout.validate(allowsNoise: false)
+    }
   }
   public static let testConfigurations = [
     Configuration(),

@@ -2,12 +2,23 @@ import GyreCheckpoints
 import GyreLayers
 import GyreTensors
 
+/// How a model that infers holds its matrices.
+public enum MatrixStorage: Sendable {
+  /// Widened: exact, and what training needs.
+  case float32
+  /// Rounded, on devices that store bfloat16; elsewhere float32.
+  case bfloat16
+  /// In the element type of the checkpoint where the device multiplies it (bfloat16, quantised blocks),
+  /// in the mapped file where it is a host; else float32.
+  case stored
+}
+
 /// Parameters of a stored model. Problems are collected, so that one error names them all.
 public final class CheckpointParameters: ParameterSource {
   private let source: any TensorSource
   private let device: any Device
   private let copies: Bool
-  private let keepsTypes: Bool
+  private let matrices: MatrixStorage
   private var asked: Set<String> = []
   private var missing: [String] = []
   private var reshaped: [ShapeMismatch] = []
@@ -16,15 +27,15 @@ public final class CheckpointParameters: ParameterSource {
   /// - Parameter copies: whether values get memory of their own. Training needs that, since
   ///   optimisers write in place; without it values of host devices stay in the mapped file where
   ///   they have the type that is needed.
-  /// - Parameter keepsTypes: whether matrices keep the element type of the checkpoint where the device
-  ///   multiplies it (bfloat16, quantised blocks); for inference.
+  /// - Parameter matrices: how matrices are held; other than in float32 for inference only.
   public init(
-    _ source: any TensorSource, device: any Device, copies: Bool, keepsTypes: Bool = false
+    _ source: any TensorSource, device: any Device, copies: Bool,
+    matrices: MatrixStorage = .float32
   ) {
     self.source = source
     self.device = device
     self.copies = copies
-    self.keepsTypes = keepsTypes
+    self.matrices = matrices
   }
 
   public func value(name: String, shape: Shape, initializer: Initializer) -> Tensor? {
@@ -33,7 +44,7 @@ public final class CheckpointParameters: ParameterSource {
 
   public func matrix(name: String, shape: Shape, initializer: Initializer) -> Tensor? {
     read(name, shape) { type in
-      keepsTypes && shape.rank == 2 && shape.last % type.valuesPerBlock == 0
+      matrices == .stored && shape.rank == 2 && shape.last % type.valuesPerBlock == 0
         && device.multiplies(stored: type)
     }
   }
@@ -60,7 +71,9 @@ public final class CheckpointParameters: ParameterSource {
           return try source.withBytes(name) { Tensor(bytes: $0, spec: spec, on: device) }
         }
       }
-      return Tensor(try source.readFloat32(name), shape: shape, on: device)
+      let values = try source.readFloat32(name)
+      let isShort = matrices == .bfloat16 && device.storesBFloat16 && Self.isMatrix(shape)
+      return Tensor(values, shape: shape, as: isShort ? .bfloat16 : .float32, on: device)
     } catch {
       if failure == nil { failure = error }
       return nil
@@ -80,6 +93,11 @@ public final class CheckpointParameters: ParameterSource {
         shape: spec.shape, dtype: spec.dtype, device: device,
         buffer: BorrowedHostBuffer(bytes, owner: owner))
     }
+  }
+
+  /// Whether a parameter is a matrix of a product, rather than rows of taps or of heads.
+  public static func isMatrix(_ shape: Shape) -> Bool {
+    shape.rank == 2 && shape[0] >= 16 && shape[1] >= 16 && shape.elementCount >= 1 << 14
   }
 
   /// Stored tensors that the model did not ask for.
@@ -113,6 +131,23 @@ extension TensorSource {
       return folder.files.allSatisfy(\.isMapped) ? folder : nil
     }
     return nil
+  }
+}
+
+extension Tensor {
+  /// Values in float32 or, rounded, in bfloat16.
+  public init(_ values: [Float], shape: Shape, as type: DType, on device: any Device) {
+    guard type == .bfloat16 else {
+      self.init(values, shape: shape, on: device)
+      return
+    }
+    let bits = [UInt16](unsafeUninitializedCapacity: values.count) { memory, count in
+      for i in 0..<values.count { memory[i] = BFloat16.bits(values[i]) }
+      count = values.count
+    }
+    self = bits.withUnsafeBytes {
+      Tensor(bytes: $0, spec: TensorSpec(shape, .bfloat16), on: device)
+    }
   }
 }
 

@@ -42,12 +42,12 @@ public struct LanguageModel: Sendable {
   public let configuration: ModelConfiguration
   /// All parameters in a fixed order.
   public let parameters: [Parameter]
-  private let embedding: Parameter
-  private let embeddingNorm: NormLayer?
-  private let blocks: [Block]
-  private let finalAttention: ResidualAttention?
-  private let finalNorm: NormLayer
-  private let headWeight: Parameter
+  let embedding: Parameter
+  let embeddingNorm: NormLayer?
+  let blocks: [Block]
+  let finalAttention: ResidualAttention?
+  let finalNorm: NormLayer
+  let headWeight: Parameter
   /// Whether the backward pass computes each block again instead of keeping its activations.
   public var rematerializes = false
   /// Where layers get their states from and hand them on to while the sequence is spread over devices;
@@ -88,8 +88,14 @@ public struct LanguageModel: Sendable {
   public var parameterCount: Int { parameters.reduce(0) { $0 + $1.shape.elementCount } }
   public var device: any Device { embedding.value.device }
 
-  /// What each sublayer remembers of a sequence.
-  public var stateSpecs: [StateSpec] { blocks.flatMap { $0.sublayers.map(\.map.stateSpec) } }
+  /// What each sublayer remembers of a sequence, once for each time that the stack is run over.
+  public var stateSpecs: [StateSpec] { passes.flatMap { $0.sublayers.map(\.map.stateSpec) } }
+
+  /// The blocks in the order in which a token passes them.
+  private var passes: [Block] {
+    configuration.loops == 1
+      ? blocks : Array(repeating: blocks, count: configuration.loops).flatMap { $0 }
+  }
 
   public func makeState(batch: Int) -> ModelState {
     ModelState(layers: stateSpecs.map { State($0, batch: batch) }, batch: batch)
@@ -119,10 +125,17 @@ public struct LanguageModel: Sendable {
     _ tokens: Tensor, state: inout ModelState, context: inout SequenceContext
   ) -> Tensor {
     var x = embedding.value.embedded(tokens)
+    if let noise = context.dropout, configuration.embeddingDropout > 0 {
+      // A dropped token is dropped wherever it stands.
+      let kept = noise.mask(
+        [configuration.vocabulary, 1], rate: configuration.embeddingDropout, name: "embedding",
+        on: device)
+      x = x * kept.embedded(tokens)
+    }
     if configuration.embeddingScale != 1 { x = x * configuration.embeddingScale }
     if let embeddingNorm { x = embeddingNorm(x) }
     var next = 0
-    for block in blocks {
+    for block in passes {
       let range = next..<next + block.sublayers.count
       next = range.upperBound
       var states = Array(state.layers[range])
@@ -147,25 +160,51 @@ public struct LanguageModel: Sendable {
 
   /// What training minimises, the mean cross-entropy in nats of predicting `targets` `[B, T]`
   /// (negative: ignored) plus λ times the routers' balance loss where the configuration has a
-  /// `balanceFactor`, and with the gradient of the penalty on large logits where it has a
-  /// `logitPenalty`; and the cross-entropy of each token.
+  /// `balanceFactor`, and with the gradient of the penalties on large logits, large and fast changing
+  /// activations where it has a `logitPenalty`, an `activationPenalty`, a `temporalPenalty`; and the
+  /// cross-entropy of each token.
+  ///
+  /// - Parameter dropout: the choices of a training step; nil drops nothing.
   public func loss(
     _ tokens: Tensor, targets: Tensor, state: inout ModelState, form: SequenceForm = .chunkwise,
-    reset: Tensor? = nil
+    reset: Tensor? = nil, dropout: DropoutNoise? = nil
   ) -> (mean: Tensor, rows: Tensor) {
-    var context = SequenceContext(form: form, reset: reset)
-    let h = hidden(tokens, state: &state, context: &context)
-    var (mean, rows) =
-      configuration.logitCap != nil
-      ? logits(h).crossEntropy(targets) : h.crossEntropy(head: headWeight.value, targets)
+    var context = SequenceContext(form: form, reset: reset, dropout: dropout)
+    let raw = hidden(tokens, state: &state, context: &context)
+    let h = raw.dropped(
+      configuration.outputDropout, dropout, name: "output", sharesTime: true)
+    var (mean, rows) = crossEntropy(h, targets)
     if let factor = configuration.balanceFactor, let balance = context.balanceLoss {
       mean = mean + balance * factor
     }
-    if let factor = configuration.logitPenalty, Tape.current != nil {
-      let penalty = logitPenalty(h) * factor
-      mean = mean + (penalty - penalty.detached())
-    }
+    guard Tape.current != nil else { return (mean, rows) }
+    var penalty = configuration.logitPenalty.map { logitPenalty(h) * $0 }
+    if let term = activationPenalty(raw, dropped: h) { penalty = penalty.map { $0 + term } ?? term }
+    if let penalty { mean = mean + (penalty - penalty.detached()) }
     return (mean, rows)
+  }
+
+  /// The mean cross-entropy of `targets` `[B, T]` (negative: ignored) after hidden states, and that of
+  /// each token.
+  public func crossEntropy(_ hidden: Tensor, _ targets: Tensor) -> (mean: Tensor, rows: Tensor) {
+    configuration.logitCap != nil
+      ? logits(hidden).crossEntropy(targets) : hidden.crossEntropy(head: headWeight.value, targets)
+  }
+
+  /// α times the mean square of the activations and β times that of their change from token to token
+  /// (Merity, McCann and Socher, "Revisiting activation regularization for language RNNs", 2017,
+  /// https://arxiv.org/abs/1708.01009).
+  private func activationPenalty(_ raw: Tensor, dropped: Tensor) -> Tensor? {
+    func meanSquare(_ x: Tensor, _ factor: Double?) -> Tensor? {
+      guard let factor, x.elementCount > 0 else { return nil }
+      return apply(SumOfSquares(), [x])[0] * (factor / Double(x.elementCount))
+    }
+    let T = raw.shape[1]
+    let size = meanSquare(dropped, configuration.activationPenalty)
+    guard configuration.temporalPenalty != nil, T > 1 else { return size }
+    let change = raw.sliced(1..<T, axis: 1) - raw.sliced(0..<T - 1, axis: 1)
+    let speed = meanSquare(change, configuration.temporalPenalty)
+    return size.map { a in speed.map { a + $0 } ?? a } ?? speed
   }
 
   /// Half the mean square of each position's largest logit (RWKV's L2Wrap). Logits exist for some rows
@@ -196,7 +235,7 @@ struct Block: Sendable {
     var startsBlock = false
   }
   let sublayers: [Sublayer]
-  private let residual: ModelConfiguration.Residual
+  let residual: ModelConfiguration.Residual
 
   init(
     _ c: ModelConfiguration, _ layer: LayerPosition, _ p: inout ParameterBuilder
@@ -236,7 +275,9 @@ struct Block: Sendable {
       let y = sublayer.map(normed, state: &states[i], context: &context)
       let stream = residual == .preNorm ? x : normed
       let (a, b) = sublayer.factors
-      x = (a == 1 ? stream : stream * a) + (b == 1 ? y : y * b)
+      let part = b == 1 ? y : y * b
+      // A plain stack has no stream.
+      x = a == 0 ? part : (a == 1 ? stream : stream * a) + part
     }
     return x
   }

@@ -10,6 +10,9 @@ public struct ModelConfiguration: Codable, Hashable, Sendable {
   public var width = 256
   /// Number of layers; each is a mixer and, where there is one, a feed-forward block.
   public var layers = 4
+  /// Times that the stack of layers is run over, with the same parameters and a state of each time's
+  /// own: 4 layers with 3 loops are 12 deep.
+  public var loops = 1
   /// Mixer kinds, repeated over the layers: a hybrid is `["gated_delta_net", "gated_delta_net",
   /// "softmax_attention"]`. An entry `"softmax_attention@window"` has options of its own under that
   /// name.
@@ -55,6 +58,14 @@ public struct ModelConfiguration: Codable, Hashable, Sendable {
   public var logitPenalty: Double?
   /// λ: the loss has λ times the balance loss of the routers, where there are any; nil for none.
   public var balanceFactor: Double?
+  /// Rates at which training drops tokens of the vocabulary from the embedding, and channels of the
+  /// output for all tokens of a row.
+  public var embeddingDropout = 0.0
+  public var outputDropout = 0.0
+  /// α and β: the gradient of the loss has α times the mean square of the output and β times that of
+  /// its change from token to token; nil for none. AWD-LSTM trains with 2 and 1.
+  public var activationPenalty: Double?
+  public var temporalPenalty: Double?
   /// The text of the public `config.json` that the model was converted from.
   public var origin: String?
 
@@ -71,7 +82,7 @@ public struct ModelConfiguration: Codable, Hashable, Sendable {
   public init() {}
 
   private enum CodingKeys: String, CodingKey, CaseIterable {
-    case vocabulary, width, layers, pattern, mixers
+    case vocabulary, width, layers, loops, pattern, mixers
     case feedForward = "feed_forward"
     case feedForwardOptions = "feed_forward_options"
     case feedForwardPattern = "feed_forward_pattern"
@@ -91,6 +102,10 @@ public struct ModelConfiguration: Codable, Hashable, Sendable {
     case logitCap = "logit_cap"
     case balanceFactor = "balance_factor"
     case logitPenalty = "logit_penalty"
+    case embeddingDropout = "embedding_dropout"
+    case outputDropout = "output_dropout"
+    case activationPenalty = "activation_penalty"
+    case temporalPenalty = "temporal_penalty"
     case origin
   }
 
@@ -102,6 +117,7 @@ public struct ModelConfiguration: Codable, Hashable, Sendable {
     try value(.vocabulary, &vocabulary)
     try value(.width, &width)
     try value(.layers, &layers)
+    try value(.loops, &loops)
     try value(.pattern, &pattern)
     try value(.mixers, &mixers)
     if c.contains(.feedForward) {
@@ -125,6 +141,10 @@ public struct ModelConfiguration: Codable, Hashable, Sendable {
     logitCap = try c.decodeIfPresent(Double.self, forKey: .logitCap)
     balanceFactor = try c.decodeIfPresent(Double.self, forKey: .balanceFactor)
     logitPenalty = try c.decodeIfPresent(Double.self, forKey: .logitPenalty)
+    try value(.embeddingDropout, &embeddingDropout)
+    try value(.outputDropout, &outputDropout)
+    activationPenalty = try c.decodeIfPresent(Double.self, forKey: .activationPenalty)
+    temporalPenalty = try c.decodeIfPresent(Double.self, forKey: .temporalPenalty)
     origin = try c.decodeIfPresent(String.self, forKey: .origin)
   }
 
@@ -133,6 +153,7 @@ public struct ModelConfiguration: Codable, Hashable, Sendable {
     try c.encode(vocabulary, forKey: .vocabulary)
     try c.encode(width, forKey: .width)
     try c.encode(layers, forKey: .layers)
+    if loops != 1 { try c.encode(loops, forKey: .loops) }
     try c.encode(pattern, forKey: .pattern)
     try c.encode(mixers, forKey: .mixers)
     try c.encode(feedForward, forKey: .feedForward)
@@ -154,6 +175,10 @@ public struct ModelConfiguration: Codable, Hashable, Sendable {
     try c.encode(logitCap, forKey: .logitCap)
     try c.encodeIfPresent(balanceFactor, forKey: .balanceFactor)
     try c.encodeIfPresent(logitPenalty, forKey: .logitPenalty)
+    if embeddingDropout != 0 { try c.encode(embeddingDropout, forKey: .embeddingDropout) }
+    if outputDropout != 0 { try c.encode(outputDropout, forKey: .outputDropout) }
+    try c.encodeIfPresent(activationPenalty, forKey: .activationPenalty)
+    try c.encodeIfPresent(temporalPenalty, forKey: .temporalPenalty)
     try c.encodeIfPresent(origin, forKey: .origin)
   }
 
@@ -192,6 +217,9 @@ public struct ModelConfiguration: Codable, Hashable, Sendable {
     try bounded(vocabulary, "vocabulary", 1 << 24)
     try bounded(width, "width", 1 << 17)
     try bounded(layers, "layers", 1 << 12)
+    try bounded(loops, "loops", 1 << 12)
+    try require(
+      loops == 1 || residual != .attention, "loops", "must be 1 with residual attention")
     try require(!pattern.isEmpty, "pattern", "must name at least one mixer")
     try require(
       normEpsilon > 0 && normEpsilon < 1, "norm_epsilon", "must be in (0, 1), is \(normEpsilon)")
@@ -200,6 +228,12 @@ public struct ModelConfiguration: Codable, Hashable, Sendable {
     try require(embeddingScale.isFinite, "embedding_scale", "must be finite")
     try require((balanceFactor ?? 0).isFinite, "balance_factor", "must be finite")
     try require((logitPenalty ?? 0).isFinite, "logit_penalty", "must be finite")
+    for (name, rate) in [
+      ("embedding_dropout", embeddingDropout), ("output_dropout", outputDropout),
+    ] { try require((0...0.999).contains(rate), name, "must be in 0...0.999, is \(rate)") }
+    for (name, factor) in [
+      ("activation_penalty", activationPenalty), ("temporal_penalty", temporalPenalty),
+    ] { try require((0...1e6).contains(factor ?? 0), name, "must be in 0...1e6") }
     try require(
       logitPenalty == nil || logitCap == nil, "logit_penalty", "does not go with logit_cap")
     if let finalNormEpsilon {

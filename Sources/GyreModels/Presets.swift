@@ -1,6 +1,7 @@
 import GyreLayers
 
-/// Named configurations: `tiny`, and about 10M, 100M and 350M parameters of five architectures.
+/// Named configurations: `tiny`, and about 10M, 100M, 350M and, of five, 1.3B parameters of nine
+/// architectures.
 public enum Presets {
   public static let names: [String] =
     ["tiny"]
@@ -13,17 +14,23 @@ public enum Presets {
     case gatedDeltaNet = "gated-deltanet"
     case minGRU = "mingru"
     case llama
+    case paraGRU = "para-gru"
+    case xLSTM = "xlstm"
+    case languiniLSTM = "languini-lstm"
+    case awdLSTM = "awd-lstm"
   }
 
   enum Size: String, CaseIterable {
     case m10 = "10m"
     case m100 = "100m"
     case m350 = "350m"
+    case b13 = "1.3b"
     var extents: (width: Int, layers: Int) {
       switch self {
       case .m10: (320, 7)
       case .m100: (768, 13)
       case .m350: (1024, 26)
+      case .b13: (2048, 24)
       }
     }
   }
@@ -63,7 +70,7 @@ public enum Presets {
 }
 
 extension Presets.Architecture {
-  /// Head sizes that divide all three widths.
+  /// Head sizes that divide all widths.
   fileprivate func apply(to c: inout ModelConfiguration) {
     switch self {
     case .rwkv7:
@@ -82,6 +89,38 @@ extension Presets.Architecture {
     case .llama:
       c.pattern = ["softmax_attention"]
       c.normEpsilon = 1e-5
+    // ParaRNN: the cell in its block, gated feed-forward blocks between.
+    case .paraGRU: c.pattern = ["para_gru_block"]
+    // xLSTM[7:1].
+    case .xLSTM: c.pattern = [String](repeating: "mlstm", count: 7) + ["slstm"]
+    // LSTMs whose recurrent matrices are heads of 64, residual, with feed-forward blocks (Stanić et
+    // al., "The Languini kitchen", 2023, https://arxiv.org/abs/2309.11197).
+    case .languiniLSTM:
+      c.pattern = ["lstm"]
+      c.mixers["lstm"] = .object(["heads": .integer(c.width / 64)])
+    case .awdLSTM: c.setAWD()
     }
+  }
+}
+
+extension ModelConfiguration {
+  /// AWD-LSTM: LSTMs on top of each other without residuals or norms, the embedding as head, and the
+  /// dropouts and penalties of Merity, Keskar and Socher, 2017. Train with `--optimizer ntasgd`.
+  fileprivate mutating func setAWD() {
+    layers = max(3, layers / 3)
+    pattern = ["lstm"]
+    feedForward = nil
+    norm = .none
+    tiesEmbedding = true
+    initialDeviation = 0.1
+    residualFactors = ["lstm": [0, 1]]
+    mixers["lstm"] = .object([
+      "projects": .bool(false),
+      "dropout": .object(["variational": .number(0.25), "weight": .number(0.5)]),
+    ])
+    embeddingDropout = 0.1
+    outputDropout = 0.4
+    activationPenalty = 2
+    temporalPenalty = 1
   }
 }

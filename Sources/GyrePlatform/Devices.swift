@@ -53,6 +53,35 @@ public enum Devices {
     (device as? CPUDevice)?.referenceLaunches ?? (device as? CUDADevice)?.referenceLaunches ?? [:]
   }
 
+  /// Milliseconds and launches of each kernel while `body` runs, after all work before it; nil for
+  /// devices that do not measure kernels. Events between kernels keep them from overlapping.
+  public static func profile(
+    _ device: any Device, _ body: () throws -> Void
+  ) throws -> [String: (milliseconds: Double, launches: Int)]? {
+    guard let card = device as? CUDADevice else { return nil }
+    try card.synchronize()
+    card.times.clear()
+    card.times.isOn = true
+    defer { card.times.isOn = false }
+    try body()
+    try card.synchronize()
+    return card.times.entries.mapValues { ($0.milliseconds, $0.launches) }
+  }
+
+  /// Kernels that a device has queued so far; nil where it does not count them.
+  public static func launchCount(of device: any Device) -> Int? {
+    (device as? CUDADevice)?.times.launchCount
+  }
+
+  /// The exact product of two square int8 matrices, row-major; nil on devices without a kernel for it.
+  ///
+  /// - Precondition: `size`² elements each.
+  public static func int8Product(
+    _ a: [Int8], _ b: [Int8], size: Int, on device: any Device
+  ) -> [Int32]? {
+    (device as? CPUDevice)?.int8Product(a, b, size: size)
+  }
+
   /// Compiles every kernel that a device compiles when it is first used, into its cache.
   ///
   /// - Parameter progress: called with the name of each before it is compiled.
@@ -65,6 +94,9 @@ public enum Devices {
     try card.prepare(progress)
     return true
   }
+
+  /// Where the library keeps what it made or measured for this machine; nil without a home.
+  public static var cacheFolder: String? { CUDADevice.defaultCacheFolder }
 
   /// Threads that the processor's kernels use, the caller's included.
   public static var threadCount: Int {

@@ -115,6 +115,17 @@ public struct State: Sendable {
     return .full(entry.initial, Shape(shape), on: device)
   }
 
+  /// A copy in memory of its own: entries of a fixed size are present, caches as they are.
+  package func owned(on device: any Device) -> State {
+    var result = self
+    for entry in spec.entries {
+      if case .cache = entry.kind { continue }
+      result.values[entry.name] =
+        values[entry.name]?.affine(1) ?? value(entry.name, on: device)
+    }
+    return result
+  }
+
   /// The part of the state under a prefix, as a state of its own.
   public func scoped(_ prefix: String, _ spec: StateSpec) -> State {
     var part = State(spec, batch: batch)

@@ -3,15 +3,15 @@
 ///
 /// Calls queue work on the ranks' devices as launches do and never throw: the first failure, such as a
 /// rank that ended, is kept by the device for its next `synchronize()` or host read. All ranks make the
-/// same calls in the same order. Tensors are float32 and on the communicator's device.
+/// same calls in the same order. Tensors are on the communicator's device.
 public protocol Communicator: AnyObject, Sendable {
   /// This process among them, from 0.
   var rank: Int { get }
   /// How many there are.
   var count: Int { get }
-  /// Replaces each tensor by its sum over all ranks, in the same order of additions on every rank.
+  /// Replaces each tensor, float32, by its sum over all ranks, in the same order of additions on every rank.
   func sum(_ tensors: [Tensor])
-  /// Sends tensors to a rank that calls `receive` with tensors of the same shapes.
+  /// Sends tensors to a rank that calls `receive` with tensors of the same shapes and types.
   func send(_ tensors: [Tensor], to rank: Int)
   func receive(into tensors: [Tensor], from rank: Int)
   /// A short message of the host to another rank; it does not wait for queued work.

@@ -96,6 +96,12 @@ extension KernelCall {
 /// - Precondition: at least one input, all on one device.
 @discardableResult
 public func apply(_ op: some Op, _ inputs: [Tensor]) -> [Tensor] {
+  if let perturbed = Perturbation.current?.run(op, inputs) { return perturbed }
+  return applyUnperturbed(op, inputs)
+}
+
+/// `apply` for callers that see to a population themselves, or have none.
+func applyUnperturbed(_ op: some Op, _ inputs: [Tensor]) -> [Tensor] {
   let device = inputs[0].device
   let outputs = op.infer(inputs.map(\.spec)).map { Tensor(emptyWith: $0, on: device) }
   device.launch(KernelCall(op: op, inputs: inputs, outputs: outputs))

@@ -11,9 +11,10 @@ import Synchronization
 /// such numbers in place of A Bᵀ/√r, the classical evolution strategy.
 ///
 /// `Perturbation.current` is task-local: linear maps, embeddings, norms and element-wise arithmetic of
-/// tensors look at it, so that models know nothing of it. It applies where the batch is the first axis
-/// of what they compute; parameters that reach an op in another way stay as they are. `used` tells which
-/// were perturbed. Nothing of it is recorded on a tape.
+/// tensors look at it, so that models know nothing of it. A parameter that reaches another op, or through
+/// others, is written out for each member and the op runs once a member. It applies where the batch is
+/// the first axis of what is computed. `used` tells which parameters were perturbed. Nothing of it is
+/// recorded on a tape.
 public final class Perturbation: Sendable {
   @TaskLocal public static var current: Perturbation?
 
@@ -80,15 +81,25 @@ public final class Perturbation: Sendable {
   }
 
   public let noise: Noise
-  private let rows: Int
+  let rows: Int
+  /// Members whose rows follow each other, and their noise; each has rows / members rows.
+  let members: Int
+  let distinct: Noise
+  /// The member of each row, counted among `distinct`.
+  let memberOfRow: Tensor
+  /// Tensors made before are the same for all members.
+  let born: TensorID
   /// Places of parameters by the identity of their values.
-  private let leaves: [TensorID: Int]
-  private struct Made {
+  let leaves: [TensorID: Int]
+  struct Made {
     var factors: [Int: (down: Tensor, up: Tensor)] = [:]
     var full: [Int: Tensor] = [:]
+    var derived: [TensorID: Derived] = [:]
+    /// Values of parameters and of what is derived from them, `[members] + shape`.
+    var stacks: [TensorID: Tensor] = [:]
     var used: Set<Int> = []
   }
-  private let made = Mutex(Made())
+  let made = Mutex(Made())
 
   /// - Parameters:
   ///   - members: one a row of the batch; negative: the model itself.
@@ -97,9 +108,16 @@ public final class Perturbation: Sendable {
     _ strategy: Strategy, epoch: UInt32, members: [Int32], parameters: [Parameter],
     on device: any Device
   ) {
-    noise = Noise(
-      strategy, epoch: epoch, members: Tensor(members, shape: [members.count], on: device))
+    func noise(_ members: [Int32]) -> Noise {
+      Noise(strategy, epoch: epoch, members: Tensor(members, shape: [members.count], on: device))
+    }
+    self.noise = noise(members)
     rows = members.count
+    let each = Perturbation.rowsEach(members)
+    self.members = rows / each
+    distinct = noise(stride(from: 0, to: rows, by: each).map { members[$0] })
+    memberOfRow = Tensor((0..<rows).map { Int32($0 / each) }, shape: [rows], on: device)
+    born = .make()
     var leaves: [TensorID: Int] = [:]
     for (i, p) in parameters.enumerated() { leaves[p.value.id] = i }
     self.leaves = leaves
@@ -108,9 +126,18 @@ public final class Perturbation: Sendable {
   /// Places of the parameters that took part so far.
   public var used: Set<Int> { made.withLock { $0.used } }
 
+  /// Rows in a row of one member, where that is the same number for all; otherwise 1.
+  private static func rowsEach(_ members: [Int32]) -> Int {
+    let each = members.firstIndex { $0 != members[0] } ?? members.count
+    guard each > 1, members.count % each == 0,
+      members.indices.allSatisfy({ members[$0] == members[$0 / each * each] })
+    else { return 1 }
+    return each
+  }
+
   /// The place of a matrix that is perturbed for a batch of this shape.
   private func matrix(_ weight: Tensor, _ batch: Shape) -> Int? {
-    guard weight.rank == 2, batch.rank >= 1, batch[0] == rows else { return nil }
+    guard weight.rank == 2, batch.rank >= 1, batch[0] > 0, batch[0] % rows == 0 else { return nil }
     return leaves[weight.id]
   }
 
@@ -138,28 +165,36 @@ public final class Perturbation: Sendable {
   /// Whether a table or a head is perturbed for rows of this shape.
   func perturbs(_ weight: Tensor, _ batch: Shape) -> Bool { matrix(weight, batch) != nil }
 
-  /// y = x Wᵀ + b with each row's perturbation added.
-  func linear(_ y: Tensor, _ x: Tensor, _ weight: Tensor, _ bias: Tensor?) -> Tensor {
-    var y = y
-    if let leaf = matrix(weight, x.shape) {
-      if noise.strategy.rank != nil {
-        let (down, up) = factors(leaf, weight)
-        y.device.launch(
-          KernelCall(op: LowRankAdd(), inputs: [y, x, down, up], outputs: [y]))
-      } else {
-        let (tokens, n) = (x.shape.rowCount / max(rows, 1), weight.shape[1])
-        let added = x.aliased(as: [rows, tokens, n]).matmul(
-          full(leaf, weight), transposingRight: true)
-        y = y + added.aliased(as: y.shape)
-      }
+  /// x Wᵀ + b with each row's perturbation added.
+  func linear(_ op: LinearMap, _ x: Tensor, _ weight: Tensor, _ bias: Tensor?) -> Tensor {
+    if let bias, leaves[bias.id] == nil, isSource(bias) { return linear(op, x, weight, nil) + bias }
+    let inputs = [x, weight] + (bias.map { [$0] } ?? [])
+    guard let leaf = matrix(weight, x.shape) else { return apply(op, inputs)[0] }
+    let (tokens, n) = (x.shape.rowCount / rows, weight.shape[1])
+    var y = applyUnperturbed(op, inputs)[0]
+    let (wide, narrow) = (
+      y.aliased(as: [rows, tokens, weight.shape[0]]), x.aliased(as: [rows, tokens, n])
+    )
+    if noise.strategy.rank != nil {
+      let (down, up) = factors(leaf, weight)
+      y.device.launch(
+        KernelCall(op: LowRankAdd(), inputs: [wide, narrow, down, up], outputs: [wide]))
+    } else {
+      let added = narrow.matmul(full(leaf, weight), transposingRight: true)
+      y = y + added.aliased(as: y.shape)
     }
-    if let bias, let shift = vectorNoise(bias, y) { y = y + shift }
+    if let bias, let shift = vectorNoise(bias, wide) {
+      y = applyUnperturbed(Binary(.add), [y.aliased(as: wide.shape), shift])[0].aliased(as: y.shape)
+    }
     return y
   }
 
   /// Rows of a table with each member's perturbation added.
-  func rows(_ y: Tensor, _ table: Tensor, _ tokens: Tensor) -> Tensor {
-    guard let leaf = matrix(table, tokens.shape) else { return y }
+  func rows(_ table: Tensor, _ tokens: Tensor) -> Tensor {
+    guard let leaf = matrix(table, tokens.shape), tokens.shape[0] == rows else {
+      return apply(EmbeddingLookup(), [table, tokens])[0]
+    }
+    let y = applyUnperturbed(EmbeddingLookup(), [table, tokens])[0]
     if noise.strategy.rank != nil {
       let (down, up) = factors(leaf, table)
       // Row t of A Bᵀ is A[t] B: A plays the part of down.
@@ -194,6 +229,6 @@ public final class Perturbation: Sendable {
 
   /// A vector as each row of `x` sees it; the vector itself where it is not perturbed.
   func vector(_ p: Tensor, like x: Tensor) -> Tensor? {
-    vectorNoise(p, x).map { apply(Binary(.add), [$0, p])[0] }
+    vectorNoise(p, x).map { applyUnperturbed(Binary(.add), [$0, p])[0] }
   }
 }

@@ -146,7 +146,13 @@ private struct GradientTable {
 
   subscript(id: TensorID) -> Tensor? { values[id] }
 
-  mutating func take(_ id: TensorID) -> Tensor? { values.removeValue(forKey: id) }
+  /// A tensor that is handed out may come back as the gradient of several others (both terms of a sum
+  /// get the sum's), so nothing may be added into it any more.
+  mutating func take(_ id: TensorID) -> Tensor? {
+    guard let value = values.removeValue(forKey: id) else { return nil }
+    owned.remove(value.id)
+    return value
+  }
 
   mutating func add(_ gradient: Tensor, to id: TensorID) {
     guard let present = values[id] else {

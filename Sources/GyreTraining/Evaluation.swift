@@ -26,22 +26,30 @@ public struct Evaluation: Sendable, Codable, Equatable {
   }
 
   /// Scores a shard as one stream with carried state, in pieces of `length` tokens: constant memory.
+  ///
+  /// - Parameter cache: mixes the model with the continuous cache pointer.
   public init(
     _ model: LanguageModel, _ shard: TokenShard, length: Int = 1024,
-    precision: ComputePrecision = .float32
+    precision: ComputePrecision = .float32, cache: NeuralCache? = nil
   ) throws {
     var state = model.makeState(batch: 1)
+    var pointer = cache.map { CachePointer($0) }
     var (nats, counted, at) = (0.0, 0, 0)
     while at < shard.count - 1 {
       let n = min(length, shard.count - 1 - at)
       let row = shard.tokens(at..<at + n + 1)
       let (device, shape) = (model.device, Shape([1, n]))
-      let loss = ComputePrecision.$current.withValue(precision) {
-        model.loss(
-          Tensor(Array(row.dropLast()), shape: shape, on: device),
-          targets: Tensor(Array(row.dropFirst()), shape: shape, on: device), state: &state)
+      let targets = Array(row.dropFirst())
+      let (h, loss) = ComputePrecision.$current.withValue(precision) {
+        let h = model.hidden(
+          Tensor(Array(row.dropLast()), shape: shape, on: device), state: &state)
+        return (h, model.crossEntropy(h, Tensor(targets, shape: shape, on: device)))
       }
-      nats += try loss.mean.item() * Double(n)
+      if pointer != nil {
+        nats += try pointer?.mix(h, targets, nats: try loss.rows.doubles()).reduce(0, +) ?? 0
+      } else {
+        nats += try loss.mean.item() * Double(n)
+      }
       counted += n
       at += n
     }

@@ -4,9 +4,10 @@ import GyreTensors
 /// Updates parameters in place from their gradients and keeps what the update rule remembers.
 ///
 /// One rule a parameter: AdamW, SGD with momentum, or Muon for the matrices of hidden layers with
-/// AdamW for all others. Weight decay reaches parameters with `WeightDecay.matrix` only.
+/// AdamW for all others; or SGD whose parameters are averaged once it stops getting better (NT-ASGD).
+/// Weight decay reaches parameters with `WeightDecay.matrix` only.
 public final class Optimizer {
-  enum Rule: Sendable { case adamw, sgd, muon }
+  enum Rule: Sendable { case adamw, sgd, muon, averaged }
   private struct Slot {
     var parameter: Parameter
     var rule: Rule
@@ -22,7 +23,12 @@ public final class Optimizer {
     self.configuration = configuration
     slots = parameters.map { parameter in
       let rule = Optimizer.rule(parameter, configuration.optimizer)
-      let names = rule == .adamw ? ["m", "v"] : ["momentum"]
+      let names =
+        switch rule {
+        case .adamw: ["m", "v"]
+        case .sgd, .muon: ["momentum"]
+        case .averaged: ["gradient", "average"]
+        }
       return Slot(
         parameter: parameter, rule: rule,
         moments: names.map { ($0, .zeros(parameter.shape, on: parameter.value.device)) })
@@ -35,6 +41,7 @@ public final class Optimizer {
     switch kind {
     case .adamw: return .adamw
     case .sgd: return .sgd
+    case .ntasgd: return .averaged
     case .muon:
       let isHidden =
         parameter.shape.rank == 2 && parameter.decay == .matrix
@@ -60,8 +67,57 @@ public final class Optimizer {
       case .adamw: adamw(slot.parameter, gradient, factor, moments, rate, decay)
       case .sgd: sgd(slot.parameter, gradient, factor, moments, rate, decay)
       case .muon: muon(slot.parameter, gradient, factor, moments, rate, decay)
+      case .averaged:
+        let op = MomentumStep(
+          learningRate: configuration.learningRate * rate, momentum: 0, weightDecay: decay,
+          nesterov: false)
+        update(op, gradient, factor, [slot.parameter.value, moments[0]])
       }
     }
+    if averages.isOn { average() }
+  }
+
+  // MARK: - Averages
+
+  /// Where averaging stands.
+  public struct Averages: Codable, Sendable, Hashable {
+    /// Parameters in the average so far; nil while nothing is averaged.
+    public var count: Int?
+    /// Held-out scores so far.
+    public var scores: [Double] = []
+    var isOn: Bool { count != nil }
+  }
+  public internal(set) var averages = Averages()
+
+  /// Non-monotonically triggered averaging (Merity, Keskar and Socher, 2017): starts when a held-out
+  /// score is worse than the best of those at least `averagingPatience` evaluations ago.
+  public func observe(validation score: Double) {
+    guard configuration.optimizer == .ntasgd else { return }
+    let old = averages.scores.dropLast(configuration.averagingPatience)
+    if !averages.isOn, let best = old.min(), score > best { averages.count = 0 }
+    averages.scores.append(score)
+  }
+
+  /// Adds the parameters to their mean: a ← a + (p − a) / n.
+  private func average() {
+    let n = (averages.count ?? 0) + 1
+    averages.count = n
+    for slot in slots where slot.rule == .averaged {
+      let (p, mean) = (slot.parameter.value, slot.moments[1].tensor)
+      let op = MomentumStep(
+        learningRate: 1 / Double(n), momentum: 0, weightDecay: 0, nesterov: false)
+      let one = Tensor.full(1, [1], on: p.device)
+      update(op, mean - p, one, [mean, .zeros(p.shape, on: p.device)])
+    }
+  }
+
+  /// Runs `body` while the parameters are their averages, where there are any.
+  public func withAverages<R>(_ body: () throws -> R) rethrows -> R {
+    guard let count = averages.count, count > 0 else { return try body() }
+    let raw = slots.map(\.parameter.value)
+    for slot in slots where slot.rule == .averaged { slot.parameter.value = slot.moments[1].tensor }
+    defer { for (slot, value) in zip(slots, raw) { slot.parameter.value = value } }
+    return try body()
   }
 
   private func adamw(

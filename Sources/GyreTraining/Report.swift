@@ -11,6 +11,17 @@ public struct Report {
   public var samples: [String]
   /// Bits a byte of n-gram models of order 1, 2, … on the held-out text.
   public var baseline: [Double] = []
+  /// Held against the run in the chart.
+  public struct Curve {
+    public var name: String
+    public var points: [(step: Int, bits: Double)]
+    public init(name: String, points: [(step: Int, bits: Double)]) {
+      self.name = name
+      self.points = points
+    }
+  }
+  public var curves: [Curve] = []
+  private static let colors = ["#3f8f5f", "#a9c7a0", "#8a5fb0", "#b0a15f"]
 
   public init(
     title: String, metrics: [Metrics], settings: [(String, String)], samples: [String]
@@ -68,7 +79,10 @@ public struct Report {
       m.validationBitsPerByte.map { (Double(m.step), $0) }
     }
     guard let lastStep = smooth.last?.0, lastStep > 0 else { return "<p>No steps yet.</p>" }
-    let all = smooth.map(\.1) + held.map(\.1) + baseline.suffix(1)
+    let others = curves.map { curve in
+      curve.points.filter { $0.bits.isFinite }.map { (Double($0.step), $0.bits) }
+    }
+    let all = smooth.map(\.1) + held.map(\.1) + baseline.suffix(1) + others.joined().map(\.1)
     let low = (all.min() ?? 0) * 0.95
     let high = max(all.max() ?? 1, low + 0.1)
     func x(_ step: Double) -> Double { left + step / lastStep * (width - left - 12) }
@@ -92,6 +106,12 @@ public struct Report {
     }
     svg += "<path d=\"\(path(smooth))\" fill=\"none\" stroke=\"#4a78b5\" stroke-width=\"1.5\"/>"
     svg += "<path d=\"\(path(held))\" fill=\"none\" stroke=\"#c2542d\" stroke-width=\"2\"/>"
+    for (i, points) in others.enumerated().reversed() {
+      let color = Report.colors[i % Report.colors.count]
+      svg += "<path d=\"\(path(points))\" fill=\"none\" stroke=\"\(color)\" stroke-width=\"1.5\"/>"
+      svg +=
+        "<text x=\"\(width - 150)\" y=\"\(64 + 18 * i)\" style=\"fill:\(color)\">\(escape(curves[i].name))</text>"
+    }
     for p in held {
       svg +=
         "<circle cx=\"\(fixed(x(p.0), 1))\" cy=\"\(fixed(y(p.1), 1))\" r=\"3\" fill=\"#c2542d\"/>"

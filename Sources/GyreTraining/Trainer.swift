@@ -13,13 +13,13 @@ public final class Trainer {
   public let model: LanguageModel
   public let configuration: TrainingConfiguration
   public let folder: RunFolder
+  /// What it learns and is scored on.
+  public let data: any TrainingData
   private let train: any BatchSource
-  /// The texts as tokens, checked against the run folder's manifest.
-  public let shards: (train: TokenShard, validation: TokenShard)
   private let optimizer: Optimizer
   private let schedule: Schedule
   private let parallel: Parallelism?
-  private let share: Share
+  private let share: Share?
   private var state: ModelState
   /// Steps done.
   public private(set) var step = 0
@@ -28,37 +28,46 @@ public final class Trainer {
   private var skips = 0
   public private(set) var history: [Metrics] = []
 
+  /// On the texts of the run folder, checked against its manifest.
+  ///
   /// - Parameters:
   ///   - model: with parameters of its own memory: they are updated in place.
   ///   - parallel: this process's part of a run of several; nil on its own.
-  public init(
+  public convenience init(
     model: LanguageModel, configuration: TrainingConfiguration, folder: RunFolder,
     parallel: Parallelism? = nil
+  ) throws {
+    try self.init(
+      model: model, configuration: configuration, folder: folder,
+      data: try TextData(try folder.shards(), configuration), parallel: parallel)
+  }
+
+  /// - Parameters:
+  ///   - model: with parameters of its own memory: they are updated in place.
+  ///   - data: what it learns and is scored on.
+  ///   - parallel: this process's part of a run of several; nil on its own.
+  public init(
+    model: LanguageModel, configuration: TrainingConfiguration, folder: RunFolder,
+    data: any TrainingData, parallel: Parallelism? = nil
   ) throws {
     self.model = model
     self.parallel = parallel
     self.configuration = configuration
     self.folder = folder
-    shards = try folder.shards()
-    guard shards.train.vocabulary <= model.configuration.vocabulary else {
+    self.data = data
+    train = data.batches
+    guard data.vocabulary <= model.configuration.vocabulary else {
       throw TrainingError.configuration(
-        "vocabulary: the tokenizer has \(shards.train.vocabulary) tokens, the model \(model.configuration.vocabulary)"
+        "vocabulary: the tokenizer has \(data.vocabulary) tokens, the model \(model.configuration.vocabulary)"
       )
     }
     let (batch, length) = (configuration.batch, configuration.length)
-    share =
-      try parallel.map { (p) throws(TrainingError) in try Share(p, batch: batch, length: length) }
-      ?? Share(batch: batch, length: length)
-    train =
-      switch configuration.data {
-      case .stream:
-        try StreamBatches(shards.train, batch: batch, length: length, seed: configuration.seed)
-      case .packed:
-        try PackedBatches(shards.train, batch: batch, length: length, seed: configuration.seed)
-      }
+    share = try parallel.map { (p) throws(TrainingError) in
+      try Share(p, batch: batch, length: length)
+    }
     optimizer = Optimizer(model.parameters, configuration)
     schedule = Schedule(configuration)
-    state = model.makeState(batch: share.rows.count)
+    state = model.makeState(batch: share?.rows.count ?? batch)
   }
 
   /// Whether this process writes the run's files.
@@ -85,8 +94,13 @@ public final class Trainer {
         Double(configuration.batch * configuration.length * configuration.accumulation)
         / ((clock.now - start) / .seconds(1))
       let every = configuration.evaluateEvery
-      if isLead, step == configuration.steps || (every > 0 && step % every == 0) {
-        metrics.validationBitsPerByte = try evaluate().bitsPerByte
+      // Whoever averages must know when all begin to.
+      let isScoring = isLead || configuration.optimizer == .ntasgd
+      if isScoring, step == configuration.steps || (every > 0 && step % every == 0) {
+        let score = try evaluate()
+        metrics.validationBitsPerByte = score.bitsPerByte
+        metrics.accuracy = score.accuracy
+        optimizer.observe(validation: score.bitsPerByte)
       }
       history.append(metrics)
       if isLead { try folder.append(try metrics.line(), to: folder.metrics) }
@@ -109,14 +123,18 @@ public final class Trainer {
     }
     if lastSaved != step { try save() }
     guard isLead else { return }
-    do throws(CheckpointError) { try model.weights().write(to: folder.weights) } catch {
-      throw TrainingError.checkpoint(error)
+    try optimizer.withAverages {
+      do throws(CheckpointError) { try model.weights().write(to: folder.weights) } catch {
+        throw TrainingError.checkpoint(error)
+      }
     }
   }
 
-  /// Scores the held-out text.
-  public func evaluate() throws -> Evaluation {
-    try Evaluation(model, shards.validation, precision: configuration.precision)
+  /// Scores what is held out, with the averaged parameters where the optimiser averages.
+  public func evaluate() throws -> HeldOutScore {
+    try optimizer.withAverages {
+      try data.score(model, precision: configuration.precision)
+    }
   }
 
   /// One optimiser step.
@@ -129,10 +147,10 @@ public final class Trainer {
     let reports = NewtonReports()
     for part in 0..<c.accumulation {
       let batch = train.batch(step * c.accumulation + part)
-      if batch.startsAfresh { next = model.makeState(batch: share.rows.count) }
+      if batch.startsAfresh { next = model.makeState(batch: share?.rows.count ?? c.batch) }
       _ = try reports.take()
       let (mean, gradients) = NewtonReports.$current.withValue(reports) {
-        differentiate(batch, &next, variables)
+        differentiate(batch, &next, variables, part: step * c.accumulation + part)
       }
       losses.append(mean)
       for (i, gradient) in gradients.enumerated() {
@@ -140,6 +158,8 @@ public final class Trainer {
         sums[i] = sums[i].map { $0 + gradient } ?? gradient
       }
     }
+    // Sums over ranks are float32; a device may give bfloat16.
+    if parallel != nil { sums = sums.map { $0?.cast(to: .float32) } }
     let present = sums.compactMap(\.self)
     let (loss, isEnding) = try together(losses, present, wantsToStop)
     let norm =
@@ -162,7 +182,7 @@ public final class Trainer {
     let bits: Double = loss / 0.693_147_180_559_945_3
     let tokens: Int = step * c.batch * c.length * c.accumulation
     var metrics = Metrics(
-      step: step, tokens: tokens, trainBitsPerByte: bits / shards.train.bytesPerToken,
+      step: step, tokens: tokens, trainBitsPerByte: bits / data.bytesPerToken,
       validationBitsPerByte: nil, learningRate: c.learningRate * rate, gradientNorm: norm,
       tokensPerSecond: 0, skipped: problem)
     if !newton.isEmpty { metrics.newton = newton }
@@ -179,29 +199,34 @@ public final class Trainer {
       )
     }
     let stop = Tensor([wantsToStop ? 1 : 0 as Float], shape: [1], on: model.device)
-    let sum = losses.dropFirst().reduce(losses[0]) { $0 + $1 }
+    let sum = losses.dropFirst().reduce(losses[0]) { $0 + $1 }.cast(to: .float32)
     parallel.communicator.sum(gradients + [sum, stop])
     return (try sum.item() / Double(configuration.accumulation), try stop.item() > 0)
   }
 
   private func differentiate(
-    _ batch: Batch, _ state: inout ModelState, _ variables: [Tensor]
+    _ batch: Batch, _ state: inout ModelState, _ variables: [Tensor], part: Int
   ) -> (loss: Tensor, gradients: [Tensor?]) {
     let device = model.device
-    let shape = share.shape
-    let tokens = Tensor(share.cut(batch.tokens), shape: shape, on: device)
-    let targets = Tensor(share.cut(batch.targets), shape: shape, on: device)
-    let reset = batch.reset.map { Tensor(share.cut($0), shape: shape, on: device) }
+    let shape = share?.shape ?? [configuration.batch, batch.tokens.count / configuration.batch]
+    func tensor(_ values: [Int32]) -> Tensor {
+      Tensor(share?.cut(values) ?? values, shape: shape, on: device)
+    }
+    let (tokens, targets) = (tensor(batch.tokens), tensor(batch.targets))
+    let reset = batch.reset.map(tensor)
     let relay = parallel.flatMap { $0.parts > 1 ? SequenceRelay(parallel: $0) : nil }
     var model = model
     model.relay = relay
-    let weight = parallel == nil ? 1 : share.weight(of: batch.targets)
+    let weight = share?.weight(of: batch.targets) ?? 1
     let tape = Tape()
     tape.watch(variables)
     var carried = state.detached()
     let loss = ComputePrecision.$current.withValue(configuration.precision) {
       tape.record {
-        let mean = model.loss(tokens, targets: targets, state: &carried, reset: reset).mean
+        let mean = model.loss(
+          tokens, targets: targets, state: &carried, reset: reset,
+          dropout: DropoutNoise(seed: configuration.seed, step: UInt64(part))
+        ).mean
         return parallel == nil ? mean : mean * weight
       }
     }
@@ -233,6 +258,8 @@ public final class Trainer {
     var skips: Int
     var meanLoss: Double?
     var tokenCounts: [Int]
+    /// Of an optimiser that averages.
+    var averages: Optimizer.Averages?
   }
 
   /// Writes a checkpoint and drops the oldest.
@@ -246,7 +273,7 @@ public final class Trainer {
     try model.device.synchronize()
     let snapshot = Snapshot(
       step: step, updateCount: optimizer.updateCount, skips: skips, meanLoss: meanLoss,
-      tokenCounts: state.layers.map(\.tokenCount))
+      tokenCounts: state.layers.map(\.tokenCount), averages: optimizer.averages)
     let store = folder.store
     do {
       try store.save(step: step) { checkpoint in
@@ -295,6 +322,7 @@ public final class Trainer {
     try optimizer.restore(updateCount: snapshot.updateCount) { name, shape in
       Tensor(try moments.readFloat32(name), shape: shape, on: device)
     }
+    optimizer.averages = snapshot.averages ?? Optimizer.Averages()
     guard snapshot.tokenCounts.count == state.layers.count else {
       throw TrainingError.data(
         path: found.path + "/state.json", reason: "\(snapshot.tokenCounts.count) layers of state")
@@ -313,9 +341,10 @@ public final class Trainer {
         }
         let values = try moments.readFloat32(name)
         let row = values.count / configuration.batch
+        let rows = share?.rows ?? 0..<configuration.batch
         state.layers[i][entry.name] = Tensor(
-          Array(values[share.rows.lowerBound * row..<share.rows.upperBound * row]),
-          shape: Shape([share.rows.count] + extents.dropFirst()), on: device)
+          Array(values[rows.lowerBound * row..<rows.upperBound * row]),
+          shape: Shape([rows.count] + extents.dropFirst()), on: device)
       }
     }
     (step, skips, meanLoss) = (snapshot.step, snapshot.skips, snapshot.meanLoss)

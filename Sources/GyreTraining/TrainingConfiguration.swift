@@ -7,6 +7,8 @@ import GyreTensors
 public struct TrainingConfiguration: Codable, Hashable, Sendable {
   public enum OptimizerKind: String, Codable, Hashable, Sendable, CaseIterable {
     case adamw, sgd, muon
+    /// SGD that averages its parameters from the evaluation on that shows no progress.
+    case ntasgd
   }
   public enum Data: String, Codable, Hashable, Sendable, CaseIterable {
     /// Each row reads its own contiguous part of the corpus; the state carries over steps.
@@ -42,6 +44,8 @@ public struct TrainingConfiguration: Codable, Hashable, Sendable {
   /// μ of SGD and Muon.
   public var momentum = 0.95
   public var nesterov = true
+  /// Evaluations without progress before NT-ASGD averages.
+  public var averagingPatience = 5
   /// Largest norm of all gradients together; nil for no clipping.
   public var clipNorm: Double? = 1
   public var precision = ComputePrecision.float32
@@ -59,10 +63,22 @@ public struct TrainingConfiguration: Codable, Hashable, Sendable {
 
   public init() {}
 
+  /// What NT-ASGD is run with (Merity, Keskar and Socher, 2017): a constant rate of 30 on gradients of
+  /// norm 0.25 at most, hardly any decay.
+  public mutating func setAveraging() {
+    optimizer = .ntasgd
+    learningRate = 30
+    schedule = .constant
+    warmupSteps = 0
+    clipNorm = 0.25
+    weightDecay = 1.2e-6
+  }
+
   private enum CodingKeys: String, CodingKey, CaseIterable {
     case steps, batch, length, accumulation, data, optimizer, schedule, momentum, nesterov
     case precision, rematerializes, seed, beta1, beta2, epsilon
     case learningRate = "learning_rate"
+    case averagingPatience = "averaging_patience"
     case muonLearningRate = "muon_learning_rate"
     case warmupSteps = "warmup_steps"
     case decaySteps = "decay_steps"
@@ -115,6 +131,7 @@ public struct TrainingConfiguration: Codable, Hashable, Sendable {
     try integer(evaluateEvery, .evaluateEvery, 0...1 << 40)
     try integer(checkpointEvery, .checkpointEvery, 0...1 << 40)
     try integer(keptCheckpoints, .keptCheckpoints, 1...1 << 20)
+    try integer(averagingPatience, .averagingPatience, 0...1 << 20)
     try integer(maximumSkips, .maximumSkips, 1...1 << 20)
     try number(learningRate, .learningRate, 0...1e3)
     try number(muonLearningRate, .muonLearningRate, 0...1e3)

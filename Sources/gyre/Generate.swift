@@ -88,12 +88,16 @@ struct Generate: ParsableCommand {
         return try reader.generate(after: tokens, tokenizer, options, emit: emit)
       }
     }
+    let (matrices, precision) = weights.choice(on: device)
     let generator = try Generator(
-      model: try StoredModel.load(
-        folder: folder, device: device, keepsTypes: weights.keepsTypes),
+      model: try StoredModel.load(folder: folder, device: device, matrices: matrices),
       tokenizer: try StoredModel.tokenizer(folder: folder))
     let tokens = generator.tokens(prompt: text)
-    return { emit in try generator.generate(after: tokens, options, emit: emit) }
+    return { emit in
+      try ComputePrecision.$current.withValue(precision) {
+        try generator.generate(after: tokens, options, emit: emit)
+      }
+    }
   }
 
   func options() -> GenerationOptions {

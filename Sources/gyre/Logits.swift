@@ -20,12 +20,8 @@ struct Logits: ParsableCommand {
   @Option(help: "A safetensors file with input_ids.") var input: String
   @Option(help: "The safetensors file to write.") var output: String
   @Option(help: "recurrent, chunkwise or parallel.") var form = FormName.chunkwise
-  @Option(
-    help: """
-      f32 or bf16: precision of matrix products, of weights widened to float32 \
-      (default: float32 products of weights as they are stored).
-      """)
-  var dtype: Precision?
+  @Option(help: "Precision of matrix products, of weights widened to float32: f32 or bf16.")
+  var dtype = Precision.f32
   @OptionGroup var device: DeviceOptions
 
   func run() throws {
@@ -35,12 +31,12 @@ struct Logits: ParsableCommand {
     let ids = try file.readInt32("input_ids")
     let device = try device.open()
     let model = try StoredModel.load(
-      folder: folder, device: device, keepsTypes: dtype == nil)
+      folder: folder, device: device, matrices: dtype == .bf16 ? .bfloat16 : .float32)
     let vocabulary = model.configuration.vocabulary
     if let bad = ids.firstIndex(where: { $0 < 0 || Int($0) >= vocabulary }) {
       throw Failure("\(input): input_ids[\(bad)] is \(ids[bad]), the model knows 0..<\(vocabulary)")
     }
-    let logits = try ComputePrecision.$current.withValue((dtype ?? .f32).compute) {
+    let logits = try ComputePrecision.$current.withValue(dtype.compute) {
       var state = model.makeState(batch: shape[0])
       let hidden = model.hidden(
         Tensor(ids, shape: shape, on: device), state: &state, form: form.form)

@@ -6,6 +6,7 @@ import GyreLayers
 import GyreModels
 import GyrePlatform
 import GyreRecurrence
+import GyreTasks
 import GyreTensors
 import GyreTokenizers
 import GyreTraining
@@ -31,7 +32,7 @@ enum DemoDefaults {
 
 struct Train: ParsableCommand {
   static let configuration = CommandConfiguration(
-    abstract: "Train a model on text.",
+    abstract: "Train a model on text or on a task.",
     discussion: """
       Without arguments: the preset "tiny" on the built-in text, about three minutes on two cores.
 
@@ -40,7 +41,10 @@ struct Train: ParsableCommand {
         gyre train corpus/ notes.jsonl --model config.json --batch 8 --length 512 --out runs/mine
         gyre train --resume --out runs/mine --steps 20000
         gyre train corpus/ --model rwkv7-350m --device cuda:0 --devices 2
+        gyre train --model awd-lstm-10m --optimizer ntasgd --eval-every 100
         gyre train --task lorenz63 --form almost_linear
+        gyre train --task parity --model delta_net-negative
+        gyre train --task dyck:kinds=3,depth=6 --model lstm --length 64 --curriculum 500
 
       Texts are files, folders (walked in order) or JSON lines with a field "text". The run folder
       holds config.json, training.json, the tokenizer, model.safetensors, metrics.jsonl and
@@ -55,8 +59,17 @@ struct Train: ParsableCommand {
   var model: String?
   @Option(help: "A tokenizer.json, an RWKV vocabulary, or a folder with one; none: bytes.")
   var tokenizer: String?
-  @Option(help: "A task that is not text: lorenz63, a dynamical system from its observations.")
-  var task: TrainingTask?
+  @Option(
+    help: ArgumentHelp(
+      "A task that is not text; gyre tasks lists them, lorenz63 beside them.",
+      discussion: "With a task --model is one of its tables' models too: lstm, recall/gla-64."))
+  var task: String?
+  @Option(
+    help:
+      "With --task: tokens of the shortest rows; batches have any length from there to --length.")
+  var shortest: Int?
+  @Option(help: "With --task: instead, batches over which rows grow from the shortest to --length.")
+  var curriculum: Int?
   @Option(help: "With --task: the network, shallow, almost_linear or standard.")
   var form: PiecewiseLinear.Form?
   @Option(help: "Steps to train.") var steps: Int?
@@ -66,7 +79,7 @@ struct Train: ParsableCommand {
   @Option(help: "Batches a step.") var accumulate: Int?
   @Option(help: "Highest learning rate.") var lr: Double?
   @Option(help: "constant, linear, cosine or wsd.") var schedule: Schedule.Kind?
-  @Option(help: "adamw, sgd or muon.") var optimizer: TrainingConfiguration.OptimizerKind?
+  @Option(help: "adamw, sgd, muon or ntasgd.") var optimizer: TrainingConfiguration.OptimizerKind?
   @Option(help: "stream (carried state) or packed (shuffled windows).")
   var data: TrainingConfiguration.Data?
   @Option(help: "Precision of matrix products: f32 or bf16. Without texts: the faster one.")
@@ -85,10 +98,21 @@ struct Train: ParsableCommand {
   @OptionGroup var parallel: ParallelOptions
 
   func validate() throws {
-    if task != nil, !texts.isEmpty || model != nil || tokenizer != nil || resume {
-      throw ValidationError("--task takes neither texts, --model, --tokenizer nor --resume")
+    if task != nil, !texts.isEmpty || tokenizer != nil || resume {
+      throw ValidationError("--task takes neither texts, --tokenizer nor --resume")
     }
-    if form != nil, task == nil { throw ValidationError("--form needs --task") }
+    if task == DynamicsRun.name, model != nil {
+      throw ValidationError("--task \(DynamicsRun.name) takes no --model; see --form")
+    }
+    if form != nil, task != DynamicsRun.name {
+      throw ValidationError("--form needs --task \(DynamicsRun.name)")
+    }
+    if shortest != nil || curriculum != nil, task == nil || task == DynamicsRun.name {
+      throw ValidationError("--shortest and --curriculum need --task")
+    }
+    if parallel.devices != nil, task != nil {
+      throw ValidationError("--task trains on one device; leave out --devices")
+    }
     if steps != nil, tokens != nil {
       throw ValidationError("--steps and --tokens exclude each other")
     }
@@ -101,7 +125,10 @@ struct Train: ParsableCommand {
   }
 
   func run() throws {
-    if let task { return try run(task, try device.open()) }
+    if task == DynamicsRun.name { return try runDynamics(try device.open()) }
+    if task != nil || resume && TaskFolder(RunFolder(out ?? "")).exists {
+      return try runTask(task, try device.open())
+    }
     if try parallel.launch() { return }
     let (device, ranks) = try parallel.open(device)
     let isLead = ranks?.parallel.isLead ?? true
@@ -130,6 +157,7 @@ struct Train: ParsableCommand {
       progress.update(
         m.step,
         "\(Format.fixed(m.trainBitsPerByte, 3)) bits/byte  \(score)\(Format.count(m.tokensPerSecond)) tokens/s"
+          + (m.newton.map { "  \(Train.summary($0))" } ?? "")
           + (m.skipped.map { "  skipped: \($0)" } ?? ""))
     }
     progress.end()
@@ -148,7 +176,7 @@ struct Train: ParsableCommand {
     }
   }
 
-  private func run(_ task: TrainingTask, _ device: any Device) throws {
+  private func runDynamics(_ device: any Device) throws {
     var c = Reconstruction.Configuration()
     if let form { c.form = form }
     if c.form != .shallow { c.units = 20 }
@@ -158,10 +186,18 @@ struct Train: ParsableCommand {
     if let lr { c.learningRate = lr }
     if let seed { c.seed = seed }
     try DynamicsRun.run(
-      c, device: device, out: out ?? Files.nextRunFolder(task.rawValue), json: json)
+      c, device: device, out: out ?? Files.nextRunFolder(DynamicsRun.name), json: json)
   }
 
-  private func note(_ text: String) { if !json { Terminal.note(text) } }
+  /// Iterations of the layers that solve for all tokens at once, and what ran token by token.
+  private static func summary(_ reports: [NewtonReport]) -> String {
+    let most = reports.map(\.iterations).max() ?? 0
+    let part = reports.map(\.fallback).max() ?? 0
+    return "newton \(Format.fixed(most, 0)) iterations"
+      + (part > 0 ? ", \(Format.fixed(part * 100, 1)) % by token" : "")
+  }
+
+  func note(_ text: String) { if !json { Terminal.note(text) } }
 
   private var runName: String {
     let name = model ?? DemoDefaults.preset
@@ -216,6 +252,7 @@ struct Train: ParsableCommand {
     }
     var training = TrainingConfiguration()
     if model == nil || model == DemoDefaults.preset { DemoDefaults.apply(to: &training) }
+    if optimizer == .ntasgd { training.setAveraging() }
     if dtype == nil, texts.isEmpty, Devices.hasFastBFloat16(device) {
       training.precision = .bfloat16
     }
@@ -231,7 +268,7 @@ struct Train: ParsableCommand {
     do { return try Files.read(path) } catch { throw ConfigurationError("", "\(error)") }
   }
 
-  private func change(_ c: inout TrainingConfiguration) throws {
+  func change(_ c: inout TrainingConfiguration) throws {
     if let batch { c.batch = batch }
     if let length { c.length = length }
     if let accumulate { c.accumulation = accumulate }
@@ -285,7 +322,7 @@ struct Train: ParsableCommand {
         ("precision", t.precision.rawValue), ("device", Devices.detail(of: device)),
         ("seed", "\(t.seed)"),
       ], samples: [sample])
-    let shards = trainer.shards
+    let shards = try folder.shards()
     if shards.train.count <= 4_000_000 {
       report.baseline = try Baseline.bitsPerByte(shards.train, shards.validation)
     }

@@ -18,7 +18,10 @@ import Testing
   }
 
   /// Every law for every cell with every shape of recurrent matrix.
-  @Test(arguments: CellCatalog.cells.map { $0.kind } + ["gru", "slstm"])
+  @Test(
+    arguments: CellCatalog.cells.map { $0.kind } + [
+      "gru", "slstm", "para_gru_block", "para_lstm_block",
+    ])
   func laws(_ kind: String) throws {
     let cases = ConformanceCatalog.all().filter { $0.name.hasPrefix("mixer \(kind) ") }
     #expect(cases.count >= 24)

@@ -111,6 +111,50 @@ struct RecurrentStackTests {
     #expect(Tolerance.error(row, try full.output.sliced(1..<2, axis: 0).doubles()) < 2e-6)
   }
 
+  /// The layer of the xlstm package 2.0.6 (its `vanilla` backend made the output), weights as both of
+  /// its backends store them; whole and in two pieces.
+  @Test(arguments: ["layer.", "cuda."]) func scalarLSTM(_ prefix: String) throws {
+    let file = try SafetensorsFile(
+      path: Self.path.replacing("recurrent.safetensors", with: "xlstm_slstm.safetensors"))
+    let layer = try ScalarLSTMLayer(xlstm: file, prefix: prefix, on: device)
+    #expect(layer.heads == 3 && layer.width == 12)
+    let x = try file.tensor("x", on: device)
+    let expected = try file.tensor("expected", on: device).doubles()
+    var state = State(layer.stateSpec, batch: 2)
+    #expect(Tolerance.error(try layer(x, state: &state).doubles(), expected) < 2e-6)
+    state = State(layer.stateSpec, batch: 2)
+    let parts = [0..<4, 4..<9].map { layer(x.sliced($0, axis: 1), state: &state) }
+    #expect(
+      Tolerance.error(try concatenated(parts, axis: 1).doubles(), expected) < 2e-6)
+    #expect(throws: CheckpointError.self) {
+      try ScalarLSTMLayer(xlstm: file, prefix: "none.", on: device)
+    }
+  }
+
+  /// Densely connected: layer by layer, each on all outputs below.
+  @Test func denseConnections() throws {
+    func layer(_ inputs: Int, _ seed: UInt64) throws -> RecurrentLayer {
+      func values(_ shape: Shape) -> Tensor {
+        Tensor(
+          CounterGenerator(seed: seed, stream: UInt64(shape[1])).normals(shape.elementCount)
+            .map { $0 * 0.4 }, shape: shape, on: device)
+      }
+      return try RecurrentLayer(
+        .gru, RecurrentWeights(input: values([15, inputs]), recurrent: values([15, 5])))
+    }
+    let layers = [try layer(8, 1), try layer(13, 2), try layer(18, 3)]
+    let x = Tensor(CounterGenerator(seed: 4).normals(3 * 7 * 8), shape: [3, 7, 8], on: device)
+    let network = try RecurrentStack(layers.map { [$0] }, isDense: true)
+    var (input, y) = (x, x)
+    for layer in layers {
+      var state = State(layer.stateSpec, batch: 3)
+      y = layer(input, state: &state)
+      input = concatenated([input, y])
+    }
+    #expect(Tolerance.error(try network(x).output.doubles(), try y.doubles()) < 1e-6)
+    #expect(throws: CheckpointError.self) { try RecurrentStack(layers.map { [$0] }) }
+  }
+
   @Test func wrongInputIsNamed() throws {
     let network = try RecurrentStack(torch: file, prefix: "gru_both.", on: device)
     func path(_ body: () throws(ConfigurationError) -> Void) -> String? {

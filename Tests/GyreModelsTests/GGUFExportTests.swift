@@ -109,7 +109,7 @@ import Testing
           let read = try ModelFolder(path: path)
           let wide = try Self.logits(read.load(on: device), ids, [1, 24])
           #expect(Self.error(wide, expected) < bound, "\(type.name)")
-          let stored = try read.load(on: device, keepsTypes: true)
+          let stored = try read.load(on: device, matrices: .stored)
           let isKept = stored.parameters.contains { $0.value.dtype == type.dtype }
           #expect(isKept, "\(type.name)")
           let near = try Self.logits(stored, ids, [1, 24])
@@ -129,7 +129,7 @@ import Testing
         try ModelFolder(path: folder).writeGGUF(to: path, type: .q8_0)
         let fresh = try Devices.open("cpu")
         let before = fresh.memory.inUse
-        let model = try ModelFolder(path: path).load(on: fresh, keepsTypes: true)
+        let model = try ModelFolder(path: path).load(on: fresh, matrices: .stored)
         let own = fresh.memory.inUse - before
         let elements = model.parameterCount
         #expect(own < elements, "\(own) bytes for \(elements) parameters")

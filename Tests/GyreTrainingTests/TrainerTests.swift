@@ -48,12 +48,13 @@ func settings(_ change: (inout TrainingConfiguration) -> Void = { _ in }) -> Tra
 }
 
 func makeTrainer(
-  _ folder: RunFolder, _ training: TrainingConfiguration, creates: Bool = true
+  _ folder: RunFolder, _ training: TrainingConfiguration, creates: Bool = true,
+  model configuration: ModelConfiguration = smallModel()
 ) throws -> Trainer {
   if creates {
     try folder.create(
       corpus: Corpus(train: [text(300), text(120)], validation: [text(90)], source: "test"),
-      tokenizer: ByteTokenizer(), model: smallModel(), training: training)
+      tokenizer: ByteTokenizer(), model: configuration, training: training)
   }
   let device = try CPUDevice()
   let model = try LanguageModel(

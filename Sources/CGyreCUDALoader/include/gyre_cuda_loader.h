@@ -198,6 +198,7 @@ typedef struct gyre_nccl_identifier {
 enum {
   GYRE_NCCL_SUCCESS = 0,
   GYRE_NCCL_IN_PROGRESS = 7,
+  GYRE_NCCL_UINT8 = 1,
   GYRE_NCCL_FLOAT32 = 7,
   GYRE_NCCL_SUM = 0,
 };

@@ -13,6 +13,8 @@ typedef int32_t ck_lanes_mask __attribute__((ext_vector_type(CK_LANES), aligned(
 
 static inline long ck_min_long(long a, long b) { return a < b ? a : b; }
 static inline long ck_max_long(long a, long b) { return a > b ? a : b; }
+static inline float ck_min_float(float a, float b) { return a < b ? a : b; }
+static inline float ck_max_float(float a, float b) { return a > b ? a : b; }
 static inline long ck_ceil_div(long a, long b) { return (a + b - 1) / b; }
 
 static inline ck_lanes ck_load_lanes(const float *x) { return *(const ck_lanes *)x; }

@@ -45,13 +45,15 @@ struct ck_egg_forward_args {
 };
 
 /// Z = sum of sign_j A_j B_j' (vectors: of sign_j u_j); an entry with |Z| < limit stays, others move one
-/// step towards the sign of Z, down where it is 0.
+/// step towards the sign of Z, down where it is 0. With `carried` nothing is forgotten: Z is added to what
+/// earlier votes left, an entry moves by the whole limits in the sum, and the rest is carried on.
 struct ck_egg_update_args {
   struct ck_egg_model model;
   struct ck_egg_noise noise;  // first_pair: of signs[0]
   long pairs;
   const int8_t *signs;        // [pairs]: -1, 0 or 1
-  int32_t limit;              // 16 * threshold * floor(sqrt(pairs))
+  int32_t limit;              // 16 * threshold * floor(sqrt(pairs)); with `carried` above 0
+  int32_t *carried;           // [parameters], each smaller than limit, or NULL
   int8_t *weights_out;        // may be the model's
 };
 

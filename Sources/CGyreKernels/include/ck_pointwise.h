@@ -27,13 +27,15 @@ struct ck_unary_args {
 enum ck_binary { CK_BINARY_ADD, CK_BINARY_SUB, CK_BINARY_MUL, CK_BINARY_DIV, CK_BINARY_MAX, CK_BINARY_MIN };
 
 /// y[r, c] = op(a[r·a_row + c·a_column], b[r·b_row + c·b_column]). A broadcast operand has row
-/// stride 0 ([columns]), column stride 0 ([rows]) or both (scalar); column strides are 0 or 1.
+/// stride 0 ([columns]), column stride 0 ([rows]) or both (scalar); column strides are 0 or 1. With a
+/// group above 1 that many rows share one row of an operand: r / group stands for r.
 struct ck_binary_args {
   enum ck_binary op;
   long rows, columns;
   const float *a; long a_row, a_column;   // strides in elements
   const float *b; long b_row, b_column;
   float *y; long y_row;                   // column stride 1
+  long a_group, b_group;                  // 0: none
 };
 
 /// da = dy · ∂op/∂a and db = dy · ∂op/∂b, both [rows, columns] contiguous and not yet reduced over
@@ -122,6 +124,16 @@ struct ck_glu_args {
   float *dup; long dup_row;
 };
 
+/// out[i] = chosen where the upper 23 bits of word i of Philox 4x32-10 with the key `seed` and the
+/// counters (i / 4, stream) are below `below`, other elsewhere.
+struct ck_choice_args {
+  long count;
+  uint64_t seed, stream;
+  uint32_t below;
+  float chosen, other;
+  float *out;
+};
+
 struct ck_pointwise_table {
   void (*unary)(const struct ck_unary_args *);
   void (*unary_backward)(const struct ck_unary_args *);
@@ -138,6 +150,7 @@ struct ck_pointwise_table {
   void (*softmax_backward)(const struct ck_softmax_args *);
   void (*glu)(const struct ck_glu_args *);
   void (*glu_backward)(const struct ck_glu_args *);
+  void (*choice)(const struct ck_choice_args *);
 };
 
 /// Fills the best kernels that `level` contains; false where this architecture lacks the level.

@@ -92,6 +92,10 @@ struct ck_recurrent_cell_table {
   // method over blocks of tokens, and one transposed reverse scan.
   void (*forward_newton)(const struct ck_rc_args *);
   void (*backward_scan)(const struct ck_rc_args *);
+  // `forward` for codes with products: sweeps over segments of tokens with the products of the sweep
+  // before, until these are within a tolerance; a segment that does not get there is run token by
+  // token. Fills `report`.
+  void (*forward_frozen)(const struct ck_rc_args *);
 };
 
 enum { CK_RC_NEWTON_STATES = 3 };

@@ -34,6 +34,7 @@ struct ck_token_shift_args {
   const float *x;              // [B, T, D]
   const float *last;           // [B, D] or NULL = zeros
   const float *mix;            // [mixes, D]
+  long mix_batch;              // from one sequence's mixes to the next; 0: all share; forward only
   float *y;                    // [mixes, B, T, D]; forward
   float *last_final;           // [B, D] or NULL; may be last; forward
   const float *dy;             // [mixes, B, T, D]; backward from here on

@@ -13,6 +13,13 @@ public struct EggConfiguration: Codable, Hashable, Sendable {
     case published
   }
 
+  public enum Votes: String, Codable, Hashable, Sendable, CaseIterable {
+    /// Each generation's votes alone move weights, as published.
+    case fresh
+    /// Votes too weak to move a weight are kept and added to the next ones.
+    case carried
+  }
+
   /// D.
   public var width = 32
   public var layers = 1
@@ -31,6 +38,7 @@ public struct EggConfiguration: Codable, Hashable, Sendable {
   public var alpha = 0.3
   public var finalAlpha = 0.005
   public var schedule = Schedule.exponential
+  public var votes = Votes.carried
   /// Generations that share one noise; 0: the same noise always.
   public var noiseReuse = 1
   public var seed: UInt64 = 0
@@ -42,7 +50,8 @@ public struct EggConfiguration: Codable, Hashable, Sendable {
   public init() {}
 
   enum CodingKeys: String, CodingKey, CaseIterable {
-    case width, layers, deviation, population, tokens, generations, streams, alpha, schedule, seed
+    case width, layers, deviation, population, tokens, generations, streams, alpha, schedule, votes
+    case seed
     case sigmaShift = "sigma_shift"
     case finalAlpha = "final_alpha"
     case noiseReuse = "noise_reuse"
@@ -111,6 +120,23 @@ public struct EggConfiguration: Codable, Hashable, Sendable {
   /// τ = trunc(16 Φ⁻¹(1 − α/2)).
   public static func threshold(alpha: Double) -> Int {
     alpha >= 1 ? 0 : Int(16 * normalQuantile(1 - alpha / 2))
+  }
+
+  /// The carried votes of one step: noise alone, of deviation 256 √pairs a generation, then moves the part α
+  /// of the weights.
+  func carriedLimit(at generation: Int) -> Int {
+    let noise = 256 * (Double(population) / 2).squareRoot()
+    return Int(min(noise / alpha(at: generation).squareRoot(), Double(Int32.max)))
+  }
+
+  /// The update of a generation.
+  func update(_ noise: EggNoise, at generation: Int) -> EggUpdate {
+    switch votes {
+    case .fresh:
+      EggUpdate(
+        shape, noise: noise, threshold: Self.threshold(alpha: alpha(at: generation)))
+    case .carried: EggUpdate(shape, noise: noise, carriedLimit: carriedLimit(at: generation))
+    }
   }
 
   /// The noise number of a generation.

@@ -60,6 +60,10 @@ public final class EggTrainer {
   private let validation: [UInt8]
   /// States of the population, a tensor a chunk.
   private var states: [Tensor]
+  /// Votes that have moved no weight yet; nil where they are not carried.
+  private var carried: Tensor?
+  /// The leader's: states of all ranks' members at the last generation that asked for them.
+  private var gathered: [Int8]?
   /// Streams of a chunk: bounds the memory of one launch.
   private let chunkStreams: Int
   /// Generations done.
@@ -67,9 +71,26 @@ public final class EggTrainer {
   public private(set) var history: [EvolutionMetrics] = []
   /// Part of the forward pass that a tile spends before its first token; measured.
   private var fixedShare: Double?
+  private let group: (any WorkerGroup)?
+  private let onFailure: WorkerFailure
+  private var isLeader: Bool { group?.isLeader ?? true }
+  /// The streams whose members this process scores: all, or its slice of them.
+  private var streams: Range<Int>
+  /// Told of a worker that was lost.
+  public var onLoss: (String) -> Void = { _ in }
 
-  /// - Parameter model: with weights of its own memory: they are updated in place.
-  public init(model: EggModel, configuration: EggConfiguration, folder: RunFolder) throws {
+  /// - Parameters:
+  ///   - model: with weights of its own memory: they are updated in place.
+  ///   - group: processes that score the population together; nil: this one alone.
+  ///   - onFailure: what happens when one of them ends. Members' states end with it, so that the others go
+  ///     back to the last checkpoint.
+  public init(
+    model: EggModel, configuration: EggConfiguration, folder: RunFolder,
+    group: (any WorkerGroup)? = nil, onFailure: WorkerFailure = .stop
+  ) throws {
+    self.group = group
+    self.onFailure = onFailure
+    streams = group?.slice(of: configuration.streams) ?? 0..<configuration.streams
     self.model = model
     self.configuration = configuration
     self.folder = folder
@@ -81,20 +102,29 @@ public final class EggTrainer {
       shards.train, streams: configuration.streams, tokens: configuration.tokens,
       seed: configuration.seed)
     validation = EggText.bytes(shards.validation)
-    let group = configuration.population / configuration.streams
-    chunkStreams = max(1, EggTrainer.chunkMembers / group)
+    chunkStreams = max(
+      1, EggTrainer.chunkMembers / (configuration.population / configuration.streams))
     states = []
+    if configuration.votes == .carried {
+      carried = .zeros([model.shape.parameterCount], .int32, on: model.weights.device)
+    }
     states = freshStates()
   }
 
   private static let chunkMembers = 1 << 16
 
-  private var group: Int { configuration.population / configuration.streams }
+  /// Members of a stream.
+  private var each: Int { configuration.population / configuration.streams }
+
+  /// The first streams of the chunks of some streams.
+  private func chunks(_ streams: Range<Int>) -> [Range<Int>] {
+    stride(from: streams.lowerBound, to: streams.upperBound, by: chunkStreams).map {
+      $0..<min($0 + chunkStreams, streams.upperBound)
+    }
+  }
 
   private func freshStates() -> [Tensor] {
-    stride(from: 0, to: configuration.streams, by: chunkStreams).map { first in
-      model.state(members: min(chunkStreams, configuration.streams - first) * group)
-    }
+    chunks(streams).map { model.state(members: $0.count * each) }
   }
 
   /// Generations until the configured end or until `shouldStop`; saves at the end either way.
@@ -102,8 +132,26 @@ public final class EggTrainer {
     shouldStop: () -> Bool = { false }, report: (EvolutionMetrics) throws -> Void = { _ in }
   ) throws {
     var lastSaved: Int?
-    while generation < configuration.generations, !shouldStop() {
-      var metrics = try advance()
+    var stops = false
+    if group != nil, generation == 0 {
+      // What a lost worker's members read is lost with it: there must be something to go back to.
+      try gatherStates()
+      if isLeader { try save() }
+    }
+    while generation < configuration.generations, !stops {
+      // All ranks stop after the same generation, the one in which the leader was asked to.
+      if group == nil, shouldStop() { break }
+      var metrics: EvolutionMetrics
+      do {
+        (metrics, stops) = try advance(stops: isLeader && group != nil && shouldStop())
+      } catch let error as EvolutionError {
+        try recover(error)
+        continue
+      }
+      if group != nil, generation == configuration.generations || stops || isCheckpoint {
+        do { try gatherStates() } catch { try recover(error) }
+      }
+      guard isLeader else { continue }
       let every = configuration.evaluateEvery
       if generation == configuration.generations || (every > 0 && generation % every == 0) {
         metrics.validationBitsPerByte = try evaluate()
@@ -111,11 +159,12 @@ public final class EggTrainer {
       history.append(metrics)
       try folder.append(try metrics.line(), to: folder.metrics)
       try report(metrics)
-      if configuration.checkpointEvery > 0, generation % configuration.checkpointEvery == 0 {
+      if isCheckpoint {
         try save()
         lastSaved = generation
       }
     }
+    guard isLeader else { return }
     if lastSaved != generation { try save() }
     _ = try model.writer().write(to: folder.weights)
   }
@@ -126,7 +175,22 @@ public final class EggTrainer {
     return bits / Double(max(bytes, 1))
   }
 
-  private func advance() throws -> EvolutionMetrics {
+  private var isCheckpoint: Bool {
+    configuration.checkpointEvery > 0 && generation % configuration.checkpointEvery == 0
+  }
+
+  /// Goes back to the last checkpoint with the ranks that are left.
+  private func recover(_ error: EvolutionError) throws {
+    guard case .worker(let lost, _) = error, onFailure == .drop, let group, !lost.isEmpty,
+      !lost.contains(0)
+    else { throw error }
+    streams = group.slice(of: configuration.streams)
+    states = freshStates()
+    _ = try resume()
+    onLoss("\(error): \(group.ranks.count) go on from generation \(generation)")
+  }
+
+  private func advance(stops: Bool) throws -> (EvolutionMetrics, stops: Bool) {
     let c = configuration
     let clock = ContinuousClock()
     let start = clock.now
@@ -136,30 +200,29 @@ public final class EggTrainer {
     fitness.reserveCapacity(c.population)
     let width = c.tokens + 1
     let forwardStart = clock.now
-    for (i, state) in states.enumerated() {
-      let members = state.shape[0]
-      let firstRow = i * chunkStreams
-      let rows = bytes[firstRow * width..<(firstRow + members / group) * width]
-      let tokens = Tensor(
-        Array(rows), shape: [members / group, width], on: model.weights.device)
+    for (i, chunk) in chunks(streams).enumerated() {
+      let state = states[i]
+      let rows = bytes[chunk.lowerBound * width..<chunk.upperBound * width]
+      let tokens = Tensor(Array(rows), shape: [chunk.count, width], on: model.weights.device)
       let op = EggForward(
-        model.shape, noise: noise(firstPair: firstRow * group / 2), group: group)
+        model.shape, noise: noise(firstPair: chunk.lowerBound * each / 2), group: each)
       if fixedShare == nil { fixedShare = try measureFixedShare(op, tokens, state) }
       let found = apply(op, [model.weights, tokens, state])
       states[i] = found[1]
       fitness += try found[0].elements(Int32.self)
     }
+    let stops = try exchange(&fitness, stops: stops)
     let forwardEnd = clock.now
     let signs: [Int8] = (0..<c.population / 2).map { j in
       let difference = fitness[2 * j] - fitness[2 * j + 1]
       return Int8(difference.signum())
     }
     let votes = Tensor(signs, shape: [signs.count], on: model.weights.device)
-    let op = EggUpdate(
-      model.shape, noise: noise(firstPair: 0),
-      threshold: EggConfiguration.threshold(alpha: c.alpha(at: generation)))
+    let updated = [model.weights] + (carried.map { [$0] } ?? [])
     model.weights.device.launch(
-      KernelCall(op: op, inputs: [model.weights, votes], outputs: [model.weights]))
+      KernelCall(
+        op: c.update(noise(firstPair: 0), at: generation),
+        inputs: [model.weights, votes] + updated.dropFirst(), outputs: updated))
     try model.weights.device.synchronize()
     let end = clock.now
     generation += 1
@@ -167,12 +230,50 @@ public final class EggTrainer {
     let scale = 1 / (16 * Double(c.tokens))
     let forward = seconds(forwardEnd - forwardStart)
     let noisePart = forward * (fixedShare ?? 0)
-    return EvolutionMetrics(
+    let metrics = EvolutionMetrics(
       generation: generation, tokens: generation * c.population * c.tokens,
       meanFitness: Double(total) / Double(c.population) * scale,
       bestFitness: Double(fitness.max() ?? 0) * scale, validationBitsPerByte: nil,
       seconds: seconds(end - start), forward: forward - noisePart, noise: noisePart,
       update: seconds(end - forwardEnd), scoring: 0)
+    return (metrics, stops)
+  }
+
+  /// The fitness of the whole population from that of this process's members; whether the leader stops.
+  private func exchange(
+    _ fitness: inout [Int32], stops: Bool
+  ) throws(EvolutionError) -> Bool {
+    guard let group else { return stops }
+    var message = WorkerMessage()
+    message.write(stops ? 1 : 0)
+    message.write(fitness.count)
+    for value in fitness { message.write(Int(value)) }
+    fitness = []
+    var leaderStops = false
+    for (rank, part) in try group.gather(message.bytes).enumerated() {
+      var message = WorkerMessage(part)
+      let asked = try message.readInteger() != 0
+      if rank == 0 { leaderStops = asked }
+      for _ in 0..<(try message.readInteger()) {
+        fitness.append(Int32(truncatingIfNeeded: try message.readInteger()))
+      }
+    }
+    guard fitness.count == configuration.population else {
+      throw .worker(
+        ranks: [], reason: "scored \(fitness.count) members of \(configuration.population)")
+    }
+    return leaderStops
+  }
+
+  /// States of all members, for a checkpoint of the leader's.
+  private func gatherStates() throws(EvolutionError) {
+    guard let group else { return }
+    var mine: [Int8] = []
+    do throws(DeviceError) {
+      for state in states { mine += try state.elements(Int8.self) }
+    } catch { throw .worker(ranks: [group.rank], reason: "cannot read its states: \(error)") }
+    let all = try group.gather(mine.map { UInt8(bitPattern: $0) })
+    gathered = isLeader ? all.joined().map { Int8(bitPattern: $0) } : nil
   }
 
   private func noise(firstPair: Int) -> EggNoise {
@@ -216,9 +317,17 @@ public final class EggTrainer {
     try folder.store.save(step: generation) { checkpoint in
       try checkpoint.write("model.safetensors", tensors: try model.writer())
       var writer = SafetensorsWriter()
-      for (i, state) in states.enumerated() {
+      let all = try gathered ?? states.flatMap { try $0.elements(Int8.self) }
+      let size = each * model.shape.layers * model.shape.width
+      for (i, chunk) in chunks(0..<configuration.streams).enumerated() {
         try writer.add(
-          "state.\(i)", dtype: .int8, shape: state.shape, values: try state.elements(Int8.self))
+          "state.\(i)", dtype: .int8,
+          shape: [chunk.count * each, model.shape.layers, model.shape.width],
+          values: Array(all[chunk.lowerBound * size..<chunk.upperBound * size]))
+      }
+      if let carried {
+        try writer.add(
+          "votes", dtype: .int32, shape: carried.shape, values: try carried.elements(Int32.self))
       }
       try checkpoint.write("state.safetensors", tensors: writer)
       let text = try JSONEncoder().encode(Snapshot(generation: generation))
@@ -239,21 +348,38 @@ public final class EggTrainer {
     let device = model.weights.device
     let stored = try EggModel(
       model.shape, file: try found.tensors("model.safetensors"), device: device)
-    try model.assign(stored)
+    try model.assign(try stored.weights.elements(Int8.self))
     let file = try found.tensors("state.safetensors")
-    for (i, state) in states.enumerated() {
+    var all: [Int8] = []
+    for (i, chunk) in chunks(0..<configuration.streams).enumerated() {
       let info = try file.info("state.\(i)")
-      guard info.shape == state.shape else {
+      let shape: Shape = [chunk.count * each, model.shape.layers, model.shape.width]
+      guard info.shape == shape else {
         throw EvolutionError.file(
           path: found.path + "/state.safetensors",
-          reason: "state.\(i) is \(info.shape), must be \(state.shape): population, streams, width "
+          reason: "state.\(i) is \(info.shape), must be \(shape): population, streams, width "
             + "and layers cannot change")
       }
-      let values = try file.readInt32("state.\(i)").map { Int8(truncatingIfNeeded: $0) }
-      states[i] = Tensor(values, shape: state.shape, on: device)
+      all += try file.readInt32("state.\(i)").map { Int8(truncatingIfNeeded: $0) }
+    }
+    let size = each * model.shape.layers * model.shape.width
+    for (i, chunk) in chunks(streams).enumerated() {
+      states[i] = Tensor(
+        Array(all[chunk.lowerBound * size..<chunk.upperBound * size]), shape: states[i].shape,
+        on: device)
+    }
+    if let old = carried {
+      let values = try file.readInt32("votes")
+      guard values.count == old.elementCount else {
+        throw EvolutionError.file(
+          path: found.path + "/state.safetensors",
+          reason: "votes has \(values.count) numbers, must have \(old.elementCount)")
+      }
+      carried = Tensor(values, shape: old.shape, on: device)
     }
     generation = found.step
     history = EvolutionMetrics.read(folder.metrics, through: generation)
+    guard isLeader else { return rejected }
     _ = try AtomicFile.write(
       try history.map { try $0.line() }.joined(), to: folder.metrics)
     return rejected
@@ -261,9 +387,8 @@ public final class EggTrainer {
 }
 
 extension EggModel {
-  /// Copies the weights of another model of this shape.
-  func assign(_ other: EggModel) throws {
-    let values = try other.weights.elements(Int8.self)
+  /// Copies weights into the model's memory.
+  func assign(_ values: [Int8]) throws {
     guard let buffer = weights.buffer else { return }
     values.withUnsafeBytes { weights.device.write($0, to: buffer, offset: weights.byteOffset) }
     try weights.device.synchronize()

@@ -17,13 +17,21 @@ public final class EvolutionTrainer {
   public private(set) var history: [EvolutionMetrics] = []
   /// Generations in a row whose scores failed.
   private var failures = 0
-  /// Told of a generation that was passed over.
+  /// Told of a generation that was passed over, or of a worker that was lost.
   public var onSkip: (String) -> Void = { _ in }
+  private let group: (any WorkerGroup)?
+  private let onFailure: WorkerFailure
+  private var isLeader: Bool { group?.isLeader ?? true }
 
+  /// - Parameters:
+  ///   - group: processes that score the population together; nil: this one alone.
+  ///   - onFailure: what happens when one of them ends.
   public init(
     task: any EvolutionTask, configuration: EvolutionConfiguration, folder: RunFolder,
-    device: any Device
+    device: any Device, group: (any WorkerGroup)? = nil, onFailure: WorkerFailure = .stop
   ) {
+    self.group = group
+    self.onFailure = onFailure
     self.task = task
     self.configuration = configuration
     self.folder = folder
@@ -44,18 +52,26 @@ public final class EvolutionTrainer {
     shouldStop: () -> Bool = { false }, report: (EvolutionMetrics) throws -> Void = { _ in }
   ) throws {
     var lastSaved: Int?
-    while generation < configuration.generations, !shouldStop() {
+    var stops = false
+    while generation < configuration.generations, !stops {
+      // All ranks stop after the same generation, the one in which the leader was asked to.
+      if group == nil, shouldStop() { break }
       var metrics: EvolutionMetrics
       do {
-        metrics = try advance()
+        (metrics, stops) = try advance(stops: isLeader && group != nil && shouldStop())
         failures = 0
       } catch let error as EvolutionError {
+        if case .worker = error {
+          if isLeader, lastSaved != generation { try save() }
+          throw error
+        }
         failures += 1
         guard failures < 10 else { throw error }
         onSkip("generation \(generation + 1) is passed over: \(error)")
         generation += 1
         continue
       }
+      guard isLeader else { continue }
       let every = configuration.evaluateEvery
       if generation == configuration.generations || (every > 0 && generation % every == 0) {
         let value = try task.evaluate()
@@ -73,6 +89,7 @@ public final class EvolutionTrainer {
         lastSaved = generation
       }
     }
+    guard isLeader else { return }
     if lastSaved != generation { try save() }
     _ = try weights().write(to: folder.weights)
   }
@@ -83,16 +100,55 @@ public final class EvolutionTrainer {
     return writer
   }
 
-  /// Scores of the whole population, chunk after chunk.
-  func population(_ generation: Int) throws -> (scores: [[Double]], used: Set<Int>, tokens: Int) {
+  /// What scoring some members gave.
+  struct Scored {
+    var scores: [[Double]] = []
+    /// The parameters that took part.
+    var used: Set<Int> = []
+    var tokens = 0
+  }
+
+  /// Scores of the whole population: by this process, or by all of the group, each of its slice.
+  private func scored(stops: Bool) throws -> (Scored, stops: Bool) {
+    guard let group else {
+      return (try population(0..<configuration.population, generation), stops)
+    }
+    while true {
+      let pairs = group.slice(of: configuration.population / 2)
+      var message = WorkerMessage()
+      do {
+        let mine = try population(2 * pairs.lowerBound..<2 * pairs.upperBound, generation)
+        message = mine.message(stops: stops)
+      } catch let error as EvolutionError {
+        // The others must know, or they would wait.
+        message.write(1)
+        message.write(Array("\(error)".utf8))
+      }
+      do throws(EvolutionError) {
+        var all = Scored()
+        var leaderStops = false
+        for (rank, part) in try group.gather(message.bytes).enumerated() {
+          let asked = try all.add(WorkerMessage(part))
+          if rank == 0 { leaderStops = asked }
+        }
+        return (all, leaderStops)
+      } catch {
+        guard case .worker(let lost, _) = error, onFailure == .drop, !lost.isEmpty,
+          !lost.contains(0)
+        else { throw error }
+        onSkip("\(error): \(group.ranks.count) go on")
+      }
+    }
+  }
+
+  /// Scores of some members, chunk after chunk.
+  func population(_ range: Range<Int>, _ generation: Int) throws -> Scored {
     let c = configuration
     let strategy = c.strategy(at: generation)
     let each = max(1, c.chunkRows / max(task.rowsPerMember, 1))
-    var scores: [[Double]] = []
-    var used: Set<Int> = []
-    var tokens = 0
-    for first in stride(from: 0, to: c.population, by: each) {
-      let members = first..<min(first + each, c.population)
+    var all = Scored()
+    for first in stride(from: range.lowerBound, to: range.upperBound, by: each) {
+      let members = first..<min(first + each, range.upperBound)
       let rows = members.flatMap { [Int32](repeating: quiet($0), count: task.rowsPerMember) }
       let perturbation = Perturbation(
         strategy, epoch: c.epoch(generation), members: rows, parameters: task.parameters,
@@ -100,11 +156,11 @@ public final class EvolutionTrainer {
       let found = try Perturbation.$current.withValue(perturbation) {
         try task.scores(members: members, generation: generation)
       }
-      scores += found.scores
-      tokens += found.tokens
-      used.formUnion(perturbation.used)
+      all.scores += found.scores
+      all.tokens += found.tokens
+      all.used.formUnion(perturbation.used)
     }
-    return (scores, used, tokens)
+    return all
   }
 
   /// The member's number; −1 for those that the shaping `baseline` compares with.
@@ -113,19 +169,20 @@ public final class EvolutionTrainer {
     return configuration.shaping == .baseline && member % size < 2 ? -1 : Int32(member)
   }
 
-  private func advance() throws -> EvolutionMetrics {
+  private func advance(stops: Bool) throws -> (EvolutionMetrics, stops: Bool) {
     let c = configuration
     let clock = ContinuousClock()
     let start = clock.now
     _ = task.takeScoringSeconds()
-    let (scores, used, spent) = try population(generation)
+    let (all, stops) = try scored(stops: stops)
+    let scores = all.scores
     let scored = clock.now
     let scoring = task.takeScoringSeconds()
     let sigma = c.sigma(at: generation)
     let weights = c.shaping.weights(scores, group: c.group, sigma: sigma)
     let gradients = Estimate.gradients(
       c.strategy(at: generation), epoch: c.epoch(generation), weights: weights,
-      parameters: task.parameters, used: used, on: device)
+      parameters: task.parameters, used: all.used, on: device)
     let one = Tensor.full(1, [1], on: device)
     optimizer.step(
       gradients, factor: one,
@@ -133,14 +190,15 @@ public final class EvolutionTrainer {
     try device.synchronize()
     let end = clock.now
     generation += 1
-    tokens += spent
+    tokens += all.tokens
     let means = scores.map { $0.reduce(0, +) / Double(max($0.count, 1)) }
-    return EvolutionMetrics(
+    let metrics = EvolutionMetrics(
       generation: generation, tokens: tokens,
       meanFitness: means.reduce(0, +) / Double(max(means.count, 1)),
       bestFitness: means.max() ?? 0, validationBitsPerByte: nil, seconds: seconds(end - start),
       forward: max(0, seconds(scored - start) - scoring), noise: 0,
       update: seconds(end - scored), scoring: scoring)
+    return (metrics, stops)
   }
 
   // MARK: - Checkpoints
@@ -192,7 +250,45 @@ public final class EvolutionTrainer {
     }
     (generation, tokens) = (snapshot.generation, snapshot.tokens)
     history = EvolutionMetrics.read(folder.metrics, through: generation)
+    guard isLeader else { return rejected }
     _ = try AtomicFile.write(try history.map { try $0.line() }.joined(), to: folder.metrics)
     return rejected
+  }
+}
+
+extension EvolutionTrainer.Scored {
+  /// As a rank sends it: 0, whether the leader stops, tokens, parameters, then each member's scores.
+  func message(stops: Bool) -> WorkerMessage {
+    var message = WorkerMessage()
+    message.write(0)
+    message.write(stops ? 1 : 0)
+    message.write(tokens)
+    message.write(used.count)
+    for leaf in used.sorted() { message.write(leaf) }
+    message.write(scores.count)
+    for row in scores {
+      message.write(row.count)
+      for score in row { message.write(score) }
+    }
+    return message
+  }
+
+  /// Adds what a rank sent; whether it stops.
+  ///
+  /// - Throws: `reward` with the reason where its scores failed.
+  mutating func add(_ message: WorkerMessage) throws(EvolutionError) -> Bool {
+    var message = message
+    guard try message.readInteger() == 0 else {
+      throw .reward(String(decoding: try message.readBytes(), as: UTF8.self))
+    }
+    let stops = try message.readInteger() != 0
+    tokens += try message.readInteger()
+    for _ in 0..<(try message.readInteger()) { used.insert(try message.readInteger()) }
+    for _ in 0..<(try message.readInteger()) {
+      var row: [Double] = []
+      for _ in 0..<(try message.readInteger()) { row.append(try message.readReal()) }
+      scores.append(row)
+    }
+    return stops
   }
 }

@@ -38,16 +38,10 @@ public final class LanguageTask: EvolutionTask {
     members: Range<Int>, generation: Int
   ) throws -> (scores: [[Double]], tokens: Int) {
     let (rows, length) = (configuration.rows, configuration.length)
-    let size = configuration.group > 0 ? configuration.group : configuration.population
-    let groups = (configuration.population + size - 1) / size
-    let places = CounterGenerator(seed: configuration.seed, name: "evolution windows")
     var tokens: [Int32] = []
     var targets: [Int32] = []
     for member in members {
-      for row in 0..<rows {
-        let number = (generation * groups + member / size) * rows + row
-        let start = places.integer(UInt64(number), below: train.count - length)
-        let text = train.tokens(start..<start + length + 1)
+      for text in texts(group: member / groupSize, generation: generation) {
         tokens += text.dropLast()
         targets += text.dropFirst()
       }
@@ -74,6 +68,25 @@ public final class LanguageTask: EvolutionTask {
       }
     }
     return (scores, tokens.count)
+  }
+
+  var bytesPerToken: Double { Double(train.bytesPerToken) }
+
+  /// Members that read the same rows.
+  private var groupSize: Int {
+    configuration.group > 0 ? configuration.group : configuration.population
+  }
+  /// Groups of a generation.
+  var groups: Int { (configuration.population + groupSize - 1) / groupSize }
+
+  /// The rows that a group reads in a generation, each with the token that follows it.
+  func texts(group: Int, generation: Int) -> [[Int32]] {
+    let places = CounterGenerator(seed: configuration.seed, name: "evolution windows")
+    return (0..<configuration.rows).map { row in
+      let number = (generation * groups + group) * configuration.rows + row
+      let start = places.integer(UInt64(number), below: train.count - configuration.length)
+      return Array(train.tokens(start..<start + configuration.length + 1))
+    }
   }
 
   public func evaluate() throws -> Double? { try Evaluation(model, validation).bitsPerByte }

@@ -181,13 +181,12 @@ public struct ModelFolder: Sendable {
   ///
   /// - Parameters:
   ///   - copies: whether values get memory of their own; see `CheckpointParameters`.
-  ///   - keepsTypes: whether matrices keep their stored element type where the device multiplies it;
-  ///     see `CheckpointParameters`.
+  ///   - matrices: how matrices are held; other than in float32 for inference only.
   public func load(
-    on device: any Device, copies: Bool = false, keepsTypes: Bool = false
+    on device: any Device, copies: Bool = false, matrices: MatrixStorage = .float32
   ) throws(ModelFolderError) -> LanguageModel {
     let source = CheckpointParameters(
-      tensors, device: device, copies: copies, keepsTypes: keepsTypes)
+      tensors, device: device, copies: copies, matrices: matrices)
     let model: LanguageModel
     do throws(ConfigurationError) {
       model = try LanguageModel(configuration, source: source, device: device)

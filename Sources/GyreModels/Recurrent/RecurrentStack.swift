@@ -12,23 +12,28 @@ public struct RecurrentStack: Sendable {
   /// By layer, then by direction: forward and, where there is one, backward.
   public let layers: [[RecurrentLayer]]
   public var isBidirectional: Bool { layers[0].count == 2 }
+  /// Whether a layer reads the input and the outputs of all layers below, side by side.
+  public let isDense: Bool
 
-  /// - Throws: `invalid` where there is no layer, or one does not read what the one below gives.
-  public init(_ layers: [[RecurrentLayer]]) throws(CheckpointError) {
+  /// - Parameter isDense: densely connected, after Huang et al., 2017.
+  /// - Throws: `invalid` where there is no layer, or one does not read what the ones below give.
+  public init(_ layers: [[RecurrentLayer]], isDense: Bool = false) throws(CheckpointError) {
     guard let first = layers.first, (1...2).contains(first.count) else {
       throw .invalid(
         subject: "recurrent layers", reason: "must be at least one, in 1 or 2 directions")
     }
+    var below = first[0].inputs
     for (l, pair) in layers.enumerated() {
-      let below = l == 0 ? first[0].inputs : layers[l - 1].reduce(0) { $0 + $1.outputs }
       guard pair.count == first.count, pair.allSatisfy({ $0.inputs == below }) else {
         throw .invalid(
           subject: "recurrent layer \(l)",
           reason: "\(pair.map(\.inputs)) inputs in \(pair.count) directions, where \(below) in "
             + "\(first.count) come from below")
       }
+      below = (isDense ? below : 0) + pair.reduce(0) { $0 + $1.outputs }
     }
     self.layers = layers
+    self.isDense = isDense
   }
 
   /// Reads the state dictionary of a torch.nn.RNN, LSTM or GRU (or of a cell, whose names have no
@@ -118,7 +123,7 @@ public struct RecurrentStack: Sendable {
 
   private func run(_ x: Tensor, _ start: [State]) -> (output: Tensor, states: [State]) {
     var (x, states, next) = (x, start, 0)
-    for pair in layers {
+    for (l, pair) in layers.enumerated() {
       var parts: [Tensor] = []
       for (direction, layer) in pair.enumerated() {
         let input = direction == 0 ? x : RecurrentStack.reversed(x)
@@ -127,7 +132,7 @@ public struct RecurrentStack: Sendable {
         parts.append(direction == 0 ? y : RecurrentStack.reversed(y))
         next += 1
       }
-      x = concatenated(parts)
+      x = concatenated(isDense && l + 1 < layers.count ? [x] + parts : parts)
     }
     return (x, states)
   }

@@ -52,14 +52,33 @@ public struct CellScan: RecurrenceEngine {
   public let cell: Cell
   public let hiddenSize: Int
   public let heads: Int
+  public let execution: CellExecution
+  /// The inputs beside the gates that `callAsFunction` takes as `noise`.
+  public let noise: CellNoise
+  /// All tokens at once, and random choices inside the recurrence.
+  private let code: RecurrentCell?
 
-  /// - Precondition: `heads` divides `hiddenSize`.
-  public init(cell: Cell, hiddenSize: Int, heads: Int = 1) {
+  /// - Precondition: `heads` divides `hiddenSize`; sLSTM takes no noise.
+  public init(
+    cell: Cell, hiddenSize: Int, heads: Int = 1, execution: CellExecution = .automatic,
+    noise: CellNoise = CellNoise()
+  ) {
     precondition(
       heads > 0 && hiddenSize % heads == 0, "cell: \(heads) heads do not divide \(hiddenSize)")
+    precondition(noise == CellNoise() || cell != .slstm, "cell: slstm takes no noise")
     self.cell = cell
     self.hiddenSize = hiddenSize
     self.heads = heads
+    self.execution = execution
+    self.noise = noise
+    code = CellScan.described(
+      cell, hiddenSize: hiddenSize, heads: heads, execution: execution, noise: noise)
+  }
+
+  /// The inputs beside the gates, in their order: name and units.
+  public var noiseInputs: [(name: String, width: Int)] {
+    guard let parts = code?.plan.parts else { return [] }
+    return parts.inputs.dropFirst(cell.gateCount).map { ($0.name, parts.spaces[$0.space]) }
   }
 
   public struct Inputs: Sendable {
@@ -83,6 +102,18 @@ public struct CellScan: RecurrenceEngine {
   public func callAsFunction(
     _ i: Inputs, state: inout State, form: SequenceForm, reset: Tensor?
   ) -> Tensor {
+    callAsFunction(i, noise: [], state: &state, form: form, reset: reset)
+  }
+
+  /// - Parameter noise: `[B, T, width]` each, as `noiseInputs` names them.
+  public func callAsFunction(
+    _ i: Inputs, noise values: [Tensor], state: inout State, form: SequenceForm, reset: Tensor?
+  ) -> Tensor {
+    precondition(values.count == noiseInputs.count, "cell: \(values.count) noise inputs")
+    if var code, !values.isEmpty || isNewton(i.gates, form) {
+      if values.isEmpty { code.execution = .newton }
+      return code(arguments(i, values), state: &state, form: form, reset: reset)
+    }
     func memory(_ name: String) -> Tensor? {
       cell.memories.contains(name) ? state[name] : nil
     }
@@ -97,5 +128,12 @@ public struct CellScan: RecurrenceEngine {
     state["h"] = outputs[1]
     for (k, name) in cell.memories.enumerated() { state[name] = outputs[2 + k] }
     return outputs[0]
+  }
+
+  private func isNewton(_ gates: Tensor, _ form: SequenceForm) -> Bool {
+    form != .recurrent
+      && execution.isNewton(
+        .fused, rows: gates.shape[0], channels: hiddenSize, tokens: gates.shape[1],
+        on: gates.device)
   }
 }

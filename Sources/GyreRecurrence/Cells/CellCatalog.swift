@@ -7,6 +7,7 @@ public enum CellCatalog {
     MinimalGatedUnit.self,
     GatedRecurrentUnit.self,
     LightGRU.self,
+    LongShortTermMemory.self,
     LSTMFamily.self,
     ProjectedLSTM.self,
     ElementwiseLSTM.self,

@@ -217,6 +217,16 @@ public struct CellParts: Sendable {
   public fileprivate(set) var parameters: [ParameterEntry] = []
   public fileprivate(set) var matrices: [Matrix] = []
 
+  /// Appends an input without a bias; its number.
+  mutating func addInput(_ name: String, space: Int) -> Int {
+    inputs.append(.init(name: name, space: space, bias: .zeros))
+    return inputs.count - 1
+  }
+  /// Replaces the nodes that states become.
+  mutating func setNext(_ nodes: [Int]) {
+    for (s, node) in nodes.enumerated() { states[s].next = node }
+  }
+
   /// `[blocks, rows, columns]` of a matrix.
   public func shape(_ m: Matrix) -> Shape {
     [m.isShared ? 1 : m.heads, spaces[m.to] / m.heads, spaces[m.from] / m.heads]

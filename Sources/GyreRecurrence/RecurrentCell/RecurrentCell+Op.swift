@@ -184,6 +184,10 @@ extension Cell {
       opCase("\(kind)", plan(Self(), .dense), full: true, isNewton: false),
       opCase("\(kind) diagonal", diagonal, full: true, isNewton: false),
     ]
+    let mixed = plan(Self(), .dense)
+    if !mixed.products.isEmpty {
+      cases.append(opCase("\(kind) frozen", mixed, full: true, isNewton: true))
+    }
     if diagonal.isDiagonal {
       cases.append(opCase("\(kind) newton", diagonal, full: true, isNewton: true))
       cases.append(opCase("\(kind) newton plain", diagonal, full: false, isNewton: true))

@@ -1,38 +1,18 @@
 import GyreTensors
 import Synchronization
 
-/// How a cell whose units do not mix is run over time.
-public enum CellExecution: String, Sendable, Hashable, Codable, CaseIterable {
-  /// By shape, from measured times (`CellExecution.isNewtonFaster`).
-  case automatic
-  /// Token by token.
-  case sequential
-  /// All tokens of a block at once by Newton's method, each step a linear scan, until the update is
-  /// within rounding; a block that does not get there is run token by token.
-  case newton
-
-  /// Whether Newton's method is the faster one on a processor: with few channels in all, token by
-  /// token leaves the vector units idle. `gyre bench --cells` measures the table.
-  public static func isNewtonFaster(rows: Int, channels: Int, tokens: Int) -> Bool {
-    tokens >= newtonTokens && rows * channels <= newtonChannels
-  }
-  /// Channels of all rows up to which, and tokens from which, Newton's method wins.
-  public static let newtonChannels = 4
-  public static let newtonTokens = 256
-}
-
 /// Any cell: a recurrence described once by `Cell`, over given pre-activations,
 ///
 ///     sₜ = f(sₜ₋₁, xₜ; R, θ)    yₜ = one of the states
 ///
-/// with x = W·input + b made beforehand for all tokens by one product. Cells whose units do not mix
-/// can be run by Newton's method over all tokens (Lim et al., 2023, https://arxiv.org/abs/2309.12252;
+/// with x = W·input + b made beforehand for all tokens by one product. All tokens can be solved for at
+/// once (`CellExecution.newton`; Lim et al., 2023, https://arxiv.org/abs/2309.12252;
 /// Danieli et al., "ParaRNN", 2025, https://arxiv.org/abs/2510.21450).
 ///
 /// State: the cell's states. Two flops an instruction and unit, and the products R v.
 public struct RecurrentCell: RecurrenceEngine {
   public let plan: CellPlan
-  public let execution: CellExecution
+  public var execution: CellExecution
 
   public init(_ description: CellDescription, execution: CellExecution = .automatic) {
     plan = CellPlan(description)
@@ -72,27 +52,33 @@ public struct RecurrentCell: RecurrenceEngine {
     return outputs[0]
   }
 
-  private func usesNewton(_ gates: Tensor, _ form: SequenceForm) -> Bool {
-    guard plan.isDiagonal, form != .recurrent, plan.parts.states.count <= CellPlan.newtonStates
-    else { return false }
-    return switch execution {
-    case .sequential: false
-    case .newton: true
-    case .automatic:
-      CellExecution.isNewtonFaster(
-        rows: gates.shape[0], channels: plan.parts.spaces[0], tokens: gates.shape[1])
+  /// What the choice of an execution depends on; nil for cells that only run token by token.
+  var structure: CellExecution.Structure? {
+    guard plan.isDiagonal else { return plan.products.isEmpty ? nil : .dense }
+    switch plan.parts.states.count {
+    case 1: return .scan1
+    case 2: return .scan2
+    case 3: return .scan3
+    default: return nil
     }
+  }
+
+  private func usesNewton(_ gates: Tensor, _ form: SequenceForm) -> Bool {
+    guard let structure, form != .recurrent else { return false }
+    return execution.isNewton(
+      structure, rows: gates.shape[0], channels: plan.parts.spaces[0], tokens: gates.shape[1],
+      on: gates.device)
   }
 }
 
-/// How Newton's method went in one call.
+/// How the solution of all tokens at once went in one call.
 public struct NewtonReport: Sendable, Hashable, Codable {
   /// Most and mean iterations of a block.
   public var iterations: Double
   public var meanIterations: Double
-  /// Largest |f(hₜ₋₁) − hₜ| of the states given back.
+  /// Largest |f(hₜ₋₁) − hₜ| of the states given back; of the products R v where units mix.
   public var residual: Double
-  /// The part of the blocks that were run token by token.
+  /// The part of the blocks, or of the tokens where units mix, that were run token by token.
   public var fallback: Double
 
   public init(

@@ -65,6 +65,7 @@ public struct Binary: Op {
     let shapes: [(String, Shape, Shape)] = [
       ("same", [5, 33], [5, 33]), ("row", [5, 3, 33], [3, 33]), ("column", [5, 33], [5, 1]),
       ("scalar", [5, 33], [1]), ("left column", [4, 1], [4, 19]), ("general", [2, 1, 5], [3, 1]),
+      ("groups", [3, 4, 2, 19], [3, 1, 1, 19]), ("left groups", [3, 1, 19], [3, 5, 19]),
     ]
     return shapes.map { label, a, b in
       OpCase(
@@ -149,6 +150,22 @@ public enum Broadcast {
       }
       return index
     }
+  }
+
+  /// A small operand `[outer, 1, inner]` of a large one `[outer, group, inner]`, such as a row of each member
+  /// for all tokens of the member; nil where it is not of this kind.
+  public static func groups(_ small: Shape, in large: Shape) -> (
+    outer: Int, group: Int, inner: Int
+  )? {
+    guard small.rank == large.rank, small != large else { return nil }
+    let differing = small.dimensions.indices.filter { small[$0] != large[$0] }
+    guard let first = differing.first, let last = differing.last, first > 0,
+      last < small.rank - 1, (first...last).allSatisfy({ small[$0] == 1 })
+    else { return nil }
+    let d = large.dimensions
+    let (outer, inner) = (d[..<first].reduce(1, *), d[(last + 1)...].reduce(1, *))
+    guard outer > 1, inner > 1 else { return nil }
+    return (outer, d[first...last].reduce(1, *), inner)
   }
 
   /// How a small operand lies in a large one, for kernels: element (o, m, i) of the large operand,

@@ -51,9 +51,8 @@ public struct EmbeddingLookup: Op {
 extension Tensor {
   /// The rows that int32 `tokens` name.
   public func rows(_ tokens: Tensor) -> Tensor {
-    let y = apply(EmbeddingLookup(), [self, tokens])[0]
-    if let population = Perturbation.current { return population.rows(y, self, tokens) }
-    return y.looked(up: tokens, in: self)
+    if let population = Perturbation.current { return population.rows(self, tokens) }
+    return apply(EmbeddingLookup(), [self, tokens])[0].looked(up: tokens, in: self)
   }
   /// The same as activations, in bfloat16 where the device keeps those so.
   public func embedded(_ tokens: Tensor) -> Tensor {

@@ -201,7 +201,7 @@ extension Tensor {
     let op = LinearMap(
       precision: ComputePrecision.current, output: ComputePrecision.activations(on: device))
     if let population = Perturbation.current {
-      return population.linear(apply(op, [self] + inputs)[0], self, weight, bias)
+      return population.linear(op, self, weight, bias)
     }
     return mapRows { x in apply(op, [x] + inputs)[0] }
   }

@@ -2,7 +2,7 @@
 ///
 ///     yⱼ = x + (p − x) ∘ μⱼ
 ///
-/// Inputs: x `[B, T, D]`, μ `[M, D]`, then where present the token before the first `[B, D]` (zeros
+/// Inputs: x `[B, T, D]`, μ `[M, D]` or of each sequence its own `[B, M, D]` (not for backpropagation), then where present the token before the first `[B, D]` (zeros
 /// where absent) and reset int32 `[B, T]`, at which p is zero. Outputs: y `[M, B, T, D]`, the last
 /// token `[B, D]`.
 public struct TokenShift: Op {
@@ -12,9 +12,14 @@ public struct TokenShift: Op {
 
   public func infer(_ i: [TensorSpec]) -> [TensorSpec] {
     let (x, mix) = (i[0].shape, i[1].shape)
-    precondition(x.rank == 3 && mix.rank == 2 && mix[1] == x[2], "token_shift: x \(x), μ \(mix)")
-    return [TensorSpec(Shape([mix[0]] + x.dimensions), i[0].dtype), TensorSpec([x[0], x[2]])]
+    precondition(
+      x.rank == 3 && mix.last == x[2] && (mix.rank == 2 || mix.rank == 3 && mix[0] == x[0]),
+      "token_shift: x \(x), μ \(mix)")
+    return [TensorSpec(Shape([mixes(mix)] + x.dimensions), i[0].dtype), TensorSpec([x[0], x[2]])]
   }
+
+  /// M of the shape of μ.
+  public func mixes(_ mix: Shape) -> Int { mix[mix.rank - 2] }
 
   func previous(_ inputs: [[Double]], _ i: Int, _ s: Shape) -> Double {
     let (d, t, b) = (i % s[2], i / s[2] % s[1], i / s[2] / s[1])
@@ -25,11 +30,14 @@ public struct TokenShift: Op {
   public func reference(_ a: inout HostArguments) {
     let s = a.inputSpecs[0].shape
     let n = s.elementCount
-    for j in 0..<a.inputSpecs[1].shape[0] {
+    let count = mixes(a.inputSpecs[1].shape)
+    let isOwn = a.inputSpecs[1].shape.rank == 3
+    for j in 0..<count {
       for i in 0..<n {
         let x = a.inputs[0][i]
+        let row = (isOwn ? i / (s[1] * s[2]) * count : 0) + j
         a.outputs[0][j * n + i] =
-          x + (previous(a.inputs, i, s) - x) * a.inputs[1][j * s[2] + i % s[2]]
+          x + (previous(a.inputs, i, s) - x) * a.inputs[1][row * s[2] + i % s[2]]
       }
     }
     for b in 0..<s[0] {
@@ -95,7 +103,17 @@ public struct TokenShift: Op {
     public static let cases: [OpCase] = []
   }
 
-  public static let cases = [true, false].map { full in
+  public static let cases =
+    sharedCases + [
+      OpCase(
+        "own mixes", TokenShift(optional: OptionalInputs([true, true, true, false])),
+        [
+          TestInput([3, 7, 20], differentiable: false),
+          TestInput([3, 2, 20], .uniform(0, 1), differentiable: false),
+          TestInput([3, 20], differentiable: false),
+        ])
+    ]
+  private static let sharedCases = [true, false].map { full in
     var resets = TestInput(
       [2, 13], .elements((0..<26).map { [4, 5, 13].contains($0) ? 1 : 0 }), differentiable: false)
     resets.spec.dtype = .int32
@@ -112,6 +130,11 @@ extension Tensor {
   public func tokenShiftMix(
     _ mixes: [Tensor], last: Tensor? = nil, reset: Tensor? = nil
   ) -> (mixed: [Tensor], last: Tensor) {
+    let single = TokenMixes(mixes: mixes.count, hasLast: last != nil)
+    if reset == nil, mixes.count <= TokenMixes.limit, device.fuses(single) {
+      let outputs = applyPresent(single, [self] + mixes + [last])
+      return (Array(outputs[..<mixes.count]), outputs[mixes.count])
+    }
     let mu = concatenated(mixes.map { $0.reshaped([1, $0.elementCount]) }, axis: 0)
     let op = TokenShift(optional: OptionalInputs([true, true, last != nil, reset != nil]))
     let outputs = applyPresent(op, [self, mu, last, reset])

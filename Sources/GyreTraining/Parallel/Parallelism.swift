@@ -52,11 +52,6 @@ struct Share {
   let tokens: Range<Int>
   private let length: Int
 
-  /// Everything.
-  init(batch: Int, length: Int) {
-    (rows, tokens, self.length) = (0..<batch, 0..<length, length)
-  }
-
   init(
     _ parallel: Parallelism, batch: Int, length: Int
   ) throws(TrainingError) {
@@ -68,8 +63,7 @@ struct Share {
 
   /// This rank's part of `[B, T]` values.
   func cut(_ values: [Int32]) -> [Int32] {
-    if tokens.count == length, rows.count * length == values.count { return values }
-    return rows.flatMap { row in
+    rows.flatMap { row in
       values[row * length + tokens.lowerBound..<row * length + tokens.upperBound]
     }
   }

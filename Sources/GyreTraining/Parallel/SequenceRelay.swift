@@ -1,3 +1,4 @@
+import FoundationEssentials
 import GyreModels
 import GyreRecurrence
 import GyreTensors
@@ -22,7 +23,7 @@ struct SequenceRelay: StateRelay {
     Tape.current?.record(inputs: [], outputs: values) { cotangents in
       link.communicator.send(
         zip(values, cotangents).map { value, cotangent in
-          cotangent ?? .zeros(value.shape, on: value.device)
+          cotangent?.cast(to: .float32) ?? .zeros(value.shape, on: value.device)
         }, to: rank)
       return []
     }
@@ -35,7 +36,7 @@ struct SequenceRelay: StateRelay {
     let link = link
     link.send(state, to: rank)
     let values = state.tensors.map(\.tensor)
-    let shapes = values.map { ($0.spec, $0.device) }
+    let shapes = values.map { (TensorSpec($0.shape), $0.device) }
     Tape.current?.record(inputs: values, outputs: []) { _ in
       let gradients = shapes.map { Tensor(emptyWith: $0.0, on: $0.1) }
       link.communicator.receive(into: gradients, from: rank)
@@ -85,15 +86,24 @@ extension SequenceRelay {
 struct StateLink {
   let communicator: any Communicator
 
+  private struct Contents: Codable {
+    struct Entry: Codable {
+      /// The second extent, in which caches grow.
+      var extent: Int
+      var dtype: DType
+    }
+    var tokenCount: Int
+    var entries: [Entry?]
+  }
+
   func send(_ state: State, to rank: Int) {
-    // The first extent is the batch; caches differ in the second.
-    let extents = state.spec.entries.map { entry in
-      state[entry.name].map { $0.shape.rank > 1 ? $0.shape[1] : 0 } ?? -1
-    }
-    let words = ([state.tokenCount] + extents).flatMap { word in
-      (0..<8).map { UInt8(truncatingIfNeeded: word >> (8 * $0)) }
-    }
-    communicator.send(message: words, to: rank)
+    let contents = Contents(
+      tokenCount: state.tokenCount,
+      entries: state.spec.entries.map { entry in
+        state[entry.name].map { .init(extent: $0.rank > 1 ? $0.shape[1] : 0, dtype: $0.dtype) }
+      })
+    communicator.send(
+      message: (try? JSONEncoder().encode(contents)).map(Array.init) ?? [], to: rank)
     communicator.send(state.tensors.map(\.tensor), to: rank)
   }
 
@@ -101,17 +111,17 @@ struct StateLink {
     _ spec: StateSpec, batch: Int, from rank: Int, on device: any Device
   ) -> State {
     var state = State(spec, batch: batch)
-    let bytes = communicator.message(from: rank)
     // After a failure, which the device keeps, the message is empty.
-    guard bytes.count == 8 * (1 + spec.entries.count) else { return state }
-    let words = stride(from: 0, to: bytes.count, by: 8).map { at in
-      (0..<8).reduce(0) { $0 | Int(bytes[at + $1]) << (8 * $1) }
-    }
-    state.tokenCount = words[0]
-    for (entry, extent) in zip(spec.entries, words.dropFirst()) where extent >= 0 {
+    let message = Data(communicator.message(from: rank))
+    guard let contents = try? JSONDecoder().decode(Contents.self, from: message),
+      contents.entries.count == spec.entries.count
+    else { return state }
+    state.tokenCount = contents.tokenCount
+    for (entry, sent) in zip(spec.entries, contents.entries) {
+      guard let sent else { continue }
       var shape = [batch] + entry.shape.dimensions
-      if case .cache = entry.kind { shape[1] = extent }
-      state[entry.name] = Tensor(emptyWith: TensorSpec(Shape(shape)), on: device)
+      if case .cache = entry.kind { shape[1] = max(0, sent.extent) }
+      state[entry.name] = Tensor(emptyWith: TensorSpec(Shape(shape), sent.dtype), on: device)
     }
     communicator.receive(into: state.tensors.map(\.tensor), from: rank)
     return state

@@ -1,70 +1,96 @@
 import GyreRecurrence
 import GyreTensors
 
-/// Token by token against Newton's method, for cells whose units do not mix: what the automatic choice
-/// rests on.
+/// Token by token against all tokens at once: what the automatic choice rests on.
 struct CellRows: Encodable {
   struct Row: Encodable {
     var cell: String
-    var rows, channels, tokens: Int
-    /// Forward and backward together.
-    var sequentialSeconds, newtonSeconds: Double
+    /// Shape, and the times of forward and backward together.
+    var times: CellTimes.Row
     var report: NewtonReport
     var automaticIsNewton: Bool
   }
   var rows: [Row] = []
 
   /// B × channels from one number to a training batch, at three lengths.
-  static let shapes = [(1, 1), (1, 2), (1, 4), (1, 8), (1, 16), (1, 64), (1, 256), (16, 256)]
-  static let lengths = [64, 512, 4096]
+  static let diagonal = [(1, 1), (1, 2), (1, 4), (1, 8), (1, 16), (1, 64), (1, 256), (16, 256)]
+  static let diagonalLengths = [64, 512, 4096]
+  /// Of a graphics processor, which has more to fill.
+  static let wideDiagonal = [
+    (1, 64), (1, 256), (8, 128), (8, 256), (8, 512), (8, 1024), (8, 2048),
+  ]
+  static let wideLengths = [512, 2048, 65_536]
+  static let dense = [(1, 64), (1, 256), (1, 1024), (4, 256), (16, 256)]
+  static let denseLengths = [64, 512]
+
+  private struct Job {
+    var cell: String
+    var structure: CellExecution.Structure
+    var rows, channels, tokens: Int
+    var engine: (CellExecution) -> CellRun
+  }
 
   init(on device: any Device, progress: (String) -> Void) throws {
-    for cell in [ParaGRU(), ParaLSTM(), ExponentialLSTM()] as [any Cell] {
-      for (batch, channels) in CellRows.shapes {
-        for tokens in CellRows.lengths where batch * channels * tokens <= 1 << 22 {
-          progress("\(type(of: cell).kind) \(batch)×\(channels), \(tokens) tokens")
-          rows.append(try CellRows.row(cell, batch, channels, tokens, device))
-        }
-      }
+    for job in CellRows.jobs(device) {
+      progress("\(job.cell) \(job.rows)×\(job.channels), \(job.tokens) tokens")
+      rows.append(try CellRows.measure(job, device))
     }
   }
 
-  private static func row(
-    _ cell: any Cell, _ batch: Int, _ channels: Int, _ tokens: Int, _ device: any Device
-  ) throws -> Row {
-    let description = cell.description(hidden: channels, matrix: .diagonal)
-    let parts = description.parts
-    func values(_ name: String, _ shape: Shape, _ low: Float, _ high: Float) -> Tensor {
-      let generator = CounterGenerator(seed: 1, name: name)
-      return Tensor(generator.uniforms(shape.elementCount, low, high), shape: shape, on: device)
-    }
-    let gates = values("gates", [batch, tokens, parts.inputWidth], -2, 2)
-    let parameters = parts.parameters.map { values($0.name, [channels], -0.5, 0.5) }
-    let cotangent = Tensor.full(1, [batch, tokens, channels], on: device)
-
-    func seconds(_ execution: CellExecution) throws -> Double {
-      let engine = RecurrentCell(description, execution: execution)
-      let times = try Measurement.times(on: device, 0.1) {
-        let tape = Tape()
-        tape.watch([gates] + parameters)
-        let y = tape.record {
-          var state = State(engine.stateSpec, batch: batch)
-          return engine(
-            .init(gates: gates, matrices: [], parameters: parameters), state: &state,
-            form: .parallel, reset: nil)
+  private static func jobs(_ device: any Device) -> [Job] {
+    var jobs: [Job] = []
+    let isWide = device.storesBFloat16
+    func add(
+      _ cell: String, _ structure: CellExecution.Structure, _ shapes: [(Int, Int)],
+      _ lengths: [Int], _ engine: @escaping (Int, Int, Int, CellExecution) -> CellRun
+    ) {
+      for (rows, channels) in shapes {
+        for tokens in lengths where rows * channels * tokens <= 1 << (isWide ? 26 : 21) {
+          jobs.append(
+            Job(cell: cell, structure: structure, rows: rows, channels: channels, tokens: tokens) {
+              engine(rows, channels, tokens, $0)
+            })
         }
-        _ = tape.gradients(of: [(y, cotangent)], for: [gates] + parameters)
       }
+    }
+    for (cell, structure) in [
+      (ParaGRU(), .scan1), (ParaLSTM(), .scan2), (ExponentialLSTM(), .scan3),
+    ] as [(any Cell, CellExecution.Structure)] {
+      add(
+        type(of: cell).kind, structure, isWide ? wideDiagonal : diagonal,
+        isWide ? wideLengths : diagonalLengths
+      ) {
+        .described(cell, .diagonal, rows: $0, channels: $1, tokens: $2, $3, device)
+      }
+    }
+    add(GatedRecurrentUnit.kind, .dense, dense, denseLengths) {
+      .described(GatedRecurrentUnit(), .dense, rows: $0, channels: $1, tokens: $2, $3, device)
+    }
+    for cell in [CellScan.Cell.gru, .lstm] {
+      add(cell.rawValue, .fused, dense, denseLengths) {
+        .fused(cell, rows: $0, channels: $1, tokens: $2, $3, device)
+      }
+    }
+    return jobs
+  }
+
+  private static func measure(_ job: Job, _ device: any Device) throws -> Row {
+    func seconds(_ execution: CellExecution) throws -> Double {
+      let run = job.engine(execution)
+      let times = try Measurement.times(on: device, 0.1) { run.forwardAndBackward() }
       return times[times.count / 2]
     }
     let reports = NewtonReports()
     let newton = try NewtonReports.$current.withValue(reports) { try seconds(.newton) }
+    let sequential = try seconds(.sequential)
     return Row(
-      cell: type(of: cell).kind, rows: batch, channels: channels, tokens: tokens,
-      sequentialSeconds: try seconds(.sequential), newtonSeconds: newton,
+      cell: job.cell,
+      times: .init(
+        device: device.id.name, structure: job.structure, rows: job.rows, channels: job.channels,
+        tokens: job.tokens, sequentialSeconds: sequential, newtonSeconds: newton),
       report: try reports.take().last ?? NewtonReport(),
-      automaticIsNewton: CellExecution.isNewtonFaster(
-        rows: batch, channels: channels, tokens: tokens))
+      automaticIsNewton: CellExecution.automatic.isNewton(
+        job.structure, rows: job.rows, channels: job.channels, tokens: job.tokens, on: device))
   }
 
   func print() {
@@ -74,15 +100,84 @@ struct CellRows: Encodable {
       ("automatic", .left),
     ])
     for row in rows {
+      let t = row.times
       table.add([
-        row.cell, "\(row.rows) × \(row.channels)", "\(row.tokens)",
-        Format.time(row.sequentialSeconds), Format.time(row.newtonSeconds),
-        Format.fixed(row.sequentialSeconds / row.newtonSeconds, 2),
+        row.cell, "\(t.rows) × \(t.channels)", "\(t.tokens)", Format.time(t.sequentialSeconds),
+        Format.time(t.newtonSeconds), Format.fixed(t.sequentialSeconds / t.newtonSeconds, 2),
         Format.fixed(row.report.meanIterations, 1),
         "\(Format.fixed(row.report.fallback * 100, 0)) %",
         row.automaticIsNewton ? "newton" : "sequential",
       ])
     }
     table.print()
+  }
+}
+
+/// One engine with inputs of a shape.
+struct CellRun {
+  private let variables: [Tensor]
+  private let cotangent: Tensor
+  private let run: ([Tensor]) -> Tensor
+
+  func forwardAndBackward() {
+    let tape = Tape()
+    tape.watch(variables)
+    let y = tape.record { run(variables) }
+    _ = tape.gradients(of: [(y, cotangent)], for: variables)
+  }
+
+  private static func values(
+    _ name: String, _ shape: Shape, _ bound: Double, _ device: any Device
+  ) -> Tensor {
+    let generator = CounterGenerator(seed: 1, name: name)
+    let (low, high) = (Float(-bound), Float(bound))
+    return Tensor(generator.uniforms(shape.elementCount, low, high), shape: shape, on: device)
+  }
+
+  static func described(
+    _ cell: any Cell, _ matrix: RecurrentMatrix, rows: Int, channels: Int, tokens: Int,
+    _ execution: CellExecution, _ device: any Device
+  ) -> CellRun {
+    let description = cell.description(hidden: channels, matrix: matrix)
+    let (parts, engine) = (
+      description.parts, RecurrentCell(description, execution: execution)
+    )
+    let bound = 1 / Double(channels).squareRoot()
+    let matrices = parts.matrices.map { values($0.name, parts.shape($0), bound, device) }
+    let parameters = parts.parameters.map {
+      values($0.name, [channels], matrix == .diagonal ? 0.5 : bound, device)
+    }
+    return CellRun(
+      variables: [values("gates", [rows, tokens, parts.inputWidth], 2, device)] + matrices
+        + parameters,
+      cotangent: .full(1, [rows, tokens, channels], on: device)
+    ) { v in
+      var state = State(engine.stateSpec, batch: rows)
+      return engine(
+        .init(
+          gates: v[0], matrices: Array(v[1..<1 + matrices.count]),
+          parameters: Array(v[(1 + matrices.count)...])), state: &state, form: .parallel, reset: nil
+      )
+    }
+  }
+
+  static func fused(
+    _ cell: CellScan.Cell, rows: Int, channels: Int, tokens: Int, _ execution: CellExecution,
+    _ device: any Device
+  ) -> CellRun {
+    let engine = CellScan(cell: cell, hiddenSize: channels, execution: execution)
+    let G = cell.gateCount
+    let bound = 1 / Double(channels).squareRoot()
+    return CellRun(
+      variables: [
+        values("gates", [rows, tokens, G * channels], 2, device),
+        values("recurrent", [G * channels, channels], bound, device),
+      ],
+      cotangent: .full(1, [rows, tokens, channels], on: device)
+    ) { v in
+      var state = State(engine.stateSpec, batch: rows)
+      return engine(
+        .init(gates: v[0], recurrentWeight: v[1]), state: &state, form: .parallel, reset: nil)
+    }
   }
 }

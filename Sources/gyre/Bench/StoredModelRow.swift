@@ -29,7 +29,8 @@ struct StoredModelRow: Encodable {
     let clock = ContinuousClock()
     var loaded: LanguageModel?
     loadSeconds = try clock.measure {
-      loaded = try StoredModel.load(folder: path, device: device, keepsTypes: !widens)
+      loaded = try StoredModel.load(
+        folder: path, device: device, matrices: widens ? .float32 : .stored)
     }.seconds
     guard let model = loaded else { throw Failure("'\(path)' was not loaded") }
     self.model = path

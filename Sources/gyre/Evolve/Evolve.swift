@@ -14,9 +14,12 @@ struct Evolve: ParsableCommand {
         gyre evolve --model tiny book.txt --reward loss          EGGROLL: any model, low rank
         gyre evolve --model runs/tiny-1 --reward accuracy --population 512 --sigma 0.01
         gyre evolve --model runs/tiny-1 --reward "python3 score.py" --prompts prompts.txt
+        gyre evolve --model tiny --compare backprop  the curve of gradients beside it
         gyre evolve --environment cartpole           a recurrent policy: cartpole, pendulum,
                                                      mountaincar, acrobot, tmaze
         gyre evolve --resume --out runs/egg --generations 4000
+        gyre evolve --model egg --workers 4          processes of one machine; or under MPI:
+        mpirun -n 4 gyre evolve --model egg          the bits of one process, many times faster
         gyre evolve --evidence rank                  how fast rank r approaches full rank, from
                                                      --population members (8 million)
 
@@ -44,6 +47,9 @@ struct Evolve: ParsableCommand {
 
   func validate() throws {
     if evidence != nil { return }
+    if !(1...4096).contains(shared.workers) {
+      throw ValidationError("--workers must be in 1...4096")
+    }
     if shared.resume, shared.out == nil {
       throw ValidationError("--resume needs --out, the run folder to go on with")
     }
@@ -65,14 +71,25 @@ struct Evolve: ParsableCommand {
       try measureRank(device)
       return
     }
+    var failed = true
+    defer { Workers.finish(failed: failed) }
+    let group = try Workers.join(shared.workers)
+    do { try evolve(device, group) } catch let error where group?.isLeader == false {
+      Terminal.note("worker \(group?.rank ?? 0): \(error)")
+      throw ExitCode.failure
+    }
+    failed = false
+  }
+
+  private func evolve(_ device: any Device, _ group: (any WorkerGroup)?) throws {
     var isEgg = model == EggModel.type
     if shared.resume, let out = shared.out { isEgg = try EggModel.shape(folder: out) != nil }
     if isEgg {
-      try EvolveEgg(texts: texts, options: shared, egg: egg, device: device).run()
+      try EvolveEgg(texts: texts, options: shared, egg: egg, device: device, group: group).run()
     } else {
       try EvolveFloat(
         texts: texts, model: model, environment: environment, options: shared, float: float,
-        device: device
+        device: device, group: group
       ).run()
     }
   }
@@ -110,6 +127,9 @@ struct EvolveOptions: ParsableArguments {
   @Option(help: "Generations that share one noise; 0: the same noise always.")
   var noiseReuse: Int?
   @Flag(help: "Go on from the last checkpoint of --out.") var resume = false
+  @Option(help: "Processes of this machine that score the population together.") var workers = 1
+  @Option(help: "When one of them ends: stop (with a checkpoint) or drop (the others go on).")
+  var onFailure = WorkerFailure.stop
   @Flag(help: "One JSON object a generation on standard output.") var json = false
 }
 
@@ -126,6 +146,9 @@ struct EggOptions: ParsableArguments {
   @Option(help: "The same at the end.") var finalAlpha: Double?
   @Option(help: "exponential, or published: 1/(0.015 t + 1).")
   var alphaSchedule: EggConfiguration.Schedule?
+  @Option(
+    help: "carried: votes too weak to move a weight are kept for the next; fresh: as published.")
+  var votes: EggConfiguration.Votes?
 }
 
 /// Options of float models.
@@ -159,11 +182,17 @@ struct FloatOptions: ParsableArguments {
   @Option(help: "Rows of text, prompts or episodes a member.") var rows: Int?
   @Option(help: "Rows that go through the model at once.") var chunkRows: Int?
   @Flag(help: "Perturb matrices only.") var freezeVectors = false
+  enum Comparison: String, ExpressibleByArgument { case backprop }
+  @Option(help: "backprop: train the same model with gradients on the same texts, for the report.")
+  var compare: Comparison?
+  @Option(help: "Learning rate of that training.") var compareLr = 3e-3
   @Option(help: "Layer of a policy: a mixer such as min_gru or rg_lru, or feed_forward.")
   var policy: String?
   @Option(help: "Width of a policy.") var policyWidth: Int?
 }
 
 extension EggConfiguration.Schedule: ExpressibleByArgument {}
+extension WorkerFailure: ExpressibleByArgument {}
+extension EggConfiguration.Votes: ExpressibleByArgument {}
 extension EvolutionConfiguration.OptimizerKind: ExpressibleByArgument {}
 extension FitnessShaping: ExpressibleByArgument {}

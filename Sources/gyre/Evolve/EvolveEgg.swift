@@ -13,21 +13,35 @@ struct EvolveEgg {
   let options: EvolveOptions
   let egg: EggOptions
   let device: any Device
+  let group: (any WorkerGroup)?
+  private var isLeader: Bool { group?.isLeader ?? true }
 
   func run() throws {
-    let folder = RunFolder(options.out ?? Files.nextRunFolder("egg"))
-    let configuration = try options.resume ? stored(folder) : fresh(folder)
+    let folder = RunFolder(
+      try Workers.shared(group) { options.out ?? Files.nextRunFolder("egg") })
+    let configuration = try Workers.prepared(
+      group, { try options.resume ? stored(folder) : fresh(folder) },
+      { try EggConfiguration(json: try Files.read(folder.evolution)) })
     let model = EggModel(
       configuration.shape, deviation: configuration.deviation, seed: configuration.seed,
       device: device)
-    if !options.resume {
+    if !options.resume, isLeader {
       _ = try AtomicFile.write(try model.configurationJSON(), to: folder.configuration)
     }
-    let trainer = try EggTrainer(model: model, configuration: configuration, folder: folder)
+    let trainer = try EggTrainer(
+      model: model, configuration: configuration, folder: folder, group: group,
+      onFailure: options.onFailure)
+    if isLeader { trainer.onLoss = { Terminal.note($0) } }
     if options.resume {
-      for rejected in try trainer.resume() { Terminal.note("passed over \(rejected)") }
+      for rejected in try trainer.resume() where isLeader {
+        Terminal.note("passed over \(rejected)")
+      }
     }
     Interrupts.install()
+    guard isLeader else {
+      try trainer.run()
+      return
+    }
     if !options.json {
       Terminal.note(
         "\(Format.count(Double(configuration.shape.parameterCount))) weights of 8 bits, "
@@ -107,6 +121,7 @@ struct EvolveEgg {
     if let alpha = egg.finalAlpha { c.finalAlpha = alpha }
     c.finalAlpha = egg.finalAlpha ?? min(c.finalAlpha, c.alpha)
     if let schedule = egg.alphaSchedule { c.schedule = schedule }
+    if let votes = egg.votes { c.votes = votes }
     try c.validate()
   }
 

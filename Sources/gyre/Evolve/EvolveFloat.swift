@@ -17,6 +17,8 @@ struct EvolveFloat {
   let options: EvolveOptions
   let float: FloatOptions
   let device: any Device
+  let group: (any WorkerGroup)?
+  private var isLeader: Bool { group?.isLeader ?? true }
 
   /// What `policy.json` of a run folder holds.
   private struct PolicyFile: Codable {
@@ -26,16 +28,27 @@ struct EvolveFloat {
   }
 
   func run() throws {
-    let folder = RunFolder(options.out ?? Files.nextRunFolder(runName))
-    let configuration = try options.resume ? stored(folder) : fresh(folder)
+    let folder = RunFolder(
+      try Workers.shared(group) { options.out ?? Files.nextRunFolder(runName) })
+    let configuration = try Workers.prepared(
+      group, { try options.resume ? stored(folder) : fresh(folder) },
+      { try EvolutionConfiguration(json: try Files.read(folder.evolution)) })
     let task = try task(folder, configuration)
     let trainer = EvolutionTrainer(
-      task: task, configuration: configuration, folder: folder, device: device)
-    trainer.onSkip = { Terminal.note($0) }
+      task: task, configuration: configuration, folder: folder, device: device, group: group,
+      onFailure: options.onFailure)
+    if isLeader { trainer.onSkip = { Terminal.note($0) } }
     if options.resume {
-      for rejected in try trainer.resume() { Terminal.note("passed over \(rejected)") }
+      for rejected in try trainer.resume() where isLeader {
+        Terminal.note("passed over \(rejected)")
+      }
     }
     Interrupts.install()
+    guard isLeader else {
+      try trainer.run()
+      return
+    }
+    let backprop = try comparison(folder, configuration)
     let count = task.parameters.reduce(0) { $0 + $1.shape.elementCount }
     if !options.json {
       Terminal.note(
@@ -52,7 +65,8 @@ struct EvolveFloat {
       display.update(m)
     }
     display.end()
-    try report(trainer, isLoss ? -1 : 1)
+    let gradients = try backprop.map { try compare($0, through: trainer.generation) }
+    try report(trainer, isLoss ? -1 : 1, gradients)
     if options.json { return }
     if trainer.generation < configuration.generations {
       Terminal.note(
@@ -62,7 +76,36 @@ struct EvolveFloat {
     if let last = trainer.history.last(where: { $0.heldOut != nil })?.heldOut {
       Terminal.line("held-out: \(Format.fixed(last, 3))" + (task.isBitsPerByte ? " bits/byte" : ""))
     }
+    if let last = gradients?.last(where: { $0.heldOut != nil })?.heldOut {
+      Terminal.line("held-out, trained with gradients: \(Format.fixed(last, 3)) bits/byte")
+    }
     Terminal.line("\(folder.path): model.safetensors, metrics.jsonl, report.html")
+  }
+
+  /// What --compare backprop trains: made before the evolution, from the same start.
+  private func comparison(
+    _ folder: RunFolder, _ configuration: EvolutionConfiguration
+  ) throws -> BackpropComparison? {
+    guard float.compare != nil else { return nil }
+    guard configuration.reward == LanguageTask.Reward.loss.rawValue, environment == nil else {
+      throw Failure("--compare backprop needs a reward with gradients: --reward loss")
+    }
+    if options.resume { throw Failure("--compare backprop needs the start of a run, not --resume") }
+    let model = try languageModel(folder, configuration)
+    let task = try LanguageTask(
+      model: model, reward: .loss, folder: folder, configuration: configuration)
+    return BackpropComparison(model: model, task: task, configuration: configuration)
+  }
+
+  private func compare(
+    _ comparison: BackpropComparison, through generations: Int
+  ) throws -> [EvolutionMetrics] {
+    var history: [EvolutionMetrics] = []
+    try comparison.run(generations: generations, learningRate: float.compareLr) { m in
+      history.append(m)
+      return !Interrupts.isRequested
+    }
+    return history
   }
 
   private var runName: String {
@@ -151,17 +194,7 @@ struct EvolveFloat {
         width: file.width, source: RandomParameters(seed: c.seed, device: device), device: device)
       return PolicyTask(policy: policy, environment: type, configuration: c, device: device)
     }
-    let configuration = try folder.modelConfiguration()
-    let model: LanguageModel
-    if Files.kind(folder.weights) != nil {
-      let source = CheckpointParameters(
-        try SafetensorsFile(path: folder.weights), device: device, copies: true)
-      model = try LanguageModel(configuration, source: source, device: device)
-      try source.finish()
-    } else {
-      model = try LanguageModel(
-        configuration, source: RandomParameters(seed: c.seed, device: device), device: device)
-    }
+    let model = try languageModel(folder, c)
     if let reward = LanguageTask.Reward(rawValue: c.reward) {
       return try LanguageTask(model: model, reward: reward, folder: folder, configuration: c)
     }
@@ -174,6 +207,22 @@ struct EvolveFloat {
       model: model, tokenizer: try StoredModel.tokenizer(folder: folder.path),
       program: RewardProgram(command: c.reward, timeout: float.timeout, retries: float.retries),
       prompts: lines, temperature: float.temperature, configuration: c)
+  }
+
+  /// The model of the folder as it is before the run.
+  private func languageModel(
+    _ folder: RunFolder, _ c: EvolutionConfiguration
+  ) throws -> LanguageModel {
+    let configuration = try folder.modelConfiguration()
+    if Files.kind(folder.weights) != nil {
+      let source = CheckpointParameters(
+        try SafetensorsFile(path: folder.weights), device: device, copies: true)
+      let model = try LanguageModel(configuration, source: source, device: device)
+      try source.finish()
+      return model
+    }
+    return try LanguageModel(
+      configuration, source: RandomParameters(seed: c.seed, device: device), device: device)
   }
 
   private func change(_ c: inout EvolutionConfiguration) throws {
@@ -205,7 +254,9 @@ struct EvolveFloat {
     try c.validate()
   }
 
-  private func report(_ trainer: EvolutionTrainer, _ sign: Double) throws {
+  private func report(
+    _ trainer: EvolutionTrainer, _ sign: Double, _ gradients: [EvolutionMetrics]?
+  ) throws {
     let c = trainer.configuration
     let metrics = trainer.history.map { m in
       Metrics(
@@ -213,7 +264,7 @@ struct EvolveFloat {
         validationBitsPerByte: m.heldOut, learningRate: c.learningRate, gradientNorm: 0,
         tokensPerSecond: Double(m.tokens) / Double(max(m.generation, 1)) / max(m.seconds, 1e-9))
     }
-    let report = Report(
+    var report = Report(
       title: "Evolution \(trainer.folder.path)", metrics: metrics,
       settings: [
         ("reward", c.reward), ("population", "\(c.population) × \(c.rows) rows"),
@@ -222,6 +273,26 @@ struct EvolveFloat {
         ("optimiser", "\(c.optimizer.rawValue), learning rate \(c.learningRate)"),
         ("gradients", "none"), ("device", Devices.detail(of: device)), ("seed", "\(c.seed)"),
       ], samples: [])
+    if let gradients {
+      // A generation of evolution reads its texts once a member, a step of gradients some three times.
+      report.curves = [
+        Report.Curve(
+          name: "gradients, held-out",
+          points: gradients.compactMap { m in m.heldOut.map { (m.generation, $0) } }),
+        Report.Curve(
+          name: "gradients", points: gradients.map { ($0.generation, -$0.meanFitness) }),
+      ]
+      report.settings += [
+        ("forward passes of a generation", "\(c.population) a row of text"),
+        (
+          "compared with gradients",
+          "AdamW, learning rate \(float.compareLr), one step a generation"
+        ),
+      ]
+      if let last = gradients.last(where: { $0.heldOut != nil })?.heldOut {
+        report.settings.append(("held-out bits/byte with gradients", Format.fixed(last, 3)))
+      }
+    }
     try report.write(to: trainer.folder.report)
   }
 }

@@ -1,4 +1,5 @@
 import ArgumentParser
+import GyreModels
 import GyrePlatform
 import GyreRecurrence
 import GyreTensors
@@ -20,6 +21,7 @@ struct DeviceOptions: ParsableArguments {
 
   func open() throws(DeviceError) -> any Device {
     if let threads { Devices.threadCount = threads }
+    CellTimes.current = CellTimesFile.read()
     return try Devices.open(device)
   }
 }
@@ -32,21 +34,29 @@ enum Precision: String, ExpressibleByArgument, CaseIterable, Codable {
 
 /// How inference holds weights, as `--dtype` names it.
 enum HeldWeights: String, ExpressibleByArgument, CaseIterable {
-  case stored, f32
+  case stored, f32, bf16
 }
 
 /// How weights are held.
 struct WeightOptions: ParsableArguments {
   @Option(
     help: ArgumentHelp(
-      "Matrices as they are stored (bf16, f16, GGUF's quantised types) or widened to f32.",
+      "Matrices as they are stored, widened to f32, or in bf16.",
       discussion: """
-        Stored matrices stay in the mapped file and are multiplied as they are where the device can; \
-        quantised ones by activations rounded to int8 in runs of 32.
+        Stored matrices (bf16, f16, GGUF's quantised types) stay in the mapped file and are multiplied \
+        as they are where the device can; quantised ones by activations rounded to int8 in runs of 32. \
+        By default bf16, products too, on cuda, and as they are stored elsewhere.
         """))
-  var dtype = HeldWeights.stored
+  var dtype: HeldWeights?
 
-  var keepsTypes: Bool { dtype == .stored }
+  /// How matrices are held, and the precision of products.
+  func choice(on device: any Device) -> (matrices: MatrixStorage, precision: ComputePrecision) {
+    switch dtype ?? (device.storesBFloat16 ? .bf16 : .stored) {
+    case .stored: (.stored, .float32)
+    case .f32: (.float32, .float32)
+    case .bf16: (.bfloat16, .bfloat16)
+    }
+  }
 }
 
 /// The form of the recurrences, as `--form` names it.

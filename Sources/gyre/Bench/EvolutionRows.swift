@@ -1,0 +1,182 @@
+import GyreEvolution
+import GyreLayers
+import GyreModels
+import GyrePlatform
+import GyreRecurrence
+import GyreTensors
+
+/// `gyre bench --evolution`: what evolution costs beside plain inference, and EGG beside the machine's rate
+/// of int8 products.
+struct EvolutionRows: Encodable {
+  struct Row: Encodable {
+    var name: String
+    var value: Double
+    var unit: String
+    /// The least that the project asks for; nil where it is only told.
+    var floor: Double?
+  }
+  var device: String
+  /// Multiply-adds a second of a large int8 product, where the device has such a kernel.
+  var int8MultiplyAddsPerS: Double?
+  var rows: [Row] = []
+
+  init(on device: any Device, wants: (String) -> Bool, report: (String) -> Void) throws {
+    self.device = Devices.detail(of: device)
+    int8MultiplyAddsPerS = try int8Rate(on: device)
+    for (width, layers, members, tokens) in [(64, 2, 1024, 16), (256, 6, 256, 8)] {
+      let name = "egg, width \(width), \(layers) layers, \(members) members × \(tokens) bytes"
+      guard wants(name), int8MultiplyAddsPerS != nil else { continue }
+      report(name)
+      try egg(name, EggShape(width: width, layers: layers), members, tokens, device)
+    }
+    for preset in ["rwkv7-100m", "mingru-100m"] where wants(preset) {
+      report(preset)
+      try forward(preset, members: 32, tokens: 32, device)
+    }
+    if wants("linear 8192") {
+      report("linear 8192")
+      try linear(device)
+    }
+  }
+
+  func print() {
+    Terminal.line(
+      device
+        + (int8MultiplyAddsPerS.map { ": int8 products of " + Format.count($0, "multiply-adds/s") }
+          ?? ""))
+    var table = Table([("", .left), ("", .right), ("", .left), ("floor", .right)])
+    for row in rows {
+      let isShare = row.unit == "%"
+      table.add([
+        row.name, isShare ? Format.fixed(row.value, 1) : Format.grouped(Int(row.value)), row.unit,
+        row.floor.map { "\(Format.fixed($0, 0)) \(row.unit)" } ?? "",
+      ])
+    }
+    table.print()
+  }
+
+  private mutating func add(
+    _ name: String, _ value: Double, _ unit: String, floor: Double? = nil
+  ) {
+    rows.append(Row(name: name, value: value, unit: unit, floor: floor))
+  }
+
+  private func int8Rate(on device: any Device) throws -> Double? {
+    let size = 1024
+    let numbers = (0..<size * size).map { Int8(truncatingIfNeeded: $0 &* 31 % 251 - 125) }
+    guard Devices.int8Product(numbers, numbers, size: size, on: device) != nil else { return nil }
+    let times = try Measurement.times(on: device, 0.3) {
+      _ = Devices.int8Product(numbers, numbers, size: size, on: device)
+    }
+    return Double(size * size * size) / times[0]
+  }
+
+  /// One generation: every member's forward pass with its noise, and the update.
+  private mutating func egg(
+    _ name: String, _ shape: EggShape, _ members: Int, _ tokens: Int, _ device: any Device
+  ) throws {
+    let model = EggModel(shape, seed: 1, device: device)
+    let generator = CounterGenerator(seed: 1, name: "text")
+    let text = Tensor(
+      (0..<members * (tokens + 1)).map { UInt8(generator.integer(UInt64($0), below: 255) + 1) },
+      shape: [members, tokens + 1], on: device)
+    let noise = EggNoise(.generated(seed: 1, epoch: 0, firstPair: 0))
+    let signs = Tensor(
+      (0..<members / 2).map { Int8($0 % 3 - 1) }, shape: [members / 2], on: device)
+    let state = model.state(members: members)
+    func forward() { _ = apply(EggForward(shape, noise: noise), [model.weights, text, state]) }
+    let whole = try Measurement.times(on: device, 0.5) {
+      forward()
+      _ = apply(EggUpdate(shape, noise: noise, threshold: 20), [model.weights, signs])
+    }
+    let alone = try Measurement.times(on: device, 0.5) { forward() }
+    let read = Double(members * tokens)
+    let products = Double(12 * shape.width * shape.width * shape.layers + 256 * shape.width) * read
+    let (step, pass) = (whole[whole.count / 2], alone[alone.count / 2])
+    add(name + ": training step", read / step, "bytes/s")
+    add("  multiply-adds of the step's products", products / step, "/s")
+    add("  the same, forward alone", products / pass, "/s")
+    if let peak = int8MultiplyAddsPerS {
+      add("  forward alone, of the rate of int8 products", products / pass / peak * 100, "%")
+    }
+  }
+
+  /// A whole forward pass to the loss, one member a row, beside the plain one.
+  private mutating func forward(
+    _ preset: String, members: Int, tokens: Int, _ device: any Device
+  ) throws {
+    let model = try LanguageModel(
+      try Presets.configuration(preset), source: RandomParameters(seed: 1, device: device),
+      device: device)
+    let ids = (0..<members * tokens).map { Int32($0 * 37 % 251) }
+    let text = Tensor(ids, shape: [members, tokens], on: device)
+    let strategy = Perturbation.Strategy(seed: 3, sigma: 0.01)
+    var epoch: UInt32 = 0
+    func plain() {
+      var state = model.makeState(batch: members)
+      _ = model.loss(text, targets: text, state: &state).rows
+    }
+    func perturbed() {
+      epoch += 1
+      let population = Perturbation(
+        strategy, epoch: epoch, members: (0..<Int32(members)).map { $0 },
+        parameters: model.parameters, on: device)
+      Perturbation.$current.withValue(population) {
+        let text = text.detached()
+        var state = model.makeState(batch: members)
+        _ = model.loss(text, targets: text, state: &state).rows
+      }
+    }
+    let share = try EvolutionRows.ratio(plain, perturbed, on: device)
+    add(
+      "\(preset), \(members) members × \(tokens) tokens, rank 1: of plain inference", share * 100,
+      "%", floor: 85)
+  }
+
+  /// One linear layer of 8,192 × 8,192, rows that are members each, noise made on the fly.
+  private mutating func linear(_ device: any Device) throws {
+    let isCard = device.id.name.hasPrefix("cuda")
+    let (size, rows) = (isCard ? 8192 : 2048, isCard ? 1024 : 256)
+    let values = CounterGenerator(seed: 1, name: "linear").uniforms(size * size, -0.01, 0.01)
+    let weight = Parameter(name: "weight", value: Tensor(values, shape: [size, size], on: device))
+    let x = Tensor.full(0.5, [rows, 1, size], on: device)
+    let strategy = Perturbation.Strategy(seed: 3, sigma: 0.01)
+    var epoch: UInt32 = 0
+    let share = try ComputePrecision.$current.withValue(isCard ? .bfloat16 : .float32) {
+      try EvolutionRows.ratio(
+        { _ = x.linear(weight.value) },
+        {
+          epoch += 1
+          let population = Perturbation(
+            strategy, epoch: epoch, members: (0..<Int32(rows)).map { $0 }, parameters: [weight],
+            on: device)
+          Perturbation.$current.withValue(population) { _ = x.linear(weight.value) }
+        }, on: device)
+    }
+    add(
+      "linear \(size) × \(size), \(rows) members of one row, rank 1: of the plain product",
+      share * 100, "%", floor: isCard ? 91 : nil)
+  }
+
+  /// The time of `plain` over that of `other`: they run in turn, so that what else the machine does slows
+  /// both; the median of the ratios.
+  private static func ratio(
+    _ plain: () -> Void, _ other: () -> Void, on device: any Device
+  ) throws -> Double {
+    func time(_ body: () -> Void) throws -> Double {
+      let start = ContinuousClock.now
+      body()
+      try device.synchronize()
+      return (ContinuousClock.now - start).seconds
+    }
+    _ = (try time(plain), try time(other))
+    var shares: [Double] = []
+    var total = 0.0
+    while shares.count < 5 || (total < 4 && shares.count < 101) {
+      let (a, b) = (try time(plain), try time(other))
+      shares.append(a / b)
+      total += a + b
+    }
+    return shares.sorted()[shares.count / 2]
+  }
+}
