@@ -110,7 +110,7 @@ extension GGUFTokenizer {
     /// "a b", or the two parts in a list.
     struct Merge: Decodable {
       var text: String
-      init(from decoder: any Decoder) throws {
+      init(from decoder: any Swift.Decoder) throws {
         if let text = try? decoder.singleValueContainer().decode(String.self) {
           self.text = text
         } else {
