@@ -49,11 +49,20 @@ public final class CPUDevice: HostDevice, @unchecked Sendable {
   }
 
   private func run(_ call: KernelCall) {
-    if let kernel = CPUKernel.all[ObjectIdentifier(type(of: call.op))], kernel.run(call, kernels) {
+    if let kernel = CPUKernel.all[ObjectIdentifier(type(of: call.op))], takesTypes(call),
+      kernel.run(call, kernels)
+    {
       return
     }
     references.withLock { $0["\(call.op.name) \(call.inputs.map(\.spec))", default: 0] += 1 }
     call.runReference()
+  }
+
+  /// Elements of quantised types have no address of their own: three ops have kernels for blocks, the
+  /// others run their definition.
+  private func takesTypes(_ call: KernelCall) -> Bool {
+    !call.inputs.contains { $0.dtype.isQuantized }
+      || call.op is LinearMap || call.op is EmbeddingLookup || call.op is LinearCrossEntropy
   }
 
   /// Launches that no kernel covered, by op and input shapes: what ran slowly.
