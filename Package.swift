@@ -42,7 +42,7 @@ let package = Package(
       targets: [
         "GyreTensors", "GyrePlatform", "GyreLayers", "GyreRecurrence", "GyreMixers",
         "GyreTokenizers", "GyreCheckpoints", "GyreModels", "GyreTraining", "GyreInference",
-        "GyreEvolution", "GyreConformance",
+        "GyreTasks", "GyreEvolution", "GyreConformance", "GyreDistributed",
       ]),
   ],
   dependencies: [
@@ -70,12 +70,16 @@ let package = Package(
     // Level 1
     target("GyreCPU", ["GyreTensors", "GyreRecurrence", "CGyreKernels"]),
     target(
-      "GyreCUDA", ["GyreTensors", "GyreRecurrence", "CGyreCUDALoader", "CGyreCUDASources"]),
+      "GyreCUDA",
+      [
+        "GyreTensors", "GyreRecurrence", "GyreDistributed", "CGyreCUDALoader", "CGyreCUDASources",
+      ]),
     target("GyreLayers", ["GyreTensors", "GyreRecurrence"]),
     target("GyreRecurrence", ["GyreTensors"]),
     target("GyreCheckpoints", ["GyreTensors"], packages: [crypto]),
+    target("GyreDistributed", ["GyreTensors"]),
     // Level 2
-    target("GyrePlatform", ["GyreTensors", "GyreCPU", "GyreCUDA"]),
+    target("GyrePlatform", ["GyreTensors", "GyreDistributed", "GyreCPU", "GyreCUDA"]),
     target("GyreMixers", ["GyreTensors", "GyreRecurrence", "GyreLayers"]),
     // Level 3
     target(
@@ -102,6 +106,12 @@ let package = Package(
       ]),
     // Level 5
     target(
+      "GyreTasks",
+      [
+        "GyreTensors", "GyreLayers", "GyreRecurrence", "GyreModels", "GyreTokenizers",
+        "GyreCheckpoints", "GyreTraining",
+      ]),
+    target(
       "GyreEvolution",
       [
         "GyreTensors", "GyreLayers", "GyreRecurrence", "GyreMixers", "GyreModels",
@@ -116,6 +126,8 @@ let package = Package(
     .testTarget(
       name: "gyreTests", dependencies: ["gyre", arguments], swiftSettings: swiftSettings),
     test("GyreTensors"),
+    test("GyreMixers", ["GyreTensors", "GyreRecurrence", "GyreLayers", "GyreCPU"]),
+    test("GyreDistributed", ["GyreTensors"]),
     test(
       "GyreCUDA", ["GyreTensors", "GyreRecurrence", "GyreConformance", "CGyreCUDALoader"]),
     test(
@@ -130,14 +142,20 @@ let package = Package(
       dependencies: [
         "GyreTensors", "GyrePlatform", "GyreLayers", "GyreRecurrence", "GyreMixers",
         "GyreTokenizers", "GyreCheckpoints", "GyreModels", "GyreTraining", "GyreInference",
-        "GyreEvolution", "GyreConformance", arguments,
+        "GyreTasks", "GyreEvolution", "GyreConformance", "GyreDistributed", arguments,
       ], swiftSettings: swiftSettings),
     // Tests
     test(
       "GyreTraining",
       [
         "GyreTensors", "GyreCPU", "GyreLayers", "GyreModels", "GyreCheckpoints", "GyreTokenizers",
-        "GyreRecurrence",
+        "GyreRecurrence", "GyreDistributed",
+      ]),
+    test(
+      "GyreTasks",
+      [
+        "GyreTensors", "GyreCPU", "GyreLayers", "GyreModels", "GyreTraining", "GyreTokenizers",
+        "GyreCheckpoints",
       ]),
     test(
       "GyreEvolution",

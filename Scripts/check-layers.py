@@ -4,12 +4,12 @@ import json, subprocess, sys
 
 LEVELS = [
     {"CGyreKernels", "CGyreCorpus", "CGyreCUDALoader", "CGyreCUDASources", "GyreTensors", "GyreTokenizers"},
-    {"GyreRecurrence", "GyreCheckpoints"},
+    {"GyreRecurrence", "GyreCheckpoints", "GyreDistributed"},
     {"GyreCPU", "GyreCUDA", "GyreLayers"},
     {"GyreMixers", "GyrePlatform"},
     {"GyreModels"},
     {"GyreTraining", "GyreInference", "GyreConformance"},
-    {"GyreEvolution"},
+    {"GyreTasks", "GyreEvolution"},
     {"gyre"},
 ]
 BACKENDS = {

@@ -82,7 +82,25 @@ static const gyre_symbol product_symbols[] = {
     PRODUCTS(heuristic, "cublasLtMatmulAlgoGetHeuristic"),
 };
 
-static const gyre_library libraries[3] = {
+#define NCCL(field, symbol) {symbol, offsetof(gyre_nccl, field)}
+static const gyre_symbol nccl_symbols[] = {
+    NCCL(version, "ncclGetVersion"),
+    NCCL(error_string, "ncclGetErrorString"),
+    NCCL(identifier, "ncclGetUniqueId"),
+    NCCL(create, "ncclCommInitRank"),
+    NCCL(destroy, "ncclCommDestroy"),
+    NCCL(abort, "ncclCommAbort"),
+    NCCL(asynchronous_error, "ncclCommGetAsyncError"),
+    NCCL(group_start, "ncclGroupStart"),
+    NCCL(group_end, "ncclGroupEnd"),
+    NCCL(all_reduce, "ncclAllReduce"),
+    NCCL(send, "ncclSend"),
+    NCCL(receive, "ncclRecv"),
+};
+
+enum { DRIVER_LIBRARY, COMPILER_LIBRARY, PRODUCTS_LIBRARY, NCCL_LIBRARY, LIBRARY_COUNT };
+
+static const gyre_library libraries[LIBRARY_COUNT] = {
     {
         .sonames = (const char *const[]){"libcuda.so.1", "libcuda.so", NULL},
         .pattern = "libcuda.so.1",
@@ -107,14 +125,22 @@ static const gyre_library libraries[3] = {
         .symbols = product_symbols,
         .symbol_count = GYRE_COUNT(product_symbols),
     },
+    {
+        .sonames = (const char *const[]){"libnccl.so.2", "libnccl.so", NULL},
+        .pattern = "libnccl.so.2*",
+        .advice = "install NVIDIA's NCCL or run `pip install nvidia-nccl-cu13`, and name its folder "
+                  "in GYRE_CUDA_PATH where it is in an unusual place",
+        .symbols = nccl_symbols,
+        .symbol_count = GYRE_COUNT(nccl_symbols),
+    },
 };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
 // A table of a library, filled at the first call; later calls give the same answer.
 static bool load(int which, void *table, gyre_cuda_library_status *status) {
-  static bool tried[3], opened[3];
-  static gyre_cuda_library_status kept[3];
+  static bool tried[LIBRARY_COUNT], opened[LIBRARY_COUNT];
+  static gyre_cuda_library_status kept[LIBRARY_COUNT];
   pthread_mutex_lock(&lock);
   if (!tried[which]) {
     tried[which] = true;
@@ -128,15 +154,20 @@ static bool load(int which, void *table, gyre_cuda_library_status *status) {
 
 const gyre_cuda_driver *gyre_cuda_load_driver(gyre_cuda_library_status *status) {
   static gyre_cuda_driver table;
-  return load(0, &table, status) ? &table : NULL;
+  return load(DRIVER_LIBRARY, &table, status) ? &table : NULL;
 }
 
 const gyre_cuda_compiler *gyre_cuda_load_compiler(gyre_cuda_library_status *status) {
   static gyre_cuda_compiler table;
-  return load(1, &table, status) ? &table : NULL;
+  return load(COMPILER_LIBRARY, &table, status) ? &table : NULL;
 }
 
 const gyre_cuda_products *gyre_cuda_load_products(gyre_cuda_library_status *status) {
   static gyre_cuda_products table;
-  return load(2, &table, status) ? &table : NULL;
+  return load(PRODUCTS_LIBRARY, &table, status) ? &table : NULL;
+}
+
+const gyre_nccl *gyre_cuda_load_nccl(gyre_cuda_library_status *status) {
+  static gyre_nccl table;
+  return load(NCCL_LIBRARY, &table, status) ? &table : NULL;
 }

@@ -21,11 +21,26 @@ static const char reduce_cu[] = {
 static const char norm_cu[] = {
 #embed "cuda/norm.cu" suffix(, 0)
 };
+static const char norm_rows_cu[] = {
+#embed "cuda/norm_rows.cu" suffix(, 0)
+};
 static const char loss_cu[] = {
 #embed "cuda/loss.cu" suffix(, 0)
 };
 static const char optimizer_cu[] = {
 #embed "cuda/optimizer.cu" suffix(, 0)
+};
+static const char convolution_cu[] = {
+#embed "cuda/convolution.cu" suffix(, 0)
+};
+static const char rwkv7_cu[] = {
+#embed "cuda/rwkv7.cu" suffix(, 0)
+};
+static const char blend_cu[] = {
+#embed "cuda/blend.cu" suffix(, 0)
+};
+static const char token_mixes_cu[] = {
+#embed "cuda/token_mixes.cu" suffix(, 0)
 };
 static const char sequence_cu[] = {
 #embed "cuda/sequence.cu" suffix(, 0)
@@ -60,6 +75,18 @@ static const char head_sums_cu[] = {
 static const char cell_scan_base_cu[] = {
 #embed "cuda/cell_scan_base.cu" suffix(, 0)
 };
+static const char cell_team_cu[] = {
+#embed "cuda/cell_team.cu" suffix(, 0)
+};
+static const char cell_team_gradient_cu[] = {
+#embed "cuda/cell_team_gradient.cu" suffix(, 0)
+};
+static const char channel_scans_cu[] = {
+#embed "cuda/channel_scans.cu" suffix(, 0)
+};
+static const char selection_cu[] = {
+#embed "cuda/selection.cu" suffix(, 0)
+};
 static const char diagonal_scan_cu[] = {
 #embed "cuda/diagonal_scan.cu" suffix(, 0)
 };
@@ -69,9 +96,21 @@ static const char linear_attention_cu[] = {
 static const char delta_rule_cu[] = {
 #embed "cuda/delta_rule.cu" suffix(, 0)
 };
+static const char chunk_gradient_mixed_cu[] = {
+#embed "cuda/chunk_gradient_mixed.cu" suffix(, 0)
+};
+static const char token_step_cu[] = {
+#embed "cuda/token_step.cu" suffix(, 0)
+};
+static const char token_sample_cu[] = {
+#embed "cuda/token_sample.cu" suffix(, 0)
+};
 
 static const char prelude_cuh[] = {
 #embed "cuda/prelude.cuh" suffix(, 0)
+};
+static const char four_cuh[] = {
+#embed "cuda/four.cuh" suffix(, 0)
 };
 static const char functions_cuh[] = {
 #embed "cuda/functions.cuh" suffix(, 0)
@@ -84,6 +123,24 @@ static const char head_cuh[] = {
 };
 static const char mma_cuh[] = {
 #embed "cuda/mma.cuh" suffix(, 0)
+};
+static const char cell_team_cuh[] = {
+#embed "cuda/cell_team.cuh" suffix(, 0)
+};
+static const char cell_code_cuh[] = {
+#embed "cuda/cell_code.cuh" suffix(, 0)
+};
+static const char cell_products_cuh[] = {
+#embed "cuda/cell_products.cuh" suffix(, 0)
+};
+static const char cell_units_cuh[] = {
+#embed "cuda/cell_units.cuh" suffix(, 0)
+};
+static const char cell_newton_cuh[] = {
+#embed "cuda/cell_newton.cuh" suffix(, 0)
+};
+static const char cell_rows_cuh[] = {
+#embed "cuda/cell_rows.cuh" suffix(, 0)
 };
 static const char chunk_common_cuh[] = {
 #embed "cuda/chunk_common.cuh" suffix(, 0)
@@ -109,11 +166,29 @@ static const char chunk_gradient_scalar_cuh[] = {
 static const char chunk_solve_cuh[] = {
 #embed "cuda/chunk_solve.cuh" suffix(, 0)
 };
+static const char token_machine_cuh[] = {
+#embed "cuda/token_machine.cuh" suffix(, 0)
+};
+static const char token_stream_cuh[] = {
+#embed "cuda/token_stream.cuh" suffix(, 0)
+};
+static const char token_operand_cuh[] = {
+#embed "cuda/token_operand.cuh" suffix(, 0)
+};
+static const char token_matrix_cuh[] = {
+#embed "cuda/token_matrix.cuh" suffix(, 0)
+};
+static const char token_attention_cuh[] = {
+#embed "cuda/token_attention.cuh" suffix(, 0)
+};
 static const char args_h[] = {
 #embed "include/gyre_cuda_args.h" suffix(, 0)
 };
 static const char engine_args_h[] = {
 #embed "include/gyre_cuda_engine_args.h" suffix(, 0)
+};
+static const char token_args_h[] = {
+#embed "include/gyre_cuda_token_args.h" suffix(, 0)
 };
 
 static const gyre_cuda_source kernels[] = {
@@ -123,8 +198,13 @@ static const gyre_cuda_source kernels[] = {
     {"layout", layout_cu},
     {"reduce", reduce_cu},
     {"norm", norm_cu},
+    {"norm_rows", norm_rows_cu},
     {"loss", loss_cu},
     {"optimizer", optimizer_cu},
+    {"convolution", convolution_cu},
+    {"rwkv7", rwkv7_cu},
+    {"blend", blend_cu},
+    {"token_mixes", token_mixes_cu},
     {"sequence", sequence_cu},
     {"diagonal_scan_base", diagonal_scan_base_cu},
     {"min_gru", min_gru_cu},
@@ -136,18 +216,32 @@ static const gyre_cuda_source kernels[] = {
     {"delta_rule_base", delta_rule_base_cu},
     {"head_sums", head_sums_cu},
     {"cell_scan_base", cell_scan_base_cu},
+    {"cell_team", cell_team_cu},
+    {"cell_team_gradient", cell_team_gradient_cu},
+    {"channel_scans", channel_scans_cu},
+    {"selection", selection_cu},
     {"diagonal_scan", diagonal_scan_cu},
     {"linear_attention", linear_attention_cu},
     {"delta_rule", delta_rule_cu},
+    {"chunk_gradient_mixed", chunk_gradient_mixed_cu},
+    {"token_step", token_step_cu},
+    {"token_sample", token_sample_cu},
     {NULL, NULL},
 };
 
 static const gyre_cuda_source headers[] = {
     {"prelude.cuh", prelude_cuh},
+    {"four.cuh", four_cuh},
     {"functions.cuh", functions_cuh},
     {"scan.cuh", scan_cuh},
     {"head.cuh", head_cuh},
     {"mma.cuh", mma_cuh},
+    {"cell_team.cuh", cell_team_cuh},
+    {"cell_code.cuh", cell_code_cuh},
+    {"cell_products.cuh", cell_products_cuh},
+    {"cell_units.cuh", cell_units_cuh},
+    {"cell_newton.cuh", cell_newton_cuh},
+    {"cell_rows.cuh", cell_rows_cuh},
     {"chunk_common.cuh", chunk_common_cuh},
     {"chunk_prepare.cuh", chunk_prepare_cuh},
     {"chunk_walk.cuh", chunk_walk_cuh},
@@ -156,8 +250,14 @@ static const gyre_cuda_source headers[] = {
     {"chunk_gradient_levels.cuh", chunk_gradient_levels_cuh},
     {"chunk_gradient_scalar.cuh", chunk_gradient_scalar_cuh},
     {"chunk_solve.cuh", chunk_solve_cuh},
+    {"token_machine.cuh", token_machine_cuh},
+    {"token_stream.cuh", token_stream_cuh},
+    {"token_operand.cuh", token_operand_cuh},
+    {"token_matrix.cuh", token_matrix_cuh},
+    {"token_attention.cuh", token_attention_cuh},
     {"gyre_cuda_args.h", args_h},
     {"gyre_cuda_engine_args.h", engine_args_h},
+    {"gyre_cuda_token_args.h", token_args_h},
     {NULL, NULL},
 };
 

@@ -8,6 +8,8 @@ struct AdamWBatch {
   private static let capacity = Int(GYRE_ADAMW_ENTRIES)
   private var entries: [gyre_adamw_entry] = []
   private var calls: [KernelCall] = []
+  /// Copies of parameters that are kept up to date.
+  private var shadows: [CUDABuffer] = []
   private var chunks = 0
 
   /// Whether the batch has to run now.
@@ -22,6 +24,10 @@ struct AdamWBatch {
     e.first_chunk = chunks
     e.gradient = call.inputs[0].array
     e.factor = call.inputs[1].address
+    if let shadow = call.outputs[0].cudaShadow {
+      shadows.append(shadow)
+      e.shadow = shadow.address
+    }
     (e.parameter, e.m, e.v) = (
       call.outputs[0].address, call.outputs[1].address, call.outputs[2].address
     )
@@ -45,7 +51,10 @@ struct AdamWBatch {
       entries.withUnsafeBytes { memory.copyMemory(from: $0) }
     }
     launch.run(Self.function, grid: (chunks, 1, 1), a)
-    for call in calls { for t in call.outputs { t.cudaBuffer?.shadow.withLock { $0 = nil } } }
+    for (call, e) in zip(calls, entries) {
+      for t in call.outputs[(e.shadow == 0 ? 0 : 1)...] { t.cudaBuffer?.changed() }
+    }
+    shadows.removeAll(keepingCapacity: true)
     entries.removeAll(keepingCapacity: true)
     calls.removeAll(keepingCapacity: true)
     chunks = 0

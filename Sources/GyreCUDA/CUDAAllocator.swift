@@ -160,6 +160,14 @@ final class CUDABuffer: DeviceBuffer, @unchecked Sendable {
   private let owner: CUDAAllocator
   /// The values in bfloat16, once a product has asked for them; gone as soon as they change.
   let shadow = Mutex<CUDABuffer?>(nil)
+  /// Where these are the values of a recurrence by chunks: what its derivative will need.
+  let chunks = Mutex<KeptChunks?>(nil)
+
+  /// Drops what was derived from the contents, which are about to change.
+  func changed() {
+    shadow.withLock { $0 = nil }
+    chunks.withLock { $0 = nil }
+  }
 
   fileprivate init(address: UInt64, byteCount: Int, size: Int, owner: CUDAAllocator) {
     self.address = address

@@ -75,7 +75,7 @@ final class CUDACompiler: @unchecked Sendable {
   private func find(
     _ f: CUDAFunction, _ state: inout Loaded
   ) throws(DeviceError) -> UnsafeMutableRawPointer {
-    let module = try module(f.file, f.defines, &state)
+    let module = try module(f.file, f.defines, text: f.text, &state)
     var handle: gyre_cuda_handle?
     let code = driver.current.module_function(&handle, module, f.name)
     guard code == 0, let handle else { throw failed(f.name, driver.table.message(code)) }
@@ -83,11 +83,12 @@ final class CUDACompiler: @unchecked Sendable {
   }
 
   private func module(
-    _ file: String, _ defines: [String], _ state: inout Loaded
+    _ file: String, _ defines: [String], text: String? = nil, _ state: inout Loaded
   ) throws(DeviceError) -> UnsafeMutableRawPointer {
-    let name = ([file] + defines).joined(separator: " ")
+    let name = ([file] + defines + [text ?? ""]).joined(separator: " ")
     if let module = state.modules[name] { return module }
-    guard let source = CUDASources.kernels.first(where: { $0.name == file }) else {
+    let embedded = CUDASources.kernels.first { $0.name == file }
+    guard let source = text.map({ (name: file, text: $0) }) ?? embedded else {
       throw failed(file, "there is no such kernel file")
     }
     let options = ["--gpu-architecture=\(architecture)", "--std=c++17"] + defines

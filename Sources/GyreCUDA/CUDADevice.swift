@@ -23,6 +23,8 @@ public final class CUDADevice: Device, @unchecked Sendable {
   let allocator: CUDAAllocator
   let compiler: CUDACompiler
   let failure = StickyFailure()
+  /// Where the card's time goes, kernel by kernel.
+  public let times: LaunchTimes
   private let products: CUDAProducts
   private let staging: Staging
   private let optimizer: Mutex<AdamWBatch>
@@ -100,6 +102,7 @@ public final class CUDADevice: Device, @unchecked Sendable {
       "driver \(version / 1000).\(version % 1000 / 10), NVRTC \(compiler.version), "
       + "cuBLASLt \(products.version)"
     staging = Staging(driver: driver, stream: stream)
+    times = LaunchTimes(driver: driver, stream: stream)
     optimizer = Mutex(AdamWBatch())
     multiprocessors = attribute(Int(GYRE_CUDA_MULTIPROCESSORS))
     sharedPerBlock = attribute(Int(GYRE_CUDA_SHARED_PER_BLOCK_OPTIN))
@@ -144,14 +147,16 @@ public final class CUDADevice: Device, @unchecked Sendable {
     if failure.isSet { return }
     launched.wrappingAdd(1, ordering: .relaxed)
     // A position is a number of the launch, not of memory.
-    if call.op is Rotary { recording.withLock { if $0 != nil { $0 = false } } }
-    defer { for output in call.outputs { output.cudaBuffer?.shadow.withLock { $0 = nil } } }
+    if call.op is Rotary || call.op is RotaryAtRates {
+      recording.withLock { if $0 != nil { $0 = false } }
+    }
     // Steps of AdamW wait for each other, to run as one.
     if let step = call.op as? AdamWStep {
       let isFull = optimizer.withLock { $0.add(step, call, self) }
       if isFull { flush() }
       return
     }
+    defer { for output in call.outputs { output.cudaBuffer?.changed() } }
     flush()
     if let kernel = CUDAKernel.all[ObjectIdentifier(type(of: call.op))],
       kernel.run(call, CUDALaunch(self, call.op.name))
@@ -222,7 +227,7 @@ public final class CUDADevice: Device, @unchecked Sendable {
   public func write(_ bytes: UnsafeRawBufferPointer, to buffer: any DeviceBuffer, offset: Int) {
     guard let target = buffer as? CUDABuffer, !failure.isSet else { return }
     flush()
-    target.shadow.withLock { $0 = nil }
+    target.changed()
     if recording.withLock({ $0 != nil }) {
       recording.withLock { $0 = false }
       return
@@ -251,6 +256,8 @@ public final class CUDADevice: Device, @unchecked Sendable {
   }
 
   public var storesBFloat16: Bool { true }
+  public var readsKeptStates: Bool { false }
+  public var newtonRange: (units: Int, tokens: Int) { (8192, 256) }
   public var memory: MemoryReport { allocator.report }
   public func resetPeakMemory() { allocator.resetPeak() }
 
@@ -307,7 +314,12 @@ public final class CUDADevice: Device, @unchecked Sendable {
   /// C ← op(A) op(B) in the device's queue.
   func multiply(_ problem: CUDAProducts.Problem) {
     if failure.isSet { return }
-    if let reason = products.multiply(problem) {
+    var reason: String?
+    _ = times.measure(problem.description) {
+      reason = products.multiply(problem)
+      return 0
+    }
+    if let reason {
       failure.set(.kernelFailed(kernel: "product", device: id.name, reason: reason))
     }
   }

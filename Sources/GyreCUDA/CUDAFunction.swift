@@ -1,15 +1,34 @@
 import CGyreCUDASources
+import Synchronization
 
 /// One entry of a kernel file, compiled with some defines.
 final class CUDAFunction: Sendable {
   let file: String
   let name: String
   let defines: [String]
+  /// The source, where it is made at run time and no embedded file.
+  let text: String?
 
-  init(_ file: String, _ name: String, _ defines: [String] = []) {
+  init(_ file: String, _ name: String, _ defines: [String] = [], text: String? = nil) {
     self.file = file
     self.name = name
     self.defines = defines
+    self.text = text
+  }
+
+  private static let known = Mutex<[String: CUDAFunction]>([:])
+
+  /// The function for a source and defines that are known at run time, one object each.
+  static func shared(
+    _ file: String, _ name: String, _ defines: [String], text: String? = nil
+  ) -> CUDAFunction {
+    known.withLock { table in
+      let key = ([file, name] + defines + [text ?? ""]).joined(separator: " ")
+      if let function = table[key] { return function }
+      let function = CUDAFunction(file, name, defines, text: text)
+      table[key] = function
+      return function
+    }
   }
 }
 

@@ -27,6 +27,17 @@ final class CUDALaunch {
     }
   }
 
+  /// Memory that outlives the op; nil where there is too little, which is no failure.
+  func keep(_ byteCounts: [Int]) -> [CUDABuffer]? {
+    try? byteCounts.map { try device.allocator.allocate(byteCount: $0) }
+  }
+
+  /// Keeps memory until the op is queued; its addresses.
+  func hold(_ buffers: [CUDABuffer]) -> [UInt64] {
+    held += buffers
+    return buffers.map(\.address)
+  }
+
   func floats(_ count: Int) -> UInt64 { scratch(4 * max(count, 1)) }
 
   /// Queues a kernel. A grid without blocks is none.
@@ -42,12 +53,53 @@ final class CUDALaunch {
       var arguments = arguments
       let code = withUnsafeMutablePointer(to: &arguments) { pointer in
         var parameters: UnsafeMutableRawPointer? = UnsafeMutableRawPointer(pointer)
-        return device.driver.current.launch(
-          handle, UInt32(grid.0), UInt32(grid.1), UInt32(grid.2), UInt32(threads.0),
-          UInt32(threads.1), 1, UInt32(shared), device.stream, &parameters, nil)
+        return device.times.measure(name(function)) {
+          device.driver.current.launch(
+            handle, UInt32(grid.0), UInt32(grid.1), UInt32(grid.2), UInt32(threads.0),
+            UInt32(threads.1), 1, UInt32(shared), device.stream, &parameters, nil)
+        }
       }
-      device.check(code, op == function.name ? op : "\(op) (\(function.name))")
+      device.check(code, name(function))
     } catch { device.fail(error) }
+  }
+
+  private func name(_ function: CUDAFunction) -> String {
+    op == function.name ? op : "\(op) (\(function.name))"
+  }
+
+  /// Queues a kernel whose blocks wait for each other: all are on the device at once.
+  func runTogether<Arguments>(
+    _ function: CUDAFunction, grid: (Int, Int), threads: Int, _ arguments: Arguments
+  ) {
+    guard !device.failure.isSet else { return }
+    do throws(DeviceError) {
+      let handle = try device.compiler.function(function, shared: 0)
+      var arguments = arguments
+      let code = withUnsafeMutablePointer(to: &arguments) { pointer in
+        var parameters: UnsafeMutableRawPointer? = UnsafeMutableRawPointer(pointer)
+        return device.times.measure(name(function)) {
+          device.driver.current.launch_cooperative(
+            handle, UInt32(grid.0), UInt32(grid.1), 1, UInt32(threads), 1, 1, 0, device.stream,
+            &parameters)
+        }
+      }
+      device.check(code, name(function))
+    } catch { device.fail(error) }
+  }
+
+  /// Blocks of a kernel that the device holds at once; 0 where it cannot be compiled, and the device
+  /// keeps the error.
+  func blocksAtOnce(_ function: CUDAFunction, threads: Int) -> Int {
+    do throws(DeviceError) {
+      let handle = try device.compiler.function(function, shared: 0)
+      var blocks: Int32 = 0
+      let code = device.driver.current.occupancy(&blocks, handle, Int32(threads), 0)
+      guard device.check(code, name(function)) else { return 0 }
+      return Int(blocks) * device.multiprocessors
+    } catch {
+      device.fail(error)
+      return 0
+    }
   }
 
   /// Queues a kernel whose threads stride over `count` items, `each` at a time.
@@ -88,19 +140,25 @@ final class CUDALaunch {
   }
 
   /// Queues zeros into scratch memory.
-  func zero(_ address: UInt64, _ count: Int) {
-    guard address != 0, count > 0, !device.failure.isSet else { return }
-    device.check(
-      device.driver.current.set_bytes(address, 0, 4 * count, device.stream), "zero")
+  func zero(_ address: UInt64, _ count: Int) { setBytes(address, 0, 4 * count) }
+
+  func setBytes(_ address: UInt64, _ value: UInt8, _ byteCount: Int) {
+    guard address != 0, byteCount > 0, !device.failure.isSet else { return }
+    let code = device.times.measure("\(op) (set bytes)") {
+      device.driver.current.set_bytes(address, value, byteCount, device.stream)
+    }
+    device.check(code, "set bytes")
   }
 
   func copy(_ source: Tensor, to target: Tensor) {
     guard source.byteCount > 0, !device.failure.isSet, source.address != target.address else {
       return
     }
-    device.check(
+    let code = device.times.measure("\(op) (copy)") {
       device.driver.current.copy_on_device(
-        target.address, source.address, source.byteCount, device.stream), op)
+        target.address, source.address, source.byteCount, device.stream)
+    }
+    device.check(code, op)
   }
 
   func cast(_ x: gyre_array, to y: gyre_array, count: Int) {
@@ -137,8 +195,7 @@ final class CUDALaunch {
   func bfloat16(_ t: Tensor) -> UInt64 {
     if t.dtype == .bfloat16 { return t.address }
     guard let buffer = t.cudaBuffer else { return 0 }
-    let isWhole = t.byteOffset == 0 && t.byteCount + 16 > buffer.byteCount
-    if isWhole, let kept = buffer.shadow.withLock({ $0 }) {
+    if let kept = t.cudaShadow {
       held.append(kept)
       return kept.address
     }
@@ -146,7 +203,7 @@ final class CUDALaunch {
       let copy = try device.allocator.allocate(byteCount: 2 * max(t.elementCount, 1))
       held.append(copy)
       cast(t.array, to: .init(copy.address, .bfloat16), count: t.elementCount)
-      if isWhole { buffer.shadow.withLock { $0 = copy } }
+      if t.isWhole { buffer.shadow.withLock { $0 = copy } }
       return copy.address
     } catch {
       device.fail(error)
@@ -179,6 +236,10 @@ extension DType {
 
 extension Tensor {
   var cudaBuffer: CUDABuffer? { buffer as? CUDABuffer }
+  /// Whether the tensor is all of its memory.
+  var isWhole: Bool { cudaBuffer.map { byteOffset == 0 && byteCount + 16 > $0.byteCount } ?? false }
+  /// Its values in bfloat16 where they are kept.
+  var cudaShadow: CUDABuffer? { isWhole ? cudaBuffer?.shadow.withLock { $0 } : nil }
   /// The first byte on the device; 0 where there is no storage.
   var address: UInt64 { cudaBuffer.map { $0.address + UInt64(byteOffset) } ?? 0 }
   /// As kernels take it.

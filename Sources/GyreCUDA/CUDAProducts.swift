@@ -17,6 +17,13 @@ final class CUDAProducts: @unchecked Sendable {
     var beta: Float = 0
     /// A float32 vector `[n]` that is added to every row; only with float32 C.
     var bias: UInt64 = 0
+
+    /// Shapes, layouts and types, for reports.
+    var description: String {
+      "product \(batch > 1 ? "\(batch)× " : "")\(m)×\(n)×\(k) \(transposesA ? "t" : "n")"
+        + "\(transposesB ? "t" : "n") \(aType == .bfloat16 ? "bf16" : "f32") to "
+        + "\(cType == .bfloat16 ? "bf16" : "f32")\(beta != 0 ? ", adds" : "")"
+    }
   }
 
   /// What a plan depends on.

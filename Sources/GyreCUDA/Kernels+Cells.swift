@@ -2,7 +2,8 @@ import CGyreCUDASources
 import GyreRecurrence
 import GyreTensors
 
-/// Elman, GRU and LSTM cells: a product and a point-wise kernel a token.
+/// Elman, GRU, LSTM and sLSTM cells: weights in registers where they fit, else a product and a
+/// point-wise kernel a token.
 extension CUDAKernel {
   private static func cell(_ name: String) -> CUDAFunction { CUDAFunction("cell_scan_base", name) }
   private static let begin = cell("cell_begin")
@@ -14,8 +15,10 @@ extension CUDAKernel {
   static let cells: [CUDAKernel] = [
     CUDAKernel(CellForward.self) { op, call, launch in
       let x = op.extents(call.inputs.map(\.spec))
-      guard x.tokens > 0, var a = arguments(op, x, call.inputs) else { return false }
+      guard x.tokens > 0 else { return false }
       guard x.batch > 0 else { return true }
+      if CellTeam(op, x)?.forward(op, call, launch) ?? false { return true }
+      var a = arguments(op, x, call.inputs)
       let products = CellProducts(op, x, call.inputs[1], launch)
       a.xw = call.inputs[0].array
       a.bias = op.optional.pick(2, call.inputs).array
@@ -26,6 +29,12 @@ extension CUDAKernel {
       a.product = launch.floats(states * products.gates)
       (a.y, a.h_final) = (call.outputs[0].array, call.outputs[1].array)
       if op.cell.hasMemory { a.c_final = call.outputs[2].array }
+      if op.cell == .slstm {
+        (a.n, a.m) = (launch.floats(states), launch.floats(states))
+        (a.n_final, a.m_final) = (call.outputs[3].array, call.outputs[4].array)
+        a.normalizers = op.normalizersPlace.map { call.outputs[$0] }.array
+        a.stabilizers = op.stabilizersPlace.map { call.outputs[$0] }.array
+      }
       a.gates = op.gatesPlace.map { call.outputs[$0] }.array
       a.cells = op.cellsPlace.map { call.outputs[$0] }.array
       let isOriginal = op.cell == .gruOriginal
@@ -49,8 +58,10 @@ extension CUDAKernel {
     },
     CUDAKernel(CellBackward.self) { op, call, launch in
       let x = op.forward.extents(call.inputs.map(\.spec))
-      guard x.tokens > 0, var a = arguments(op.forward, x, call.inputs) else { return false }
+      guard x.tokens > 0 else { return false }
       guard x.batch > 0 else { return true }
+      if CellTeam(op.forward, x)?.backward(op, call, launch) ?? false { return true }
+      var a = arguments(op.forward, x, call.inputs)
       let products = CellProducts(op.forward, x, call.inputs[1], launch)
       let rest = Array(call.inputs[op.inputCount...])
       let states = x.batch * x.hidden
@@ -60,6 +71,14 @@ extension CUDAKernel {
       a.dy = op.extra.pick(3, rest).array
       a.dh_final = op.extra.pick(4, rest).array
       a.dc_final = op.extra.pick(5, rest).array
+      if op.forward.cell == .slstm {
+        a.normalizers = op.extra.pick(6, rest).array
+        a.stabilizers = op.extra.pick(7, rest).array
+        a.dn_final = op.extra.pick(8, rest).array
+        a.dn = launch.floats(states)
+        a.dn0 = op.place(6).map { call.outputs[$0] }.array
+        a.dm0 = op.place(7).map { call.outputs[$0] }.array
+      }
       a.dxw = call.outputs[0].array
       a.dh0 = op.place(3).map { call.outputs[$0] }.array
       a.dc0 = op.place(4).map { call.outputs[$0] }.array
@@ -90,26 +109,32 @@ extension CUDAKernel {
     },
   ]
 
-  /// Nil for cells without a kernel here.
   private static func arguments(
     _ op: CellForward, _ x: CellExtents, _ inputs: [Tensor]
-  ) -> gyre_cell_args? {
+  ) -> gyre_cell_args {
     var a = gyre_cell_args()
     (a.batch, a.tokens, a.heads, a.units) = (x.batch, x.tokens, x.heads, x.units)
-    a.cell =
-      switch op.cell {
-      case .elmanTanh: 0
-      case .elmanReLU: 1
-      case .gru: 2
-      case .gruOriginal: 3
-      case .lstm: 4
-      case .slstm: -1
-      }
-    if a.cell < 0 { return nil }
+    a.cell = Int32(op.cell.number)
     a.h0 = op.optional.pick(3, inputs).array
     a.c0 = op.optional.pick(4, inputs).array
+    a.n0 = op.optional.pick(6, inputs).array
+    a.m0 = op.optional.pick(7, inputs).array
     a.reset = op.optional.pick(5, inputs).address
     return a
+  }
+}
+
+extension CellScan.Cell {
+  /// Its number in the kernels.
+  var number: Int {
+    switch self {
+    case .elmanTanh: 0
+    case .elmanReLU: 1
+    case .gru: 2
+    case .gruOriginal: 3
+    case .lstm: 4
+    case .slstm: 5
+    }
   }
 }
 

@@ -1,6 +1,7 @@
 import CGyreCUDASources
 import GyreRecurrence
 import GyreTensors
+import Synchronization
 
 /// Linear attention and the delta rule by chunks of 64 tokens on the tensor cores: `prepare` makes what
 /// each chunk does to a state, `walk` goes through the chunks, and mirrored for the gradients.
@@ -10,7 +11,11 @@ import GyreTensors
 struct ChunkedHeads {
   private let launch: CUDALaunch
   private let rule: gyre_cuda_mixer_rule
-  private let size: Int32
+  /// Of keys and of values, rounded up to what kernels are compiled for.
+  private let size, valueSize: Int32
+  /// What identifies the call among those whose forward pass left something.
+  private let key: [UInt64]
+  private let notes: CUDABuffer?
   private var a = gyre_cuda_mixer_args()
   /// Held by the launch; zero-sized where absent.
   private let isScalar: Bool
@@ -18,21 +23,26 @@ struct ChunkedHeads {
 
   /// Which kernels there are, compiled once a name.
   private struct Functions {
-    var prepare, gradient: [CUDAFunction]
+    var prepare, gradient, mixedGradient: [CUDAFunction]
     var walk, back: [CUDAFunction]
   }
   private static func functions(_ file: String, _ prefix: String) -> [Int: Functions] {
     var table: [Int: Functions] = [:]
     for size in [64, 128] {
-      func make(_ start: String, _ names: [String]) -> [CUDAFunction] {
+      func make(
+        _ start: String, _ names: [String], in file: String, _ end: String = ""
+      ) -> [CUDAFunction] {
         names.map {
-          CUDAFunction(file, "\(start)_\($0)_bf16_k\(size)", ["-DGYRE_KEYS=\(size)"])
+          CUDAFunction(file, "\(start)_\($0)_bf16_k\(size)\(end)", ["-DGYRE_KEYS=\(size)"])
         }
       }
+      let gradients = ["gradient", "gradient_scalar"]
       table[size] = Functions(
-        prepare: make(prefix, ["prepare", "prepare_scalar"]),
-        gradient: make(prefix, ["gradient", "gradient_scalar"]),
-        walk: make(file, ["walk", "walk_team"]), back: make(file, ["walk_back", "walk_back_team"]))
+        prepare: make(prefix, ["prepare", "prepare_scalar"], in: file),
+        gradient: make(prefix, gradients, in: file),
+        mixedGradient: make(prefix, gradients, in: "chunk_gradient_mixed", "_mixed"),
+        walk: make(file, ["walk", "walk_team"], in: file),
+        back: make(file, ["walk_back", "walk_back_team"], in: file))
     }
     return table
   }
@@ -84,16 +94,20 @@ struct ChunkedHeads {
     _ rule: gyre_cuda_mixer_rule, _ x: HeadExtents, _ scale: Double, _ gateKind: Int32,
     _ launch: CUDALaunch, _ inputs: [Tensor], _ places: OptionalPlaces, _ optional: OptionalInputs
   ) {
-    size = gyre_cuda_mixer_size(Int32(x.keySize), Int32(x.valueSize))
-    guard size > 0, inputs[2].dtype == .bfloat16, x.tokens > 0, x.batch > 0,
+    size = gyre_cuda_mixer_size(Int32(x.keySize))
+    valueSize = gyre_cuda_mixer_size(Int32(x.valueSize))
+    guard size > 0, valueSize > 0, inputs[2].dtype == .bfloat16, x.tokens > 0, x.batch > 0,
       x.batch * x.heads <= 65_535
     else { return nil }
     self.launch = launch
     self.rule = rule
+    notes = inputs[2].cudaBuffer
+    let given = optional.gather { optional.pick($0, inputs) }
+    key = given.map(\.address) + [UInt64(gateKind), scale.bitPattern]
     isScalar = gateKind < 3 && rule != GYRE_CUDA_MIXER_GENERAL
     isTeam =
       x.batch * x.heads * ((x.valueSize + 63) / 64) * 132 < 96 * launch.device.multiprocessors
-    func given(_ place: Int?) -> Tensor? { place.flatMap { optional.pick($0, inputs) } }
+    func tensor(_ place: Int?) -> Tensor? { place.flatMap { optional.pick($0, inputs) } }
     func element(_ t: Tensor?) -> UInt64 { t.map { launch.bfloat16($0) } ?? 0 }
     // float32 or bfloat16 as they are; anything else as float32.
     func number(_ t: Tensor?) -> (address: UInt64, isFloat: Int32) {
@@ -103,20 +117,18 @@ struct ChunkedHeads {
     a.q = .init(bitPattern: UInt(element(inputs[0])))
     a.k = .init(bitPattern: UInt(element(inputs[1])))
     a.v = .init(bitPattern: UInt(element(inputs[2])))
-    a.a = .init(bitPattern: UInt(element(given(places.a))))
-    a.b = .init(bitPattern: UInt(element(given(places.b))))
-    let (gate, beta) = (number(given(places.gate)), number(given(places.beta)))
+    a.a = .init(bitPattern: UInt(element(tensor(places.a))))
+    a.b = .init(bitPattern: UInt(element(tensor(places.b))))
+    let (gate, beta) = (number(tensor(places.gate)), number(tensor(places.beta)))
     (a.gate, a.gate_is_float) = (.init(bitPattern: UInt(gate.address)), gate.isFloat)
     (a.beta, a.beta_is_float) = (.init(bitPattern: UInt(beta.address)), beta.isFloat)
-    a.initial = Self.floats(given(places.state).map { launch.float32($0) } ?? 0)
-    a.reset = .init(bitPattern: UInt(given(places.reset).address))
+    a.initial = Self.floats(tensor(places.state).map { launch.float32($0) } ?? 0)
+    a.reset = .init(bitPattern: UInt(tensor(places.reset).address))
     (a.batch, a.tokens, a.heads) = (Int32(x.batch), Int32(x.tokens), Int32(x.heads))
     (a.key_heads, a.keys, a.values) = (Int32(x.keyHeads), Int32(x.keySize), Int32(x.valueSize))
     a.chunks = Int32((x.tokens + 63) / 64)
     a.gate_kind = gateKind
     a.scale = Float(scale)
-    let parts = x.batch * x.heads * Int(a.chunks)
-    a.records = Self.bytes(launch.scratch(parts * gyre_cuda_mixer_record_bytes(rule, size)))
   }
 
   private static func floats(_ address: UInt64) -> UnsafeMutablePointer<Float>? {
@@ -152,10 +164,31 @@ struct ChunkedHeads {
       shared: Int(gyre_cuda_mixer_prepare_shared(rule, size, isScalar ? 1 : 0)), a)
   }
 
-  /// y and the final state.
+  /// Chunks of all heads.
+  private var parts: Int { rows * Int(a.chunks) }
+  private var recordBytes: Int { parts * Int(gyre_cuda_mixer_record_bytes(rule, size)) }
+  private var extraBytes: Int { parts * Int(gyre_cuda_mixer_extra_bytes(rule)) }
+  private var stateBytes: Int { parts * Int(gyre_cuda_mixer_state_bytes(a.values, size)) }
+
+  private mutating func use(records: UInt64, extras: UInt64, states: UInt64) {
+    a.records = Self.bytes(records)
+    a.extras = extraBytes > 0 ? Self.bytes(extras) : nil
+    a.states = Self.memory(states)
+  }
+
+  /// y and the final state. Under a tape, what the gradients need stays with the values' memory, as
+  /// long as there is room.
   mutating func run(y: Tensor, finalState: Tensor) {
     a.y = Self.memory(y.address)
     a.final_state = Self.floats(finalState.address)
+    if Tape.current != nil, let notes,
+      let kept = launch.keep([recordBytes, max(extraBytes, 1), stateBytes])
+    {
+      use(records: kept[0].address, extras: kept[1].address, states: kept[2].address)
+      notes.chunks.withLock { $0 = KeptChunks(key: key, buffers: kept) }
+    } else {
+      a.records = Self.bytes(launch.scratch(recordBytes))
+    }
     prepare()
     walk(false)
   }
@@ -169,16 +202,22 @@ struct ChunkedHeads {
   private static let headSum = CUDAFunction("reduce", "sum_to")
 
   mutating func differentiate(dy: Tensor, dFinal: Tensor?, _ g: Gradients) {
-    let parts = rows * Int(a.chunks)
-    let extra = gyre_cuda_mixer_extra_bytes(rule)
-    if extra > 0 { a.extras = Self.bytes(launch.scratch(parts * extra)) }
-    let stateBytes = gyre_cuda_mixer_state_bytes(a.values, size)
-    a.states = Self.memory(launch.scratch(parts * stateBytes))
-    a.state_gradients = Self.memory(launch.scratch(parts * stateBytes))
-    // The forward pass again: what it leaves is larger than its inputs.
-    a.y = Self.memory(launch.scratch(2 * dy.elementCount))
-    prepare()
-    walk(false)
+    a.state_gradients = Self.memory(launch.scratch(stateBytes))
+    let kept = notes?.chunks.withLock { value in
+      defer { value = nil }
+      return value?.key == key ? value : nil
+    }
+    if let kept {
+      let addresses = launch.hold(kept.buffers)
+      use(records: addresses[0], extras: addresses[1], states: addresses[2])
+    } else {
+      use(
+        records: launch.scratch(recordBytes), extras: launch.scratch(max(extraBytes, 1)),
+        states: launch.scratch(stateBytes))
+      a.y = Self.memory(launch.scratch(2 * dy.elementCount))
+      prepare()
+      walk(false)
+    }
     a.dy = .init(bitPattern: UInt(launch.bfloat16(dy)))
     a.d_final = Self.floats(dFinal.map { launch.float32($0) } ?? 0)
     let group = Int(a.heads / a.key_heads)
@@ -211,9 +250,10 @@ struct ChunkedHeads {
     a.d_initial = Self.floats(g.state?.address ?? 0)
     walk(true)
     if let functions {
+      let gradient = size == valueSize ? functions.gradient : functions.mixedGradient
       launch.run(
-        functions.gradient[isScalar ? 1 : 0], grid: (Int(a.chunks), rows, 1), threads: (256, 1),
-        shared: Int(gyre_cuda_mixer_gradient_shared(rule, size)), a)
+        gradient[isScalar ? 1 : 0], grid: (Int(a.chunks), rows, 1), threads: (256, 1),
+        shared: Int(gyre_cuda_mixer_gradient_shared(rule, size, valueSize)), a)
     }
     finish(g.dq, from: dq, group)
     finish(g.dk, from: dk, group)
@@ -248,4 +288,12 @@ struct ChunkedHeads {
     (s.x, s.out) = (gyre_array(address, .bfloat16), t.array)
     launch.run(Self.headSum, over: s.count * 32, s)
   }
+}
+
+/// What a forward pass by chunks leaves for its derivative: records, extras, states at the chunks'
+/// starts.
+struct KeptChunks {
+  /// Addresses of the inputs, kind of gate, scale.
+  var key: [UInt64]
+  var buffers: [CUDABuffer]
 }

@@ -5,13 +5,22 @@ extension CUDAKernel {
   private static let forward = CUDAFunction("norm", "norm_forward")
   private static let backward = CUDAFunction("norm", "norm_backward")
   private static let weightGradient = CUDAFunction("norm", "norm_weight_gradient")
+  private static let rowsForward = rowFunctions("norm_rows_forward")
+  private static let rowsBackward = rowFunctions("norm_rows_backward")
+  private static func rowFunctions(_ name: String) -> [Int: CUDAFunction] {
+    var table: [Int: CUDAFunction] = [:]
+    for lanes in [8, 16, 32, 64, 128, 256] {
+      table[lanes] = CUDAFunction("norm_rows", name, ["-DLANES=\(lanes)"])
+    }
+    return table
+  }
 
   static let norms: [CUDAKernel] = [
     CUDAKernel(Norm.self) { op, call, launch in
       var a = arguments(op, call.inputs[0], call.inputs.dropFirst().first)
       a.bias = (call.inputs.count > 2 ? call.inputs[2] : nil).array
       a.y = call.outputs[0].array
-      launch.run(forward, rows: a.rows, columns: a.columns, a)
+      normalize(a, launch)
       return true
     },
     CUDAKernel(NormBackward.self) { op, call, launch in
@@ -25,7 +34,7 @@ extension CUDAKernel {
     CUDAKernel(GatedNorm.self) { op, call, launch in
       var a = arguments(op, call.inputs[0], call.inputs[1], call.inputs[2])
       a.y = call.outputs[0].array
-      launch.run(forward, rows: a.rows, columns: a.columns, a)
+      normalize(a, launch)
       return true
     },
     CUDAKernel(GatedNorm.Backward.self) { op, call, launch in
@@ -38,7 +47,7 @@ extension CUDAKernel {
     CUDAKernel(L2Normalize.self) { op, call, launch in
       var a = rows(call.inputs[0], Int32(GYRE_NORM_L2), op.epsilon)
       a.y = call.outputs[0].array
-      launch.run(forward, rows: a.rows, columns: a.columns, a)
+      normalize(a, launch)
       return true
     },
     CUDAKernel(L2Normalize.Backward.self) { op, call, launch in
@@ -48,6 +57,13 @@ extension CUDAKernel {
       return true
     },
   ]
+
+  private static func normalize(_ a: gyre_norm_args, _ launch: CUDALaunch) {
+    guard let plan = RowPlan(a, blocksPerProcessor: 8, launch) else {
+      return launch.run(forward, rows: a.rows, columns: a.columns, a)
+    }
+    plan.run(rowsForward, a, launch)
+  }
 
   private static func rows(_ x: Tensor, _ kind: Int32, _ epsilon: Double) -> gyre_norm_args {
     var a = gyre_norm_args()
@@ -84,6 +100,18 @@ extension CUDAKernel {
   ) {
     var a = arguments
     (a.dy, a.dx) = (dy.array, dx.array)
+    if let plan = RowPlan(a, blocksPerProcessor: 4, launch) {
+      let parts = a.period == a.columns ? plan.blocks : plan.groups / (a.period / a.columns)
+      if dweight != nil { a.dweight = launch.floats(parts * a.period) }
+      if dbias != nil { a.dbias = launch.floats(parts * a.period) }
+      plan.run(rowsBackward, a, launch)
+      for (gradient, sums) in [(dweight, a.dweight), (dbias, a.dbias)] {
+        if let gradient {
+          launch.sumColumns(.floats(sums), rows: parts, columns: a.period, into: gradient.array)
+        }
+      }
+      return
+    }
     if dweight != nil { a.statistics = launch.floats(2 * a.rows) }
     launch.run(backward, rows: a.rows, columns: a.columns, a)
     guard let dweight else { return }
@@ -97,5 +125,41 @@ extension CUDAKernel {
     if let dbias {
       launch.sumColumns(.floats(a.dbias), rows: a.splits, columns: a.period, into: dbias.array)
     }
+  }
+}
+
+/// How rows are divided among threads that keep them in registers.
+private struct RowPlan {
+  private let lanes: Int
+  let blocks: Int
+  /// Groups of `lanes` threads in the grid.
+  var groups: Int { blocks * 256 / lanes }
+
+  /// Nil where the rows are too long or not aligned.
+  init?(_ a: gyre_norm_args, blocksPerProcessor: Int, _ launch: CUDALaunch) {
+    let isWide = [a.x, a.z, a.weight, a.bias, a.y, a.dy, a.dx, a.dz].allSatisfy {
+      $0.data % 16 == 0 && $0.dtype <= Int32(GYRE_F16)
+    }
+    guard isWide, a.rows > 0, a.columns > 0, a.columns % 8 == 0, a.columns <= 4096,
+      a.period % a.columns == 0
+    else { return nil }
+    // Up to 256 columns in one piece of eight a lane, beyond that two.
+    let lanes =
+      [8, 16, 32, 64, 128, 256].first { a.columns <= $0 * 8 * ($0 < 32 ? 1 : 2) } ?? 256
+    let rowsPerBlock = 256 / lanes
+    // A group's rows share one slice of the weight.
+    var (slices, rest) = (a.period / a.columns, rowsPerBlock)
+    while slices % 2 == 0, rest > 1 { (slices, rest) = (slices / 2, rest / 2) }
+    guard slices <= 1024 else { return nil }
+    let wanted = min(
+      (a.rows + rowsPerBlock - 1) / rowsPerBlock,
+      launch.device.multiprocessors * blocksPerProcessor)
+    self.lanes = lanes
+    blocks = max(1, wanted / slices) * slices
+  }
+
+  func run(_ functions: [Int: CUDAFunction], _ a: gyre_norm_args, _ launch: CUDALaunch) {
+    guard let function = functions[lanes] else { return }
+    launch.run(function, grid: (blocks, 1, 1), a)
   }
 }

@@ -10,6 +10,19 @@ extension CUDAKernel {
       linear(op, call, launch)
       return true
     },
+    CUDAKernel(LinearPieces.self) { op, call, launch in
+      linear(op, call, launch)
+      return true
+    },
+    CUDAKernel(LinearPieces.Backward.self) { op, call, launch in
+      // Products add in the types that they write.
+      let isHalf = op.forward.precision == .bfloat16
+      guard
+        call.outputs.allSatisfy({ $0.dtype == .float32 || (isHalf && $0.dtype == .bfloat16) })
+      else { return false }
+      differentiate(op, call, launch)
+      return true
+    },
     CUDAKernel(MatMul.self) { op, call, launch in
       let (x, y) = (call.inputs[0], call.inputs[1])
       let e = op.extents(x.shape, y.shape)
@@ -25,6 +38,36 @@ extension CUDAKernel {
       return true
     },
   ]
+
+  /// A product a piece, into tensors of their own.
+  private static func linear(_ op: LinearPieces, _ call: KernelCall, _ launch: CUDALaunch) {
+    let (x, w) = (call.inputs[0], call.inputs[1])
+    for ((rows, start), y) in zip(zip(op.pieces, op.starts), call.outputs) {
+      var p = CUDAProducts.Problem()
+      (p.m, p.n, p.k, p.transposesB) = (x.shape.rowCount, rows, w.shape[1], true)
+      multiply(&p, x, w, y, op.precision, launch, bStart: start * w.shape[1])
+    }
+  }
+
+  /// The gradients of those: rows of the weight's, and a sum for x.
+  private static func differentiate(
+    _ op: LinearPieces.Backward, _ call: KernelCall, _ launch: CUDALaunch
+  ) {
+    let (x, w) = (call.inputs[0], call.inputs[1])
+    let (rows, k) = (x.shape.rowCount, w.shape[1])
+    let pieces = zip(zip(op.forward.pieces, op.forward.starts), call.inputs[2...]).enumerated()
+    for (i, ((n, start), dy)) in pieces {
+      var p = CUDAProducts.Problem()
+      (p.m, p.n, p.k, p.transposesA) = (n, k, rows, true)
+      let part = call.outputs[0].aliased(
+        as: [n, k], byteOffset: call.outputs[0].byteOffset + 4 * start * k)
+      multiply(&p, dy, x, part, op.forward.precision, launch)
+      guard op.needsInput else { continue }
+      p = CUDAProducts.Problem()
+      (p.m, p.n, p.k, p.beta) = (rows, k, n, i == 0 ? 0 : 1)
+      multiply(&p, dy, w, call.outputs[1], op.forward.precision, launch, bStart: start * k)
+    }
+  }
 
   private static func linear(_ op: LinearMap, _ call: KernelCall, _ launch: CUDALaunch) {
     let (x, w, y) = (call.inputs[0], call.inputs[1], call.outputs[0])
@@ -65,10 +108,10 @@ extension CUDAKernel {
   }
 
   /// Fills in addresses and types, and multiplies. Operands of other types than the product's are
-  /// converted first.
+  /// converted first; B starts at an element of its tensor.
   static func multiply(
     _ p: inout CUDAProducts.Problem, _ a: Tensor, _ b: Tensor, _ c: Tensor,
-    _ precision: ComputePrecision, _ launch: CUDALaunch
+    _ precision: ComputePrecision, _ launch: CUDALaunch, bStart: Int = 0
   ) {
     guard p.m > 0, p.n > 0, p.batch > 0 else { return }
     guard p.k > 0 else {
@@ -82,6 +125,7 @@ extension CUDAKernel {
     } else {
       (p.a, p.b) = (launch.float32(a), launch.float32(b))
     }
+    p.b += UInt64(bStart * p.bType.byteCount)
     // The library does not write bfloat16 from float32 operands.
     if c.dtype == .float32 || (isHalf && c.dtype == .bfloat16) {
       (p.c, p.cType) = (c.address, c.dtype)

@@ -5,6 +5,8 @@ extension CUDAKernel {
   private static let convolve = CUDAFunction("sequence", "short_convolution")
   private static let convolveBackward = CUDAFunction("sequence", "short_convolution_backward")
   private static let convolveWeights = CUDAFunction("sequence", "short_convolution_weights")
+  private static let convolveFour = CUDAFunction("convolution", "convolution")
+  private static let convolveFourBackward = CUDAFunction("convolution", "convolution_backward")
   private static let rotary = CUDAFunction("sequence", "rotary")
   private static let shift = CUDAFunction("sequence", "token_shift")
   private static let shiftBackward = CUDAFunction("sequence", "token_shift_backward")
@@ -13,31 +15,25 @@ extension CUDAKernel {
   /// Short convolution, rotary positions, token shift.
   static let sequence: [CUDAKernel] = [
     CUDAKernel(ShortConvolution.self) { op, call, launch in
-      var a = arguments(op, call.inputs, launch)
-      a.y = call.outputs[0].array
-      a.window_final = call.outputs[1].array
-      launch.run(convolve, grid: grid(a), threads: threads(a), a)
-      return true
+      convolve(op, call.inputs, to: [call.outputs[0]], window: call.outputs[1], launch)
+    },
+    CUDAKernel(PiecedConvolution.self) { op, call, launch in
+      let count = op.pieces.count
+      return convolve(
+        op.convolution, call.inputs, to: Array(call.outputs[..<count]),
+        window: call.outputs[count], launch)
     },
     CUDAKernel(ShortConvolution.Backward.self) { op, call, launch in
-      guard call.inputs[0].shape[1] > 0 else { return false }
       let count = op.forward.optional.gather { $0 }.count
-      var a = arguments(op.forward, call.inputs, launch)
-      a.dy = call.inputs[count].array
-      if op.hasWindowCotangent { a.dwindow_final = call.inputs[count + 1].array }
-      a.dx = call.outputs[0].array
-      a.dwindow = op.forward.optional[3].map { call.outputs[$0] }.array
-      let parts = grid(a).1
-      a.partial = launch.floats(parts * (Int(a.taps) + 1) * a.width)
-      launch.run(convolveBackward, grid: grid(a), threads: threads(a), a)
-      var sum = gyre_convolution_sum_args()
-      (sum.parts, sum.width, sum.taps) = (parts, a.width, a.taps)
-      sum.partial = a.partial
-      sum.dweight = call.outputs[1].array
-      sum.dbias = op.forward.optional[2].map { call.outputs[$0] }.array
-      launch.run(
-        convolveWeights, grid: ((a.width + 63) / 64, Int(a.taps) + 1, 1), threads: (64, 1), sum)
-      return true
+      return differentiate(
+        op.forward, call.inputs, dy: [call.inputs[count]],
+        dWindow: op.hasWindowCotangent ? call.inputs[count + 1] : nil, call.outputs, launch)
+    },
+    CUDAKernel(PiecedConvolution.Backward.self) { op, call, launch in
+      let end = op.first + op.forward.pieces.count
+      return differentiate(
+        op.forward.convolution, call.inputs, dy: Array(call.inputs[op.first..<end]),
+        dWindow: op.hasWindowCotangent ? call.inputs[end] : nil, call.outputs, launch)
     },
     CUDAKernel(Rotary.self) { op, call, launch in
       let s = call.inputs[0].shape
@@ -81,6 +77,49 @@ extension CUDAKernel {
     },
   ]
 
+  private static func convolve(
+    _ op: ShortConvolution, _ inputs: [Tensor], to pieces: [Tensor], window: Tensor,
+    _ launch: CUDALaunch
+  ) -> Bool {
+    var a = arguments(op, inputs, launch)
+    a.window_final = window.array
+    if divideFour(&a, pieces, launch) {
+      launch.run(convolveFour, grid: grid(a, 4), threads: threads(a, 4), a)
+      return true
+    }
+    guard pieces.count == 1 else { return false }
+    a.y = pieces[0].array
+    launch.run(convolve, grid: grid(a, 1), threads: threads(a, 1), a)
+    return true
+  }
+
+  private static func differentiate(
+    _ op: ShortConvolution, _ inputs: [Tensor], dy: [Tensor], dWindow: Tensor?,
+    _ outputs: [Tensor], _ launch: CUDALaunch
+  ) -> Bool {
+    guard inputs[0].shape[1] > 0 else { return false }
+    var a = arguments(op, inputs, launch)
+    a.dwindow_final = dWindow.array
+    a.dx = outputs[0].array
+    a.dwindow = op.optional[3].map { outputs[$0] }.array
+    let isFour = divideFour(&a, dy, launch)
+    guard isFour || dy.count == 1 else { return false }
+    let each = isFour ? 4 : 1
+    let grid = grid(a, each)
+    a.partial = launch.floats(grid.1 * (Int(a.taps) + 1) * a.width)
+    if !isFour { a.dy = dy[0].array }
+    launch.run(
+      isFour ? convolveFourBackward : convolveBackward, grid: grid, threads: threads(a, each), a)
+    var sum = gyre_convolution_sum_args()
+    (sum.parts, sum.width, sum.taps) = (grid.1, a.width, a.taps)
+    sum.partial = a.partial
+    sum.dweight = outputs[1].array
+    sum.dbias = op.optional[2].map { outputs[$0] }.array
+    launch.run(
+      convolveWeights, grid: ((a.width + 63) / 64, Int(a.taps) + 1, 1), threads: (64, 1), sum)
+    return true
+  }
+
   private static func arguments(
     _ op: ShortConvolution, _ inputs: [Tensor], _ launch: CUDALaunch
   ) -> gyre_convolution_args {
@@ -100,14 +139,44 @@ extension CUDAKernel {
     return a
   }
 
-  private static func threads(_ a: gyre_convolution_args) -> (Int, Int) {
-    (min(128, max(32, (a.width + 31) / 32 * 32)), 1)
+  /// Has threads take four channels, and sets the pieces of y or dy. False where that does not fit:
+  /// no resets, few taps, aligned rows.
+  private static func divideFour(
+    _ a: inout gyre_convolution_args, _ pieces: [Tensor], _ launch: CUDALaunch
+  ) -> Bool {
+    let arrays = [a.x, a.bias, a.window, a.window_final, a.dwindow_final, a.dx, a.dwindow]
+    guard a.taps <= 4, a.reset == 0, a.tokens > 0, a.width > 0,
+      pieces.count <= Int(GYRE_CONVOLUTION_PIECES),
+      (arrays + pieces.map(\.array)).allSatisfy({ $0.data % 16 == 0 }),
+      pieces.allSatisfy({ $0.shape.last % 4 == 0 })
+    else { return false }
+    var end = 0
+    let ends = (0..<Int(GYRE_CONVOLUTION_PIECES)).map { i in
+      if i < pieces.count { end += pieces[i].shape.last }
+      return end
+    }
+    setAxes(&a.end, ends)
+    withUnsafeMutableBytes(of: &a.piece) { memory in
+      for (i, t) in pieces.enumerated() {
+        memory.storeBytes(
+          of: t.array, toByteOffset: MemoryLayout<gyre_array>.stride * i, as: gyre_array.self)
+      }
+    }
+    let wanted = launch.device.multiprocessors * 1024
+    let chunks = max(
+      1, min(a.tokens / 32, wanted / max(a.batch * a.width / 4, 1), 60_000 / max(a.batch, 1)))
+    a.chunk = Int32(max(1, (a.tokens + chunks - 1) / chunks))
+    return true
   }
 
-  private static func grid(_ a: gyre_convolution_args) -> (Int, Int, Int) {
+  private static func threads(_ a: gyre_convolution_args, _ each: Int) -> (Int, Int) {
+    (min(128, max(32, (a.width / each + 31) / 32 * 32)), 1)
+  }
+
+  private static func grid(_ a: gyre_convolution_args, _ each: Int) -> (Int, Int, Int) {
     let chunks = max(1, (a.tokens + Int(a.chunk) - 1) / Int(a.chunk))
-    let threads = threads(a).0
-    return ((a.width + threads - 1) / threads, a.batch * chunks, 1)
+    let threads = threads(a, each).0
+    return ((a.width / each + threads - 1) / threads, a.batch * chunks, 1)
   }
 
   private static func arguments(_ op: TokenShift, _ inputs: [Tensor]) -> gyre_token_shift_args {

@@ -103,6 +103,13 @@ enum CheckModel {
     ] {
       check.compare(what, try subject.logits(cuts, form), whole, 2 * Tolerance.outputs)
     }
+    for rows in [[0], [0, 1]] {
+      guard let found = try subject.programLogits(prompt: 7, rows: rows) else { continue }
+      let size = whole.count / 2
+      check.compare(
+        "token program, \(rows.count) rows", found, Array(whole.prefix(rows.count * size)),
+        2 * Tolerance.outputs)
+    }
   }
 }
 
@@ -163,6 +170,35 @@ struct ModelSubject {
       p.value = Tensor(moved, shape: p.shape, on: device)
     }
     return try loss().item()
+  }
+
+  /// Logits `[rows, T, V]` with the prompt at once and the rest by the device's token program; nil
+  /// where there is none.
+  func programLogits(prompt: Int, rows: [Int]) throws -> [Double]? {
+    guard let device = device as? any TokenProgramDevice else { return nil }
+    var state = model.makeState(batch: batch)
+    let vocabulary = model.configuration.vocabulary
+    let start = model.hidden(tensor(tokens, 0..<prompt), state: &state, form: .chunkwise)
+    let first = try model.logits(start).doubles()
+    guard let (program, logits) = model.tokenProgram(from: state.rows(rows)),
+      let runner = device.makeRunner(
+        program, logits: logits, vocabulary: vocabulary, position: prompt, precision: .float32,
+        draw: TokenDraw())
+    else { return nil }
+    var values = [Double](repeating: 0, count: rows.count * tokenCount * vocabulary)
+    for row in rows {
+      let to = row * tokenCount * vocabulary
+      let count = prompt * vocabulary
+      values.replaceSubrange(to..<to + count, with: first[row * count..<(row + 1) * count])
+    }
+    for t in prompt..<tokenCount {
+      let part = try runner.logits(after: rows.map { tokens[$0 * tokenCount + t] })
+      for row in rows {
+        let to = (row * tokenCount + t) * vocabulary
+        for i in 0..<vocabulary { values[to + i] = Double(part[row * vocabulary + i]) }
+      }
+    }
+    return values
   }
 
   /// Logits `[B, T, V]` of the sequence in pieces.

@@ -74,6 +74,7 @@ public struct Generator: Sendable {
     return try reader.generate(after: prompt, tokenizer, options, emit: emit)
   }
 
+  /// Reads in the task's current precision.
   private struct ModelReader: TokenReader {
     let generator: Generator
     var state: ModelState
@@ -81,6 +82,10 @@ public struct Generator: Sendable {
     /// Tokens read one at a time.
     var singles = 0
     var recorded: RecordedStep?
+
+    mutating func makeRunner(_ draw: TokenDraw) -> (any TokenRunner)? {
+      generator.model.makeRunner(from: state, draw)
+    }
 
     mutating func read(_ tokens: [TokenID]) throws(InferenceError) -> [Float] {
       if let recorded {

@@ -14,7 +14,10 @@ struct RecordedStep {
 
   /// Records a step that goes on from `state`; nil where the device does not record, or the state
   /// grows with the tokens.
-  init?(_ model: LanguageModel, from state: ModelState) {
+  ///
+  /// - Parameter tokens: where given, each step reads what the one before found most probable, these
+  ///   tokens first.
+  init?(_ model: LanguageModel, from state: ModelState, reading tokens: [Int32]? = nil) {
     let isFixed = state.layers.allSatisfy { layer in
       layer.spec.entries.allSatisfy { entry in
         if case .cache = entry.kind { return false }
@@ -28,15 +31,19 @@ struct RecordedStep {
       for (name, tensor) in own.layers[i].tensors { own.layers[i][name] = tensor.affine(1) }
     }
     let token = Tensor(
-      [Int32](repeating: 0, count: state.batch), shape: [state.batch, 1], on: model.device)
+      tokens ?? [Int32](repeating: 0, count: state.batch), shape: [state.batch, 1], on: model.device
+    )
     var result: Tensor?
     // What the first run prepares (compiled kernels, converted weights) is not part of a recording.
     var trial = own
-    _ = model.logits(model.hidden(token, state: &trial, form: .recurrent))
+    let first = model.logits(model.hidden(token, state: &trial, form: .recurrent))
+    if tokens != nil { _ = first.argmax() }
     let work = model.device.record {
       var next = own
       let hidden = model.hidden(token, state: &next, form: .recurrent)
-      result = model.logits(hidden)
+      let logits = model.logits(hidden)
+      result = logits
+      if tokens != nil { token.assign(logits.argmax().reshaped(token.shape)) }
       for i in own.layers.indices {
         for (name, tensor) in own.layers[i].tensors {
           if let new = next.layers[i][name] { tensor.assign(new) }
@@ -49,6 +56,9 @@ struct RecordedStep {
     self.state = own
     logits = result
   }
+
+  /// Queues a step that reads what the last one found.
+  func replay() { work.replay() }
 
   /// The logits after one more token.
   func next(_ token: TokenID) throws(DeviceError) -> [Float] {

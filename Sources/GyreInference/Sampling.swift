@@ -1,3 +1,4 @@
+import GyreRecurrence
 import GyreTensors
 import GyreTokenizers
 
@@ -55,6 +56,18 @@ public struct Sampler: Sendable {
     self.options = options
     generator = CounterGenerator(seed: options.seed, name: "sampling")
   }
+
+  /// The same draws from here on, for a device that makes them.
+  var deviceDraw: TokenDraw {
+    var draw = TokenDraw()
+    (draw.temperature, draw.topK, draw.topP) = (options.temperature, options.topK, options.topP)
+    (draw.minP, draw.repetitionPenalty) = (options.minP, options.repetitionPenalty)
+    draw.repetitionWindow = options.repetitionWindow
+    (draw.seed, draw.stream, draw.firstDraw) = (generator.seed, generator.stream, Int(draws))
+    return draw
+  }
+  /// Tokens that the repetition penalty sees, the oldest first.
+  var remembered: [TokenID] { Array(recent[oldest...]) + Array(recent[..<oldest]) }
 
   /// Remembers a token for the repetition penalty.
   public mutating func observe(_ token: TokenID) {

@@ -18,11 +18,16 @@ public enum StoredModel {
 
   /// The model of a folder in our layout or a public one, with its weights on `device`.
   ///
+  /// - Parameter precision: of products; devices that store bfloat16 hold matrices in it and have no
+  ///   float32 copy.
   /// - Throws: what is missing, damaged or does not fit, with the file's name.
   public static func load(
-    folder: String, device: any Device
+    folder: String, device: any Device, precision: ComputePrecision = .float32
   ) throws(InferenceError) -> LanguageModel {
-    do throws(ModelFolderError) { return try ModelFolder(path: folder).load(on: device) } catch {
+    do throws(ModelFolderError) {
+      return try ModelFolder(path: folder).load(
+        on: device, matrices: precision == .bfloat16 ? .bfloat16 : .float32)
+    } catch {
       throw .folder(error)
     }
   }

@@ -1,9 +1,17 @@
+import GyreRecurrence
+import GyreTensors
 import GyreTokenizers
 
 /// A model that has read some text and scores what may follow.
 public protocol TokenReader {
   /// Reads tokens, at least one; the logits of the next.
   mutating func read(_ tokens: [TokenID]) throws(InferenceError) -> [Float]
+  /// What goes on from here on the device, draws included; nil where nothing does.
+  mutating func makeRunner(_ draw: TokenDraw) -> (any TokenRunner)?
+}
+
+extension TokenReader {
+  public mutating func makeRunner(_ draw: TokenDraw) -> (any TokenRunner)? { nil }
 }
 
 extension TokenReader {
@@ -28,8 +36,15 @@ extension TokenReader {
     var stops = StopStrings(options.stop)
     var count = 0
     var ending = GenerationSummary.Ending.length
+    // Setting up a runner pays after a few tokens. The first token is drawn here.
+    let runner =
+      options.maximumTokens.map { $0 >= 4 } ?? true
+      ? try sampler.start(&logits) { makeRunner($0) } : nil
     while options.maximumTokens.map({ count < $0 }) ?? true {
-      let token = try sampler.next(logits)
+      let token =
+        if let runner { try runner.next(after: count, of: options.maximumTokens) } else {
+          try sampler.next(logits)
+        }
       if options.stopsAtEndToken, token == tokenizer.specialTokens.end {
         ending = .endOfText
         break
@@ -45,7 +60,7 @@ extension TokenReader {
         break
       }
       if count == options.maximumTokens { break }
-      logits = try read([token])
+      if runner == nil { logits = try read([token]) }
     }
     if ending == .length || ending == .endOfText {
       let rest = stops.append(decoder.finish()) + stops.finish()
@@ -69,5 +84,38 @@ extension Tokenizer {
     if let first = special.beginning ?? special.end { return [first] }
     let lineBreak = encode("\n")
     return lineBreak.isEmpty ? [0] : lineBreak
+  }
+}
+
+extension Sampler {
+  /// Draws the first token from logits and starts a runner with it.
+  fileprivate mutating func start(
+    _ logits: inout [Float], _ make: (TokenDraw) -> (any TokenRunner)?
+  ) throws(InferenceError) -> RunningDraws? {
+    var ahead = self
+    let first = try ahead.next(logits)
+    guard let runner = make(ahead.deviceDraw) else { return nil }
+    runner.observe(ahead.remembered)
+    return RunningDraws(runner: runner, first: first)
+  }
+}
+
+/// Tokens drawn by a device, one step ahead of the host.
+private struct RunningDraws {
+  let runner: any TokenRunner
+  let first: TokenID
+
+  /// Token number `count` of at most `most`. The step after it is queued before anyone waits for it.
+  func next(after count: Int, of most: Int?) throws(InferenceError) -> TokenID {
+    func wants(_ number: Int) -> Bool { most.map { number < $0 } ?? true }
+    if count == 0 {
+      if wants(1) { runner.queueStep(reading: [first]) }
+      return first
+    }
+    if wants(count + 1) { runner.queueStep(reading: nil) }
+    let drawn: [Int32]
+    do throws(DeviceError) { drawn = try runner.drawnTokens() } catch { throw .device(error) }
+    guard let token = drawn.first, token >= 0 else { throw .noFiniteLogit }
+    return TokenID(token)
   }
 }

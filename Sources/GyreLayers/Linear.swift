@@ -46,8 +46,13 @@ public struct LowRankLinear: Sendable {
     self.activation = activation
   }
 
-  public func callAsFunction(_ x: Tensor) -> Tensor {
+  public func callAsFunction(_ x: Tensor) -> Tensor { up(hidden(x)) }
+
+  /// y − b, for ops that add the bias themselves.
+  public func withoutBias(_ x: Tensor) -> Tensor { hidden(x).linear(up.weight.value) }
+
+  private func hidden(_ x: Tensor) -> Tensor {
     let h = down(x)
-    return up(activation.map { h.unary($0) } ?? h)
+    return activation.map { h.unary($0) } ?? h
   }
 }

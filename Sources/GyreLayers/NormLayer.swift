@@ -1,3 +1,4 @@
+import GyreRecurrence
 import GyreTensors
 
 /// RMSNorm or LayerNorm with its weight.
@@ -43,5 +44,15 @@ public struct NormLayer: Sendable {
     let scale = kind == .rmsUnitOffset ? weight.value + 1 : weight.value
     let y = x.rmsNormalized(weight: scale, epsilon: epsilon)
     return bias.map { y + $0.value } ?? y
+  }
+}
+
+extension NormLayer {
+  /// The norm in a token program, over groups of `group` channels; nil for none.
+  public func token(group: Int? = nil) -> TokenProgram.Norm? {
+    guard kind != .none else { return nil }
+    let scale = kind == .rmsUnitOffset ? weight.map { $0.value + 1 } : weight?.value
+    return TokenProgram.Norm(
+      centers: kind == .layer, group: group, weight: scale, bias: bias?.value, epsilon: epsilon)
   }
 }

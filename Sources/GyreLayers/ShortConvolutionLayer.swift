@@ -44,4 +44,16 @@ public struct ShortConvolutionLayer: Sendable {
     guard let activation, activation != .silu else { return y }
     return y.unary(activation)
   }
+
+  /// The same, split into consecutive pieces of the channels.
+  public func callAsFunction(
+    _ x: Tensor, pieces: [Int], state: inout State, reset: Tensor?
+  ) -> [Tensor] {
+    let (parts, window) = x.shortConvolution(
+      weight.value, bias: bias?.value, activation: activation == .silu,
+      window: width > 1 ? state[entry] : nil, reset: reset, pieces: pieces)
+    if width > 1 { state[entry] = window }
+    guard let activation, activation != .silu else { return parts }
+    return parts.map { $0.unary(activation) }
+  }
 }

@@ -195,4 +195,39 @@ public struct AttentionMixer: SequenceMixer {
     ).mergedHeads()
     return output(c.gated ? y * parts[3].sigmoid() : y)
   }
+  public func appendToken(
+    _ input: TokenInput, to p: inout TokenProgram, state: State
+  ) -> Bool {
+    guard c.rotaryScaling == nil, state["starts"] == nil,
+      [queryNorm, keyNorm].allSatisfy({
+        $0.map { $0.kind == .rms || $0.kind == .rmsUnitOffset } ?? true
+      })
+    else { return false }
+    let sizes = projections.map { $0.weight.shape[0] }
+    let (queries, keys) = (heads * headSize, keyHeads * headSize)
+    let all = p.scratch("attention.streams", sizes.reduce(0, +))
+    var products: [TokenProgram.Product] = []
+    var offset = 0
+    for (map, size) in zip(projections, sizes) {
+      products.append(map.token(to: all.advanced(by: offset)))
+      offset += size
+    }
+    p.phases.append(.products(.init([input.operand], products)))
+    var step = TokenProgram.Attention(
+      heads: heads, keyHeads: keyHeads, size: headSize, window: engine.window, scale: engine.scale,
+      rotated: c.rotary ? rotated : 0, rotaryBase: c.rotaryBase, interleaved: c.rotaryInterleaved,
+      streams: all, q: 0, k: queries, v: queries + keys, index: p.attentionCount)
+    if let query = queryNorm?.token(), let key = keyNorm?.token() {
+      (step.queryNorm, step.keyNorm, step.epsilon) = (query.weight, key.weight, query.epsilon)
+    }
+    (step.keys, step.values) = (state["keys"], state["values"])
+    p.phases.append(.attention(step))
+    let gate = c.gated ? all.advanced(by: queries + 2 * keys) : nil
+    p.phases.append(
+      .products(
+        .init(
+          [.init(all, queries, attention: step, gate: gate.map { ($0, .sigmoid) })],
+          [input.output(output)])))
+    return true
+  }
 }

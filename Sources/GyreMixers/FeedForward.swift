@@ -66,6 +66,11 @@ public struct GatedMLP: SequenceMixer {
   {
     unit(x)
   }
+  public func appendToken(
+    _ input: TokenInput, to p: inout TokenProgram, state: State
+  ) -> Bool {
+    unit.appendToken(input, to: &p)
+  }
 }
 
 /// The maps of a gated feed-forward block, for blocks that hold one or many.
@@ -94,6 +99,23 @@ struct GatedUnitLayer: Sendable {
     }
     guard let gate else { return down(up(x).gatedUnit(activation)) }
     return down(gate(x).unary(GatedUnit(activation).unary) * up(x))
+  }
+
+  func appendToken(_ input: TokenInput, to p: inout TokenProgram) -> Bool {
+    guard let activation = activation.map({ GatedUnit($0).unary }) else { return false }
+    let size = down.weight.shape[1]
+    let hidden = p.scratch("hidden", size)
+    var operand = TokenProgram.Operand(hidden, size)
+    if let gate {
+      let gates = p.scratch("hidden gates", size)
+      p.phases.append(
+        .products(.init([input.operand], [up.token(to: hidden), gate.token(to: gates)])))
+      operand.gate = (gates, activation)
+    } else {
+      p.phases.append(.products(.init([input.operand], [up.token(to: hidden, .gated(activation))])))
+    }
+    p.phases.append(.products(.init([operand], [input.output(down)])))
+    return true
   }
 
   /// σ(x) (x^(3/(√x + 1)) + min(x, 0)), the power of max(x, 0).
@@ -140,6 +162,15 @@ public struct PlainMLP: SequenceMixer {
     -> Tensor
   {
     down(up(x).unary(activation))
+  }
+  public func appendToken(
+    _ input: TokenInput, to p: inout TokenProgram, state: State
+  ) -> Bool {
+    let size = down.weight.shape[1]
+    let hidden = p.scratch("hidden", size)
+    p.phases.append(.products(.init([input.operand], [up.token(to: hidden, .set(activation))])))
+    p.phases.append(.products(.init([.init(hidden, size)], [input.output(down)])))
+    return true
   }
 }
 

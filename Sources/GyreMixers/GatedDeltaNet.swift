@@ -117,4 +117,36 @@ public struct GatedDeltaNet: SequenceMixer {
       state: &state, form: context.form, reset: context.reset)
     return output(norm(y, gate: c.gatesOutput ? parts[3].heads(heads) : nil).mergedHeads())
   }
+  public func appendToken(
+    _ input: TokenInput, to p: inout TokenProgram, state: State
+  ) -> Bool {
+    guard let rates = decay.scalarRates, let matrix = state["S"], streams.hasOneActivation
+    else { return false }
+    let (keys, values) = (keyHeads * c.headSize, heads * c.valueSize)
+    let all = p.scratch("delta.streams", streams.projection.weight.shape[0])
+    let control = p.scratch("delta.gates", 2 * heads)
+    let y = p.scratch("delta.y", values)
+    p.phases.append(
+      .products(
+        .init([input.operand], [streams.projection.token(to: all), gates.token(to: control)])))
+    var step = TokenProgram.MatrixStep(
+      .delta(write: control.advanced(by: heads), isDoubled: c.negativeEigenvalues), heads: heads,
+      keyHeads: keyHeads, keySize: c.headSize, valueSize: c.valueSize, streams: all, q: 0, k: keys,
+      v: 2 * keys, scale: engine.scale, epsilon: 1e-6, state: matrix, output: y)
+    step.activation = Unary.Kind.named(c.activation)
+    if let convolution = streams.convolution {
+      guard let window = state["window"] else { return false }
+      step.convolution = .init(
+        weight: convolution.weight.value, bias: convolution.bias?.value, window: window)
+    }
+    (step.gate, step.logRate, step.stepBias) = (control, rates.log, rates.bias)
+    p.phases.append(.matrix(step))
+    let after = norm.token(gate: c.gatesOutput ? all.advanced(by: 2 * keys + values) : nil)
+    p.phases.append(
+      .products(
+        .init(
+          [.init(y, values, norm: after)], [input.output(output)],
+          windows: step.convolution.map { [($0.window, all)] } ?? [])))
+    return true
+  }
 }

@@ -10,9 +10,12 @@ import GyreTensors
 /// x and z are linear maps of the input; x passes a short convolution and an activation first.
 /// `innerNorm` normalises dt, B and C (FalconMamba without weights, Jamba with). Gu and Dao, "Mamba:
 /// linear-time sequence modeling with selective state spaces", 2023.
-/// https://arxiv.org/abs/2312.00752
+/// https://arxiv.org/abs/2312.00752. With `negativeEigenvalues` the factor is 2 exp(Δ A) − 1: Grazzi
+/// et al., "Unlocking state-tracking in linear RNNs through negative eigenvalues", 2024.
+/// https://arxiv.org/abs/2411.12537
 ///
-/// State: `[D, N]` and the convolution's tail. Engine: `SelectiveScan`.
+/// State: `[D, N]` and the convolution's tail. Engine: `SelectiveScan`; `DiagonalScan` over N·D
+/// channels with `negativeEigenvalues`.
 public struct Mamba1: SequenceMixer {
   public static let kind = "mamba"
   public struct Configuration: MixerConfiguration {
@@ -33,6 +36,8 @@ public struct Mamba1: SequenceMixer {
     public var bias = false
     public var innerNorm = InnerNorm.none
     public var innerNormEpsilon = 1e-6
+    /// Factors of the state in (−1, 1) in place of (0, 1).
+    public var negativeEigenvalues = false
     public init() {}
 
     func innerSize(_ width: Int) -> Int { inner > 0 ? inner : 2 * width }
@@ -65,6 +70,9 @@ public struct Mamba1: SequenceMixer {
     with(Configuration()) {
       $0.stateSize = 4; $0.innerNorm = .plain; $0.innerNormEpsilon = 1e-3
     },
+    with(Configuration()) {
+      $0.stateSize = 3; $0.inner = 24; $0.convolution = 1; $0.negativeEigenvalues = true
+    },
   ]
 
   private let input, select, step, output: Linear
@@ -72,6 +80,7 @@ public struct Mamba1: SequenceMixer {
   private let logRate, skip: Parameter
   private let norms: [NormLayer]
   private let engine: SelectiveScan
+  private let signed: DiagonalScan?
   private let inner, rank, stateSize: Int
   private let gate: Unary.Kind
 
@@ -105,9 +114,12 @@ public struct Mamba1: SequenceMixer {
     self.norms = norms
     output = try Linear("output", inputs: inner, outputs: width, bias: bias, &p)
     engine = SelectiveScan(channels: inner, stateSize: n)
+    signed = c.negativeEigenvalues ? DiagonalScan(channels: inner * n) : nil
   }
 
-  public var stateSpec: StateSpec { engine.stateSpec + convolution.stateSpec }
+  public var stateSpec: StateSpec {
+    (signed?.stateSpec ?? engine.stateSpec) + convolution.stateSpec
+  }
 
   public func callAsFunction(_ u: Tensor, state: inout State, context: inout SequenceContext)
     -> Tensor
@@ -116,11 +128,36 @@ public struct Mamba1: SequenceMixer {
     let x = convolution(parts[0], state: &state, reset: context.reset)
     var selected = select(x).split([rank, stateSize, stateSize])
     for (i, norm) in norms.enumerated() { selected[i] = norm(selected[i]) }
-    let y = engine(
-      .init(
-        x: x, step: step(selected[0]).softplus(), A: -logRate.value.exp(), B: selected[1],
-        C: selected[2], skip: skip.value),
-      state: &state, form: context.form, reset: context.reset)
+    let inputs = SelectiveScan.Inputs(
+      x: x, step: step(selected[0]).softplus(), A: -logRate.value.exp(), B: selected[1],
+      C: selected[2], skip: skip.value)
+    let y =
+      signed.map { signedScan($0, inputs, &state, context) }
+      ?? engine(inputs, state: &state, form: context.form, reset: context.reset)
     return output(y * parts[1].unary(gate))
+  }
+
+  /// hₜ = (2 exp(Δₜ A) − 1) ∘ hₜ₋₁ + Δₜ xₜ Bₜᵀ, a channel of the scan for every number of the state, N
+  /// parts of D.
+  private func signedScan(
+    _ scan: DiagonalScan, _ i: SelectiveScan.Inputs, _ state: inout State,
+    _ context: SequenceContext
+  ) -> Tensor {
+    let (batch, tokens) = (i.x.shape[0], i.x.shape[1])
+    let flat: Shape = [batch, tokens, stateSize * inner]
+    let parts: Shape = [batch, tokens, stateSize, inner]
+    let column: Shape = [batch, tokens, stateSize, 1]
+    func repeated(_ x: Tensor) -> Tensor {
+      concatenated([Tensor](repeating: x, count: stateSize))
+    }
+    let rates = i.A.permuted([1, 0]).reshaped([stateSize * inner])
+    let decay = (repeated(i.step) * rates).exp().affine(2, -1)
+    let written = repeated(i.step * i.x).reshaped(parts) * i.B.reshaped(column)
+    let h = scan(
+      .init(decay: decay, decayIsLog: false, input: written.reshaped(flat)),
+      state: &state, form: context.form, reset: context.reset)
+    let read = (h.reshaped(parts) * i.C.reshaped(column)).reshaped(flat)
+    return read.split([Int](repeating: inner, count: stateSize))
+      .reduce(i.x * skip.value) { $0 + $1 }
   }
 }

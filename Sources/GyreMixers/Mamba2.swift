@@ -9,7 +9,9 @@ import GyreTensors
 ///
 /// x, B and C pass a short convolution with SiLU; Δ may be bounded; with groups the norm is over the
 /// channels of each. Dao and Gu, "Transformers are SSMs", 2024.
-/// https://arxiv.org/abs/2405.21060
+/// https://arxiv.org/abs/2405.21060. With `negativeEigenvalues` the factor is 2 e^(Δ A) − 1: Grazzi et
+/// al., "Unlocking state-tracking in linear RNNs through negative eigenvalues", 2024.
+/// https://arxiv.org/abs/2411.12537
 ///
 /// State: `[H, N, P]` and the convolution's tail. Engine: `LinearAttention`, scalar decay.
 public struct Mamba2: SequenceMixer {
@@ -39,6 +41,8 @@ public struct Mamba2: SequenceMixer {
     /// Bounds of Δ.
     public var stepLow = 0.0
     public var stepHigh: Double?
+    /// Factors of the state in (−1, 1) in place of (0, 1).
+    public var negativeEigenvalues = false
     public init() {}
 
     public static var optionalFields: Set<String> { ["stepHigh"] }
@@ -86,6 +90,9 @@ public struct Mamba2: SequenceMixer {
     },
     with(Configuration()) {
       $0.headSize = 16; $0.stateSize = 8; $0.normalizes = false; $0.gateActivation = "sigmoid"
+    },
+    with(Configuration()) {
+      $0.headSize = 16; $0.stateSize = 8; $0.convolution = 1; $0.negativeEigenvalues = true
     },
   ]
 
@@ -139,11 +146,18 @@ public struct Mamba2: SequenceMixer {
     let logDecay = step * -logRate.value.exp()
     let v = mixed[0].heads(heads)  // [B, T, H, P]
     let scaled = v * step.reshaped(Shape(step.shape.dimensions + [1]))
-    let y = engine(
+    let turned = c.negativeEigenvalues ? signed(logDecay, context.form) : nil
+    let read = engine(
       .init(
-        q: mixed[2].heads(c.groups), k: mixed[1].heads(c.groups), v: scaled,
-        decay: .scalar(logDecay)),
+        q: mixed[2].heads(c.groups), k: mixed[1].heads(c.groups),
+        v: turned.map { scaled * $0.sign } ?? scaled, decay: .scalar(turned?.size ?? logDecay)),
       state: &state, form: context.form, reset: context.reset)
+    let y = turned.map { read * $0.sign } ?? read
+    if let sign = turned?.sign, u.shape[1] > 0, let last = state["S"] {
+      // [B, 1, H, 1] to [B, H, 1, 1].
+      let end = sign.sliced(u.shape[1] - 1..<u.shape[1], axis: 1)
+      state["S"] = last * end.reshaped([u.shape[0], heads, 1, 1])
+    }
     let size = c.skipPerChannel ? c.headSize : 1
     let skipped = y + v * skip.value.reshaped([heads, size])
     guard let norm else { return output(skipped.mergedHeads() * parts[0].unary(gate)) }
@@ -153,5 +167,54 @@ public struct Mamba2: SequenceMixer {
         parts[0].heads(groups), weight: norm.value, epsilon: c.normEpsilon,
         gatesFirst: !c.normsFirst
       ).mergedHeads())
+  }
+  public func appendToken(
+    _ input: TokenInput, to p: inout TokenProgram, state: State
+  ) -> Bool {
+    guard let norm, let matrix = state["S"], let window = state["window"] else { return false }
+    let keys = c.groups * c.stateSize
+    let all = p.scratch("mamba2.streams", self.input.weight.shape[0])
+    let y = p.scratch("mamba2.y", inner)
+    let streams = all.advanced(by: inner)
+    p.phases.append(.products(.init([input.operand], [self.input.token(to: all)])))
+    var step = TokenProgram.MatrixStep(
+      .mamba2(low: c.stepLow, high: c.stepHigh), heads: heads, keyHeads: c.groups,
+      keySize: c.stateSize, valueSize: c.headSize, streams: streams, q: inner + keys, k: inner,
+      v: 0, scale: engine.scale, epsilon: 0, state: matrix, output: y)
+    step.convolution = .init(
+      weight: convolution.weight.value, bias: convolution.bias?.value, window: window)
+    step.activation = Unary.Kind.named(c.activation)
+    step.gate = streams.advanced(by: inner + 2 * keys)
+    (step.logRate, step.stepBias, step.skip) = (logRate.value, stepBias.value, skip.value)
+    p.phases.append(.matrix(step))
+    var after = TokenProgram.Norm(
+      group: inner / c.normGroupCount(), weight: norm.value, epsilon: c.normEpsilon)
+    after.gate = (all, gate, c.normsFirst ? .after : .before)
+    p.phases.append(
+      .products(
+        .init(
+          [.init(y, inner, norm: after)], [input.output(output)], windows: [(window, streams)])))
+    return true
+  }
+
+  /// The factor 2 e^g − 1 as the logarithm of its magnitude, at least 10⁻⁴, `[B, T, H]`, and the product
+  /// of the signs so far, `[B, T, H, 1]`: with σ that product, hₜ = uₜ hₜ₋₁ + xₜ is σₜ times the
+  /// recurrence of |uₜ| and σₜ xₜ.
+  private func signed(
+    _ logDecay: Tensor, _ form: SequenceForm
+  ) -> (size: Tensor, sign: Tensor) {
+    let (device, shape) = (logDecay.device, logDecay.shape)
+    let factor = logDecay.exp().affine(2, -1)
+    let one = Tensor.full(1, [1], on: device)
+    // 1 for positive factors and zero, −1 for negative ones: no difference of float32s lies between.
+    let signs = factor.detached().affine(1e30, 1).minimum(one).maximum(-one)
+    let product = DiagonalScan(channels: heads)
+    var state = State(product.stateSpec, batch: shape[0])
+    state["h"] = .full(1, [shape[0], heads], on: device)
+    let sign = product(
+      .init(decay: signs, decayIsLog: false, input: .zeros(shape, on: device)), state: &state,
+      form: form, reset: nil)
+    let size = factor.unary(.absolute).maximum(.full(1e-4, [1], on: device)).log()
+    return (size, sign.reshaped(Shape(shape.dimensions + [1])))
   }
 }

@@ -56,4 +56,14 @@ public struct MinGRU: SequenceMixer {
       reset: context.reset)
     return output(h)
   }
+  public func appendToken(
+    _ input: TokenInput, to p: inout TokenProgram, state: State
+  ) -> Bool {
+    guard let h = state["h"] else { return false }
+    let next = p.scratch("min_gru.h", channels)
+    p.phases.append(
+      .products(.init([input.operand], [gates.token(to: next, .minGRU(state: h))])))
+    p.phases.append(.products(.init([.init(next, channels)], [input.output(output)])))
+    return true
+  }
 }

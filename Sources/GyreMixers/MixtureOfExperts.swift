@@ -8,8 +8,13 @@ import GyreTensors
 ///     p = softmax(W_r x)    y = Σ_{e in top k of p} pₑ Eₑ(x) + σ(w_s·x) E_s(x)
 ///
 /// with pₑ over their sum where `normalizesWeights`; the shared expert E_s and its gate are
-/// optional. Shazeer et al., "Outrageously large neural networks", 2017.
-/// https://arxiv.org/abs/1701.06538
+/// optional. With `routerChannels` the router is recurrent over layers: p = softmax(W_r h), and a gated
+/// recurrent unit that all such layers share carries h from one to the next,
+///
+///     h ← (1 − z) ∘ h + z ∘ tanh(W_n x' + r ∘ U_n h)    z, r = σ(W x' + U h)    x' = W_in x
+///
+/// Shazeer et al., "Outrageously large neural networks", 2017. https://arxiv.org/abs/1701.06538; Qiu et
+/// al., "Layerwise recurrent router for mixture-of-experts", 2024. https://arxiv.org/abs/2408.06793
 ///
 /// Which experts a token takes is read on the host, once a call.
 public struct MixtureOfExperts: SequenceMixer {
@@ -28,6 +33,8 @@ public struct MixtureOfExperts: SequenceMixer {
     public var gatesShared = true
     /// Gate and up as matrices of their own: loading them copies nothing.
     public var separate = false
+    /// Channels of the recurrent router; 0: the router sees the layer alone.
+    public var routerChannels = 0
     public init() {}
 
     func block(_ hidden: Int) -> GatedMLP.Configuration {
@@ -43,6 +50,9 @@ public struct MixtureOfExperts: SequenceMixer {
       try require(
         (1...experts).contains(expertsPerToken), "expertsPerToken",
         "must be in 1...\(experts), is \(expertsPerToken)")
+      try require(
+        (0...1 << 16).contains(routerChannels), "routerChannels",
+        "must be in 0...\(1 << 16), is \(routerChannels)")
       try require(sharedHidden >= 0, "sharedHidden", "must not be negative, is \(sharedHidden)")
       try block(hidden).validate(width: width)
     }
@@ -55,9 +65,13 @@ public struct MixtureOfExperts: SequenceMixer {
       $0.experts = 4; $0.expertsPerToken = 3; $0.hidden = 16; $0.normalizesWeights = false
       $0.sharedHidden = 20; $0.separate = true; $0.activation = "gelu"
     },
+    with(Configuration()) {
+      $0.experts = 3; $0.hidden = 12; $0.routerChannels = 6
+    },
   ]
 
   private let router: Linear
+  private let recurrent: RecurrentRouter?
   private let experts: [GatedUnitLayer]
   private let shared: GatedUnitLayer?
   private let sharedGate: Linear?
@@ -67,7 +81,10 @@ public struct MixtureOfExperts: SequenceMixer {
     _ c: Configuration, width: Int, layer: LayerPosition, parameters p: inout ParameterBuilder
   ) throws(ConfigurationError) {
     self.c = c
-    router = try Linear("router", inputs: width, outputs: c.experts, &p)
+    recurrent =
+      c.routerChannels > 0 ? try RecurrentRouter(width: width, channels: c.routerChannels, &p) : nil
+    router = try Linear(
+      "router", inputs: c.routerChannels > 0 ? c.routerChannels : width, outputs: c.experts, &p)
     func expert(
       _ name: String, _ hidden: Int, _ p: inout ParameterBuilder
     ) throws(ConfigurationError) -> GatedUnitLayer {
@@ -93,7 +110,7 @@ public struct MixtureOfExperts: SequenceMixer {
     let count = x.shape.rowCount
     guard count > 0 else { return x }
     let flat = x.reshaped([count, width])
-    let probabilities = router(flat).softmax()
+    let probabilities = router(recurrent?(flat, &context) ?? flat).softmax()
     let route = Route(probabilities, k: k)
     var weights = probabilities.reshaped([count * c.experts, 1]).rows(route.chosen)
     if c.normalizesWeights {
@@ -109,6 +126,35 @@ public struct MixtureOfExperts: SequenceMixer {
     let common = shared(flat)
     let gated = sharedGate.map { common * $0(flat).sigmoid() } ?? common
     return (mixed + gated).reshaped(x.shape)
+  }
+}
+
+/// A gated recurrent unit over layers, the same for all of them, that sees each token's input.
+private struct RecurrentRouter: Sendable {
+  private let input: Linear
+  private let inputs, states: Parameter
+  private let channels: Int
+
+  init(
+    width: Int, channels n: Int, _ p: inout ParameterBuilder
+  ) throws(ConfigurationError) {
+    channels = n
+    input = try Linear("router_input", inputs: width, outputs: n, &p)
+    inputs = try p.shared("router.\(n).inputs", [3 * n, n], .fanIn(n))
+    states = try p.shared("router.\(n).states", [3 * n, n], .fanIn(n))
+  }
+
+  /// `[tokens, D]` to h `[tokens, channels]`, which the next layer goes on from.
+  func callAsFunction(_ x: Tensor, _ context: inout SequenceContext) -> Tensor {
+    let (key, n) = ("router.\(channels)", channels)
+    let before = context.shared[key] ?? .zeros([x.shape[0], n], on: x.device)
+    let a = input(x).linear(inputs.value).split([n, n, n])
+    let b = before.linear(states.value).split([n, n, n])
+    let update = (a[0] + b[0]).sigmoid()
+    let candidate = (a[2] + (a[1] + b[1]).sigmoid() * b[2]).tanh()
+    let h = before + update * (candidate - before)
+    context.shared[key] = h
+    return h
   }
 }
 

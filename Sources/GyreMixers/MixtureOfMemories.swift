@@ -33,6 +33,8 @@ public struct MixtureOfMemories: SequenceMixer {
     public var sharesProjections = false
     public var convolution = 4
     public var gatesOutput = true
+    /// β = 2σ, in (0, 2).
+    public var negativeEigenvalues = false
     public var normEpsilon = 1e-5
     public init() {}
 
@@ -67,7 +69,7 @@ public struct MixtureOfMemories: SequenceMixer {
     },
     with(Configuration()) {
       $0.headSize = 8; $0.heads = 2; $0.memories = 3; $0.sharesProjections = true
-      $0.convolution = 0
+      $0.convolution = 0; $0.negativeEigenvalues = true
     },
   ]
 
@@ -129,7 +131,9 @@ public struct MixtureOfMemories: SequenceMixer {
     let y = engine(
       .init(
         q: mixed[0].l2Normalized(), k: mixed[1].l2Normalized(), v: mixed[2],
-        beta: (parts[3].sigmoid() * taken).reshaped([batch, tokens, lanes * heads]),
+        beta: (parts[3].sigmoid() * (c.negativeEigenvalues ? taken * 2 : taken)).reshaped([
+          batch, tokens, lanes * heads,
+        ]),
         gate: .scalar((decay(parts[2]) * taken).reshaped([batch, tokens, lanes * heads]))),
       state: &state, form: context.form, reset: context.reset)
     let answers =

@@ -106,20 +106,6 @@ public struct RGLRU: SequenceMixer {
       form: context.form, reset: context.reset)
     return output(h * gate(u).unary(activation))
   }
-
-  /// 1 at the first token of each document, `[B, T, 1]`; nil where no token is one.
-  private func documentStarts(_ x: Tensor, isFresh: Bool, reset: Tensor?) -> Tensor? {
-    let (batch, tokens) = (x.shape[0], x.shape[1])
-    var starts = reset.map { $0.cast(to: .float32).reshaped([batch, tokens, 1]) }
-    if isFresh, tokens > 0 {
-      let first = Tensor(
-        (0..<tokens).map { $0 == 0 ? Float(1) : 0 }, shape: [tokens, 1], on: x.device)
-      starts =
-        starts.map { $0.maximum(first) }
-        ?? (Tensor.zeros([batch, tokens, 1], on: x.device) + first)
-    }
-    return starts
-  }
 }
 
 extension Tensor {

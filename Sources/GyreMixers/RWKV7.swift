@@ -34,6 +34,9 @@ public struct RWKV7: SequenceMixer {
     public var normEpsilon = 64e-5
     /// ε under the root of κ's length: 1e-24 in the authors' code, 1e-6 in some others'.
     public var keyEpsilon = 1e-24
+    /// Erases with 2a in place of a: eigenvalues of the transition down to −1, as the authors' proofs
+    /// about state tracking have it.
+    public var negativeEigenvalues = false
     public init() {}
 
     func values(_ width: Int) -> Int { valueWidth > 0 ? valueWidth : width }
@@ -74,7 +77,11 @@ public struct RWKV7: SequenceMixer {
     },
     with(Configuration()) {
       $0.headSize = 8; $0.decayRank = 3; $0.rateRank = 5; $0.valueRank = 6; $0.gateRank = 7
-      $0.valueWidth = 64; $0.normEpsilon = 1e-4; $0.keyEpsilon = 1e-6
+      $0.valueWidth = 64; $0.normEpsilon = 1e-4; $0.keyEpsilon = 1e-6; $0.negativeEigenvalues = true
+    },
+    with(Configuration()) {
+      $0.headSize = 16; $0.decayRank = 4; $0.rateRank = 4; $0.valueRank = 4; $0.gateRank = 4
+      $0.negativeEigenvalues = true
     },
   ]
 
@@ -88,6 +95,7 @@ public struct RWKV7: SequenceMixer {
   private let heads: Int
   private let width: Int
   private let keyEpsilon: Double
+  private let flips: Bool
 
   public init(
     _ c: Configuration, width d: Int, layer: LayerPosition, parameters p: inout ParameterBuilder
@@ -95,6 +103,7 @@ public struct RWKV7: SequenceMixer {
     let n = c.headSize
     let values = c.values(d)
     keyEpsilon = c.keyEpsilon
+    flips = c.negativeEigenvalues
     let ranks = c.ranks(d)
     width = d
     heads = d / n
@@ -159,27 +168,123 @@ public struct RWKV7: SequenceMixer {
       mixes.map(\.value), last: state["last"], reset: context.reset)
     state["last"] = last
     let r = receptance(mixed[0]).heads(heads)
-    let logDecay = (decay(mixed[1]).sigmoid() * -Functions.exp(-0.5)).heads(heads)
-    let k = key(mixed[2])
-    var v = value(mixed[3])
-    let a = rate(mixed[4]).sigmoid()
-    if let residualValue, let first = context.shared["rwkv7.value"] {
-      v = v + (first - v) * residualValue(mixed[3]).sigmoid()
-    } else {
-      context.shared["rwkv7.value"] = v
-    }
-    let direction = (k * keyScale.value).heads(heads).l2Normalized(epsilon: keyEpsilon)
-    let strength = a.heads(heads)
-    let written = (k * ((a - 1) * keyRate.value + 1)).heads(heads)
-    let values = v.heads(heads)
+    let v = values(value(mixed[3]), mixed[3], &context)
+    let terms = terms(k: key(mixed[2]), decay: mixed[1], rate: mixed[4])
     let y = engine(
       .init(
-        q: r, k: written, v: values, logDecay: logDecay, a: -direction, b: direction * strength),
+        q: r, k: terms.written, v: v, logDecay: terms.logDecay, a: terms.erase, b: terms.write),
       state: &state, form: context.form, reset: context.reset)
+    return output(readout(y, r, terms.written, v, gate: gate(mixed[5])))
+  }
+
+  /// `[B, T, H, V]`, mixed towards the first layer's values.
+  private func values(
+    _ own: Tensor, _ x: Tensor, _ context: inout SequenceContext
+  ) -> Tensor {
+    guard let residualValue, let first = context.shared["rwkv7.value"] else {
+      context.shared["rwkv7.value"] = own
+      return own.heads(heads)
+    }
+    if let bias = residualValue.up.bias, own.device.fuses(GatedBlend()) {
+      return apply(GatedBlend(), [own, first, residualValue.withoutBias(x), bias.value])[0]
+        .heads(heads)
+    }
+    return (own + (first - own) * residualValue(x).sigmoid()).heads(heads)
+  }
+
+  private struct Terms {
+    var written, logDecay, erase, write: Tensor
+  }
+
+  private func terms(k: Tensor, decay x: Tensor, rate z: Tensor) -> Terms {
+    let op = RWKV7Keys(heads: heads, epsilon: keyEpsilon)
+    if let rateBias = rate.up.bias, let decayBias = decay.up.bias, isWhole, !flips,
+      k.device.fuses(op)
+    {
+      let t = apply(
+        op,
+        [
+          k, rate.withoutBias(z), decay.withoutBias(x), keyScale.value, keyRate.value,
+          rateBias.value, decayBias.value,
+        ])
+      return Terms(written: t[0], logDecay: t[1], erase: t[2], write: t[3])
+    }
+    let a = rate(z).sigmoid()
+    let strength = flips ? a * 2 : a
+    let direction = (k * keyScale.value).heads(heads).l2Normalized(epsilon: keyEpsilon)
+    return Terms(
+      written: (k * ((a - 1) * keyRate.value + 1)).heads(heads),
+      logDecay: (decay(x).sigmoid() * -Functions.exp(-0.5)).heads(heads),
+      erase: -direction, write: direction * strength.heads(heads))
+  }
+
+  /// Whether heads have sizes that fused kernels take.
+  private var isWhole: Bool {
+    let size = width / heads
+    return engine.valueSize == size && (8...128).contains(size) && size & (size - 1) == 0
+  }
+
+  private func readout(
+    _ y: Tensor, _ r: Tensor, _ written: Tensor, _ v: Tensor, gate: Tensor
+  ) -> Tensor {
+    let op = RWKV7Readout(epsilon: norm.epsilon)
+    if let weight = norm.weight, let bias = norm.bias, isWhole, y.device.fuses(op) {
+      return apply(op, [y, r, written, v, gate, bonus.value, weight.value, bias.value])[0]
+    }
     let agreement = r * written * bonus.value
     let scores = agreement.summed(to: Shape(agreement.shape.dimensions.dropLast() + [1]))
-    let normed = norm(y) + values * scores
-    return output(normed.mergedHeads() * gate(mixed[5]))
+    return (norm(y) + v * scores).mergedHeads() * gate
+  }
+
+  public func appendToken(
+    _ input: TokenInput, to p: inout TokenProgram, state: State
+  ) -> Bool {
+    guard !flips, let last = state["last"], let matrix = state["S"] else { return false }
+    let values = value.weight.shape[0]
+    let maps = [decay, rate, gate] + (residualValue.map { [$0] } ?? [])
+    let ranks = maps.map { $0.down.weight.shape[0] }
+    let streams = p.scratch("rwkv7.streams", 2 * width + values)
+    let down = p.scratch("rwkv7.down", ranks.reduce(0, +))
+    // Decays, rates, gates, then how much of the first layer's values.
+    let up = p.scratch("rwkv7.up", 2 * width + 2 * values)
+    let isFirst = residualValue == nil || !p.hasScratch("rwkv7.first", values)
+    let (y, mixed) = (p.scratch("rwkv7.y", values), p.scratch("rwkv7.value", values))
+    let (first, score) = (p.scratch("rwkv7.first", values), p.scratch("rwkv7.score", heads))
+    var products = [
+      receptance.token(0, to: streams), key.token(2, to: streams.advanced(by: width)),
+      value.token(3, to: streams.advanced(by: 2 * width)),
+    ]
+    var operands: [TokenProgram.Operand] = []
+    var ups: [TokenProgram.Product] = []
+    var (offset, target) = (0, 0)
+    for (i, map) in maps.enumerated() {
+      products.append(
+        map.down.token([1, 4, 5, 3][i], to: down.advanced(by: offset), .set(map.activation)))
+      operands.append(.init(down.advanced(by: offset), ranks[i]))
+      ups.append(map.up.token(i, to: up.advanced(by: target)))
+      offset += ranks[i]
+      target += map.up.weight.shape[0]
+    }
+    p.phases.append(
+      .products(
+        .init([input.operand], products, shift: .init(mixes: mixes.map(\.value), last: last))))
+    p.phases.append(.products(.init(operands, ups)))
+    p.phases.append(
+      .matrix(
+        .init(
+          .rwkv7(
+            .init(
+              decay: up, rate: up.advanced(by: width), mixed: up.advanced(by: 2 * width + values),
+              first: first, value: mixed, score: score, keyScale: keyScale.value,
+              keyRate: keyRate.value, bonus: bonus.value, isFirst: isFirst)),
+          heads: heads, keyHeads: heads, keySize: width / heads, valueSize: values / heads,
+          streams: streams, q: 0, k: width, v: 2 * width, scale: engine.scale,
+          epsilon: keyEpsilon, state: matrix, output: y)))
+    guard var after = norm.token(group: values / heads) else { return false }
+    after.added = (mixed, score)
+    after.gate = (up.advanced(by: 2 * width), nil, .after)
+    p.phases.append(.products(.init([.init(y, values, norm: after)], [input.output(output)])))
+    return true
   }
 }
 
@@ -234,5 +339,20 @@ public struct RWKV7ChannelMix: SequenceMixer {
     let (mixed, last) = x.tokenShiftMix([mix.value], last: state["last"], reset: context.reset)
     state["last"] = last
     return value(key(mixed[0]).unary(activation))
+  }
+
+  public func appendToken(
+    _ input: TokenInput, to p: inout TokenProgram, state: State
+  ) -> Bool {
+    guard let last = state["last"] else { return false }
+    let hidden = p.scratch("hidden", key.weight.shape[0])
+    p.phases.append(
+      .products(
+        .init(
+          [input.operand], [key.token(to: hidden, .set(activation))],
+          shift: .init(mixes: [mix.value], last: last))))
+    p.phases.append(
+      .products(.init([.init(hidden, key.weight.shape[0])], [input.output(value)])))
+    return true
   }
 }

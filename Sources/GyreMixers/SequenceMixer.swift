@@ -73,9 +73,40 @@ public protocol SequenceMixer: Sendable {
   var stateSpec: StateSpec { get }
   /// `[B, T, D]` to `[B, T, D]`; reads and replaces `state`.
   func callAsFunction(_ x: Tensor, state: inout State, context: inout SequenceContext) -> Tensor
+  /// Appends one token of the layer to a program; false, with the program as it may be, where the
+  /// layer or its options have no such form.
+  func appendToken(_ input: TokenInput, to program: inout TokenProgram, state: State) -> Bool
+}
+
+/// What a layer's part of a token program starts from.
+public struct TokenInput: Sendable {
+  /// The normalised residual stream.
+  public var operand: TokenProgram.Operand
+  /// How the layer's last product joins the stream.
+  public var finish: TokenProgram.Finish
+  public var stream: TokenProgram.Vector { operand.vector }
+  public init(operand: TokenProgram.Operand, finish: TokenProgram.Finish) {
+    self.operand = operand
+    self.finish = finish
+  }
+  /// The product that ends the layer.
+  func output(_ map: Linear) -> TokenProgram.Product {
+    TokenProgram.Product(map.weight.value, bias: map.bias?.value, to: stream, finish)
+  }
+}
+
+extension Linear {
+  func token(
+    _ operand: Int = 0, to output: TokenProgram.Vector, _ finish: TokenProgram.Finish = .set(nil)
+  ) -> TokenProgram.Product {
+    TokenProgram.Product(weight.value, bias: bias?.value, operand: operand, to: output, finish)
+  }
 }
 
 extension SequenceMixer {
   public var kind: String { Self.kind }
   public static var readsStream: Bool { false }
+  public func appendToken(
+    _ input: TokenInput, to program: inout TokenProgram, state: State
+  ) -> Bool { false }
 }

@@ -31,6 +31,11 @@ struct StepDecay: Sendable {
     stepBias = try p.parameter("dt_bias", [heads * channels], .mambaStep())
   }
 
+  /// What makes one decay a head without a floor; nil otherwise.
+  var scalarRates: (log: Tensor, bias: Tensor)? {
+    channels == 1 && floor == nil ? (logRate.value, stepBias.value) : nil
+  }
+
   /// z `[B, T, H · channels]` to g `[B, T, H]`, or `[B, T, H, channels]` where there are several.
   func callAsFunction(_ z: Tensor) -> Tensor {
     let biased = z + stepBias.value

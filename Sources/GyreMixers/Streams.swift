@@ -5,8 +5,8 @@ import GyreTensors
 /// One projection of the input whose first columns pass a short convolution: q, k and v of most
 /// layers, then columns that do not, such as output gates.
 struct Streams: Sendable {
-  private let projection: Linear
-  private let convolution: ShortConvolutionLayer?
+  let projection: Linear
+  let convolution: ShortConvolutionLayer?
   private let mixed: [Int]
   private let plain: [Int]
   /// After the convolution, one a mixed stream; nil for none.
@@ -37,15 +37,17 @@ struct Streams: Sendable {
   }
 
   var stateSpec: StateSpec { convolution?.stateSpec ?? StateSpec() }
+  var hasOneActivation: Bool { Set(activations).count == 1 }
 
   /// The mixed streams, then the plain ones, each `[B, T, its width]`.
   func callAsFunction(_ x: Tensor, state: inout State, reset: Tensor?) -> [Tensor] {
-    let all = projection(x)
-    guard convolution != nil || isFused else { return activated(all.split(mixed + plain)) }
-    let width = mixed.reduce(0, +)
-    let parts = plain.isEmpty ? [all] : all.split([width] + plain)
+    guard convolution != nil || isFused else {
+      return activated(x.linear(projection.weight.value, pieces: mixed + plain))
+    }
+    let parts = x.linear(projection.weight.value, pieces: [mixed.reduce(0, +)] + plain)
     let streams =
-      (convolution?(parts[0], state: &state, reset: reset) ?? parts[0].silu()).split(mixed)
+      convolution?(parts[0], pieces: mixed, state: &state, reset: reset)
+      ?? parts[0].silu().split(mixed)
     return (isFused ? streams : activated(streams)) + parts.dropFirst()
   }
 
@@ -84,6 +86,13 @@ struct OutputNorm: Sendable {
     return y.gatedNorm(
       gate, weight: weight?.value ?? .full(1, [size], on: y.device), epsilon: epsilon,
       by: activation)
+  }
+
+  /// The norm in a token program.
+  func token(gate: TokenProgram.Vector?) -> TokenProgram.Norm {
+    var norm = TokenProgram.Norm(group: size, weight: weight?.value, epsilon: epsilon)
+    norm.gate = gate.map { ($0, activation == .silu ? .silu : .sigmoid, .after) }
+    return norm
   }
 }
 

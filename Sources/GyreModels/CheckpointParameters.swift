@@ -7,6 +7,7 @@ public final class CheckpointParameters: ParameterSource {
   private let source: any TensorSource
   private let device: any Device
   private let copies: Bool
+  private let matrices: DType
   private var asked: Set<String> = []
   private var missing: [String] = []
   private var reshaped: [ShapeMismatch] = []
@@ -14,7 +15,12 @@ public final class CheckpointParameters: ParameterSource {
 
   /// - Parameter copies: whether values get memory of their own. Training needs that, since
   ///   optimisers write in place; without it float32 values of host devices stay in the mapped file.
-  public init(_ source: any TensorSource, device: any Device, copies: Bool) {
+  /// - Parameter matrices: element type of matrices on the device; bfloat16 where the device stores it
+  ///   and no optimiser wants more.
+  public init(
+    _ source: any TensorSource, device: any Device, copies: Bool, matrices: DType = .float32
+  ) {
+    self.matrices = device.storesBFloat16 ? matrices : .float32
     self.source = source
     self.device = device
     self.copies = copies
@@ -37,7 +43,10 @@ public final class CheckpointParameters: ParameterSource {
       {
         return borrowed
       }
-      return Tensor(try source.readFloat32(name), shape: shape, on: device)
+      let values = try source.readFloat32(name)
+      return Self.isMatrix(shape)
+        ? Tensor(values, shape: shape, as: matrices, on: device)
+        : Tensor(values, shape: shape, on: device)
     } catch {
       if failure == nil { failure = error }
       return nil
@@ -55,6 +64,11 @@ public final class CheckpointParameters: ParameterSource {
         shape: shape, dtype: .float32, device: device,
         buffer: BorrowedHostBuffer(bytes, owner: owner))
     }
+  }
+
+  /// Whether a parameter is a matrix of a product, rather than rows of taps or of heads.
+  public static func isMatrix(_ shape: Shape) -> Bool {
+    shape.rank == 2 && shape[0] >= 16 && shape[1] >= 16 && shape.elementCount >= 1 << 14
   }
 
   /// Stored tensors that the model did not ask for.
@@ -85,6 +99,23 @@ extension TensorSource {
       return folder.files.allSatisfy(\.isMapped) ? folder : nil
     }
     return nil
+  }
+}
+
+extension Tensor {
+  /// Values in float32 or, rounded, in bfloat16.
+  public init(_ values: [Float], shape: Shape, as type: DType, on device: any Device) {
+    guard type == .bfloat16 else {
+      self.init(values, shape: shape, on: device)
+      return
+    }
+    let bits = [UInt16](unsafeUninitializedCapacity: values.count) { memory, count in
+      for i in 0..<values.count { memory[i] = BFloat16.bits(values[i]) }
+      count = values.count
+    }
+    self = bits.withUnsafeBytes {
+      Tensor(bytes: $0, spec: TensorSpec(shape, .bfloat16), on: device)
+    }
   }
 }
 

@@ -18,6 +18,17 @@ public struct ModelState: Sendable {
     ModelState(layers: layers.map { $0.rows(indices) }, batch: indices.count)
   }
 
+  /// Several batches as one, row after row.
+  ///
+  /// - Precondition: at least one; all have seen equally many tokens.
+  public init(joining parts: [ModelState]) {
+    self.init(
+      layers: parts[0].layers.indices.map { i in State(joining: parts.map { $0.layers[i] }) },
+      batch: parts.reduce(0) { $0 + $1.batch })
+  }
+
+  init(layers: [State], batch: Int) { (self.layers, self.batch) = (layers, batch) }
+
   /// The same values cut off from the tape.
   public func detached() -> ModelState {
     ModelState(layers: layers.map { $0.detached() }, batch: batch)
@@ -31,14 +42,17 @@ public struct LanguageModel: Sendable {
   public let configuration: ModelConfiguration
   /// All parameters in a fixed order.
   public let parameters: [Parameter]
-  private let embedding: Parameter
-  private let embeddingNorm: NormLayer?
-  private let blocks: [Block]
-  private let finalAttention: ResidualAttention?
-  private let finalNorm: NormLayer
-  private let headWeight: Parameter
+  let embedding: Parameter
+  let embeddingNorm: NormLayer?
+  let blocks: [Block]
+  let finalAttention: ResidualAttention?
+  let finalNorm: NormLayer
+  let headWeight: Parameter
   /// Whether the backward pass computes each block again instead of keeping its activations.
   public var rematerializes = false
+  /// Where layers get their states from and hand them on to while the sequence is spread over devices;
+  /// nil for whole sequences.
+  public var relay: (any StateRelay)?
 
   /// - Throws: the field of the configuration that cannot be built.
   public init(
@@ -74,8 +88,14 @@ public struct LanguageModel: Sendable {
   public var parameterCount: Int { parameters.reduce(0) { $0 + $1.shape.elementCount } }
   public var device: any Device { embedding.value.device }
 
-  /// What each sublayer remembers of a sequence.
-  public var stateSpecs: [StateSpec] { blocks.flatMap { $0.sublayers.map(\.map.stateSpec) } }
+  /// What each sublayer remembers of a sequence, once for each time that the stack is run over.
+  public var stateSpecs: [StateSpec] { passes.flatMap { $0.sublayers.map(\.map.stateSpec) } }
+
+  /// The blocks in the order in which a token passes them.
+  private var passes: [Block] {
+    configuration.loops == 1
+      ? blocks : Array(repeating: blocks, count: configuration.loops).flatMap { $0 }
+  }
 
   public func makeState(batch: Int) -> ModelState {
     ModelState(layers: stateSpecs.map { State($0, batch: batch) }, batch: batch)
@@ -115,14 +135,16 @@ public struct LanguageModel: Sendable {
     if configuration.embeddingScale != 1 { x = x * configuration.embeddingScale }
     if let embeddingNorm { x = embeddingNorm(x) }
     var next = 0
-    for block in blocks {
+    for block in passes {
       let range = next..<next + block.sublayers.count
       next = range.upperBound
       var states = Array(state.layers[range])
+      if let relay { states = range.map { relay.before($0, state.layers[$0], on: x.device) } }
       x =
         rematerializes && Tape.current != nil
         ? block.rematerialized(x, &states, &context) : block(x, &states, &context)
       for i in states.indices { states[i].tokenCount += tokens.shape[1] }
+      if let relay { for (i, layer) in range.enumerated() { relay.after(layer, states[i]) } }
       state.layers.replaceSubrange(range, with: states)
     }
     if let finalAttention { x = finalAttention(ResidualAttention.blocks(context) + [x]) }
@@ -213,7 +235,7 @@ struct Block: Sendable {
     var startsBlock = false
   }
   let sublayers: [Sublayer]
-  private let residual: ModelConfiguration.Residual
+  let residual: ModelConfiguration.Residual
 
   init(
     _ c: ModelConfiguration, _ layer: LayerPosition, _ p: inout ParameterBuilder

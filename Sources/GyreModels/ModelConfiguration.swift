@@ -10,6 +10,9 @@ public struct ModelConfiguration: Codable, Hashable, Sendable {
   public var width = 256
   /// Number of layers; each is a mixer and, where there is one, a feed-forward block.
   public var layers = 4
+  /// Times that the stack of layers is run over, with the same parameters and a state of each time's
+  /// own: 4 layers with 3 loops are 12 deep.
+  public var loops = 1
   /// Mixer kinds, repeated over the layers: a hybrid is `["gated_delta_net", "gated_delta_net",
   /// "softmax_attention"]`. An entry `"softmax_attention@window"` has options of its own under that
   /// name.
@@ -79,7 +82,7 @@ public struct ModelConfiguration: Codable, Hashable, Sendable {
   public init() {}
 
   private enum CodingKeys: String, CodingKey, CaseIterable {
-    case vocabulary, width, layers, pattern, mixers
+    case vocabulary, width, layers, loops, pattern, mixers
     case feedForward = "feed_forward"
     case feedForwardOptions = "feed_forward_options"
     case feedForwardPattern = "feed_forward_pattern"
@@ -114,6 +117,7 @@ public struct ModelConfiguration: Codable, Hashable, Sendable {
     try value(.vocabulary, &vocabulary)
     try value(.width, &width)
     try value(.layers, &layers)
+    try value(.loops, &loops)
     try value(.pattern, &pattern)
     try value(.mixers, &mixers)
     if c.contains(.feedForward) {
@@ -149,6 +153,7 @@ public struct ModelConfiguration: Codable, Hashable, Sendable {
     try c.encode(vocabulary, forKey: .vocabulary)
     try c.encode(width, forKey: .width)
     try c.encode(layers, forKey: .layers)
+    if loops != 1 { try c.encode(loops, forKey: .loops) }
     try c.encode(pattern, forKey: .pattern)
     try c.encode(mixers, forKey: .mixers)
     try c.encode(feedForward, forKey: .feedForward)
@@ -212,6 +217,9 @@ public struct ModelConfiguration: Codable, Hashable, Sendable {
     try bounded(vocabulary, "vocabulary", 1 << 24)
     try bounded(width, "width", 1 << 17)
     try bounded(layers, "layers", 1 << 12)
+    try bounded(loops, "loops", 1 << 12)
+    try require(
+      loops == 1 || residual != .attention, "loops", "must be 1 with residual attention")
     try require(!pattern.isEmpty, "pattern", "must name at least one mixer")
     try require(
       normEpsilon > 0 && normEpsilon < 1, "norm_epsilon", "must be in (0, 1), is \(normEpsilon)")

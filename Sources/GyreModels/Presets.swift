@@ -1,6 +1,6 @@
 import GyreLayers
 
-/// Named configurations: `tiny`, and about 10M, 100M and 350M parameters of nine architectures.
+/// Named configurations: `tiny`, and about 10M, 100M, 350M and 1.3B parameters of nine architectures.
 public enum Presets {
   public static let names: [String] =
     ["tiny"]
@@ -23,11 +23,13 @@ public enum Presets {
     case m10 = "10m"
     case m100 = "100m"
     case m350 = "350m"
+    case b13 = "1.3b"
     var extents: (width: Int, layers: Int) {
       switch self {
       case .m10: (320, 7)
       case .m100: (768, 13)
       case .m350: (1024, 26)
+      case .b13: (2048, 24)
       }
     }
   }
@@ -67,7 +69,7 @@ public enum Presets {
 }
 
 extension Presets.Architecture {
-  /// Head sizes that divide all three widths.
+  /// Head sizes that divide all widths.
   fileprivate func apply(to c: inout ModelConfiguration) {
     switch self {
     case .rwkv7:

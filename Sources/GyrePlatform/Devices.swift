@@ -53,6 +53,26 @@ public enum Devices {
     (device as? CPUDevice)?.referenceLaunches ?? (device as? CUDADevice)?.referenceLaunches ?? [:]
   }
 
+  /// Milliseconds and launches of each kernel while `body` runs, after all work before it; nil for
+  /// devices that do not measure kernels. Events between kernels keep them from overlapping.
+  public static func profile(
+    _ device: any Device, _ body: () throws -> Void
+  ) throws -> [String: (milliseconds: Double, launches: Int)]? {
+    guard let card = device as? CUDADevice else { return nil }
+    try card.synchronize()
+    card.times.clear()
+    card.times.isOn = true
+    defer { card.times.isOn = false }
+    try body()
+    try card.synchronize()
+    return card.times.entries.mapValues { ($0.milliseconds, $0.launches) }
+  }
+
+  /// Kernels that a device has queued so far; nil where it does not count them.
+  public static func launchCount(of device: any Device) -> Int? {
+    (device as? CUDADevice)?.times.launchCount
+  }
+
   /// Compiles every kernel that a device compiles when it is first used, into its cache.
   ///
   /// - Parameter progress: called with the name of each before it is compiled.

@@ -5,6 +5,7 @@ public enum EngineCatalog {
   public static let ops: [any Op.Type] = [
     DiagonalScanForward.self,
     ComplexScanForward.self,
+    BlockScanForward.self,
     MinGRUForward.self,
     SelectiveScanForward.self,
     WKV4Forward.self,

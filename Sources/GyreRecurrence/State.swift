@@ -72,6 +72,17 @@ public struct State: Sendable {
     values = [:]
   }
 
+  /// Several batches as one, row after row.
+  ///
+  /// - Precondition: at least one, all of one spec, with the same entries written.
+  public init(joining parts: [State]) {
+    self.init(parts[0].spec, batch: parts.reduce(0) { $0 + $1.batch })
+    tokenCount = parts[0].tokenCount
+    for name in parts[0].values.keys {
+      values[name] = concatenated(parts.compactMap { $0.values[name] }, axis: 0)
+    }
+  }
+
   /// The tensor of an entry, `[batch] + shape`; nil before anything was written.
   ///
   /// - Precondition: the spec has the entry, and an assigned tensor has its shape (caches: any
@@ -102,6 +113,17 @@ public struct State: Sendable {
     var shape = [batch] + entry.shape.dimensions
     if case .cache = entry.kind { shape[1] = 0 }
     return .full(entry.initial, Shape(shape), on: device)
+  }
+
+  /// A copy in memory of its own: entries of a fixed size are present, caches as they are.
+  package func owned(on device: any Device) -> State {
+    var result = self
+    for entry in spec.entries {
+      if case .cache = entry.kind { continue }
+      result.values[entry.name] =
+        values[entry.name]?.affine(1) ?? value(entry.name, on: device)
+    }
+    return result
   }
 
   /// The part of the state under a prefix, as a state of its own.

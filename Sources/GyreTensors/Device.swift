@@ -68,6 +68,12 @@ public protocol Device: AnyObject, Sendable {
   /// Whether activations are kept in bfloat16 where the model computes in it. States, sums inside
   /// ops, losses and parameters stay float32.
   var storesBFloat16: Bool { get }
+  /// Whether derivatives of recurrences read the states that forward ops may give out for them; other
+  /// devices remember what they need by themselves.
+  var readsKeptStates: Bool { get }
+  /// Units over all rows of a batch up to which a cell of one or two states whose units do not mix is
+  /// faster for all tokens at once than token by token, and tokens from which.
+  var newtonRange: (units: Int, tokens: Int) { get }
 }
 
 /// Work that was recorded once and can be queued again as it is: the same kernels on the same memory.
@@ -78,6 +84,14 @@ public protocol RecordedWork: AnyObject, Sendable {
 extension Device {
   public func record(_ body: () -> Void) -> (any RecordedWork)? { nil }
   public var storesBFloat16: Bool { false }
+  public var readsKeptStates: Bool { true }
+
+  /// Whether a chain of simple ops should be this one op: where it has a kernel and passes over memory
+  /// are what costs. Populations look at simple ops.
+  package func fuses(_ op: any Op) -> Bool {
+    storesBFloat16 && hasKernel(for: op) && Perturbation.current == nil
+  }
+  public var newtonRange: (units: Int, tokens: Int) { (4, 256) }
 }
 
 /// Bytes that tensors hold on a device.

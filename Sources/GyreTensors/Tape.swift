@@ -11,7 +11,10 @@ public final class Tape: Sendable {
     case segment(
       @Sendable ([Tensor]) -> [Tensor], inputs: [Tensor], outputs: [Tensor],
       precision: ComputePrecision)
+    case function(inputs: [TensorID], outputs: [Tensor], Derivative)
   }
+  /// Cotangents of the inputs from those of the outputs.
+  package typealias Derivative = @Sendable ([Tensor?]) -> [Tensor?]
   private struct Log {
     var entries: [Entry] = []
     var tracked: Set<TensorID> = []
@@ -46,6 +49,19 @@ public final class Tape: Sendable {
           outputs: outputs.enumerated().map {
             saved.keepsOutput($0.offset) ? $0.element : $0.element.shell
           }))
+    }
+  }
+
+  /// Records that `outputs` were made of `inputs` in a way that no op knows, such as on another device.
+  /// Outputs count as tracked, and `derivative` runs in the backward pass even when nothing on this
+  /// tape depends on them: somebody else may wait for it.
+  package func record(
+    inputs: [Tensor], outputs: [Tensor], derivative: @escaping Derivative
+  ) {
+    log.withLock { log in
+      for o in outputs { log.tracked.insert(o.id) }
+      log.entries.append(
+        .function(inputs: inputs.map(\.id), outputs: outputs.map(\.shell), derivative))
     }
   }
 
@@ -94,6 +110,10 @@ public final class Tape: Sendable {
         for (i, gradient) in gradients.enumerated() {
           if needs[i], let gradient { table.add(gradient, to: inputs[i].id) }
         }
+      case .function(let inputs, let outputs, let derivative):
+        for (id, gradient) in zip(inputs, derivative(outputs.map { table.take($0.id) })) {
+          if let gradient, tracked.contains(id) { table.add(gradient, to: id) }
+        }
       case .segment(let body, let inputs, let shells, let precision):
         let cotangents = shells.map { table.take($0.id) }
         guard cotangents.contains(where: { $0 != nil }) else { continue }
@@ -126,7 +146,13 @@ private struct GradientTable {
 
   subscript(id: TensorID) -> Tensor? { values[id] }
 
-  mutating func take(_ id: TensorID) -> Tensor? { values.removeValue(forKey: id) }
+  /// A tensor that is handed out may come back as the gradient of several others (both terms of a sum
+  /// get the sum's), so nothing may be added into it any more.
+  mutating func take(_ id: TensorID) -> Tensor? {
+    guard let value = values.removeValue(forKey: id) else { return nil }
+    owned.remove(value.id)
+    return value
+  }
 
   mutating func add(_ gradient: Tensor, to id: TensorID) {
     guard let present = values[id] else {

@@ -8,6 +8,15 @@ public struct Batch: Sendable {
   public var reset: [Int32]?
   /// Whether the carried state must be dropped before this batch.
   public var startsAfresh: Bool
+
+  /// - Precondition: as many targets as tokens.
+  public init(
+    tokens: [Int32], targets: [Int32], reset: [Int32]? = nil, startsAfresh: Bool
+  ) {
+    precondition(tokens.count == targets.count, "\(tokens.count) tokens, \(targets.count) targets")
+    (self.tokens, self.targets) = (tokens, targets)
+    (self.reset, self.startsAfresh) = (reset, startsAfresh)
+  }
 }
 
 /// Batches as a pure function of their number, so that a position is one integer.

@@ -66,6 +66,16 @@ public struct RunFolder: Sendable {
     return (try TokenShard(path: shard("train")), try TokenShard(path: shard("validation")))
   }
 
+  /// Makes the folder for data that is generated: tokenizer and configurations.
+  public func create(
+    tokenizer: any Tokenizer, model: ModelConfiguration, training: TrainingConfiguration
+  ) throws {
+    try FileManager.default.createDirectory(atPath: path, withIntermediateDirectories: true)
+    try TokenizerFile.save(tokenizer, folder: path)
+    try AtomicFile.write(try model.json(), to: configuration)
+    try AtomicFile.write(try training.json(), to: self.training)
+  }
+
   /// Where the text of the run came from.
   public var source: String {
     ((try? read(path + "/data/manifest.json")) as DataManifest?)?.source ?? "unknown"
@@ -116,6 +126,8 @@ public struct Metrics: Codable, Sendable, Equatable {
   public var tokens: Int
   public var trainBitsPerByte: Double
   public var validationBitsPerByte: Double?
+  /// The part of a task's held-out answers that are right; nil for texts.
+  public var accuracy: Double?
   public var learningRate: Double
   public var gradientNorm: Double
   public var tokensPerSecond: Double
@@ -139,7 +151,7 @@ public struct Metrics: Codable, Sendable, Equatable {
   }
 
   enum CodingKeys: String, CodingKey {
-    case step, tokens, skipped, newton
+    case step, tokens, skipped, newton, accuracy
     case trainBitsPerByte = "train_bits_per_byte"
     case validationBitsPerByte = "val_bits_per_byte"
     case learningRate = "learning_rate"

@@ -13,11 +13,13 @@ public final class Trainer {
   public let model: LanguageModel
   public let configuration: TrainingConfiguration
   public let folder: RunFolder
+  /// What it learns and is scored on.
+  public let data: any TrainingData
   private let train: any BatchSource
-  /// The texts as tokens, checked against the run folder's manifest.
-  public let shards: (train: TokenShard, validation: TokenShard)
   private let optimizer: Optimizer
   private let schedule: Schedule
+  private let parallel: Parallelism?
+  private let share: Share?
   private var state: ModelState
   /// Steps done.
   public private(set) var step = 0
@@ -26,31 +28,50 @@ public final class Trainer {
   private var skips = 0
   public private(set) var history: [Metrics] = []
 
-  /// - Parameter model: with parameters of its own memory: they are updated in place.
+  /// On the texts of the run folder, checked against its manifest.
+  ///
+  /// - Parameters:
+  ///   - model: with parameters of its own memory: they are updated in place.
+  ///   - parallel: this process's part of a run of several; nil on its own.
+  public convenience init(
+    model: LanguageModel, configuration: TrainingConfiguration, folder: RunFolder,
+    parallel: Parallelism? = nil
+  ) throws {
+    try self.init(
+      model: model, configuration: configuration, folder: folder,
+      data: try TextData(try folder.shards(), configuration), parallel: parallel)
+  }
+
+  /// - Parameters:
+  ///   - model: with parameters of its own memory: they are updated in place.
+  ///   - data: what it learns and is scored on.
+  ///   - parallel: this process's part of a run of several; nil on its own.
   public init(
-    model: LanguageModel, configuration: TrainingConfiguration, folder: RunFolder
+    model: LanguageModel, configuration: TrainingConfiguration, folder: RunFolder,
+    data: any TrainingData, parallel: Parallelism? = nil
   ) throws {
     self.model = model
+    self.parallel = parallel
     self.configuration = configuration
     self.folder = folder
-    shards = try folder.shards()
-    guard shards.train.vocabulary <= model.configuration.vocabulary else {
+    self.data = data
+    train = data.batches
+    guard data.vocabulary <= model.configuration.vocabulary else {
       throw TrainingError.configuration(
-        "vocabulary: the tokenizer has \(shards.train.vocabulary) tokens, the model \(model.configuration.vocabulary)"
+        "vocabulary: the tokenizer has \(data.vocabulary) tokens, the model \(model.configuration.vocabulary)"
       )
     }
     let (batch, length) = (configuration.batch, configuration.length)
-    train =
-      switch configuration.data {
-      case .stream:
-        try StreamBatches(shards.train, batch: batch, length: length, seed: configuration.seed)
-      case .packed:
-        try PackedBatches(shards.train, batch: batch, length: length, seed: configuration.seed)
-      }
+    share = try parallel.map { (p) throws(TrainingError) in
+      try Share(p, batch: batch, length: length)
+    }
     optimizer = Optimizer(model.parameters, configuration)
     schedule = Schedule(configuration)
-    state = model.makeState(batch: batch)
+    state = model.makeState(batch: share?.rows.count ?? batch)
   }
+
+  /// Whether this process writes the run's files.
+  private var isLead: Bool { parallel?.isLead ?? true }
 
   /// Steps until the configured end or until `shouldStop` says so; saves at the end either way.
   ///
@@ -62,22 +83,27 @@ public final class Trainer {
     shouldStop: () -> Bool = { false }, report: (Metrics) throws -> Void = { _ in }
   ) throws {
     var lastSaved: Int?
-    while step < configuration.steps, !shouldStop() {
+    var isEnding = parallel == nil && shouldStop()
+    while step < configuration.steps, !isEnding {
       let clock = ContinuousClock()
       let start = clock.now
-      var metrics = try advance()
+      var metrics: Metrics
+      // All ranks end at the same step: whoever is asked to tells the others with its loss.
+      (metrics, isEnding) = try advance(wantsToStop: parallel != nil && shouldStop())
       metrics.tokensPerSecond =
         Double(configuration.batch * configuration.length * configuration.accumulation)
         / ((clock.now - start) / .seconds(1))
       let every = configuration.evaluateEvery
-      if step == configuration.steps || (every > 0 && step % every == 0) {
-        let bits = try evaluate().bitsPerByte
-        metrics.validationBitsPerByte = bits
-        optimizer.observe(validation: bits)
+      if isLead, step == configuration.steps || (every > 0 && step % every == 0) {
+        let score = try evaluate()
+        metrics.validationBitsPerByte = score.bitsPerByte
+        metrics.accuracy = score.accuracy
+        optimizer.observe(validation: score.bitsPerByte)
       }
       history.append(metrics)
-      try folder.append(try metrics.line(), to: folder.metrics)
+      if isLead { try folder.append(try metrics.line(), to: folder.metrics) }
       try report(metrics)
+      if parallel == nil { isEnding = shouldStop() }
       if metrics.skipped != nil {
         skips += 1
         if skips >= configuration.maximumSkips {
@@ -94,6 +120,7 @@ public final class Trainer {
       }
     }
     if lastSaved != step { try save() }
+    guard isLead else { return }
     try optimizer.withAverages {
       do throws(CheckpointError) { try model.weights().write(to: folder.weights) } catch {
         throw TrainingError.checkpoint(error)
@@ -101,35 +128,38 @@ public final class Trainer {
     }
   }
 
-  /// Scores the held-out text, with the averaged parameters where the optimiser averages.
-  public func evaluate() throws -> Evaluation {
+  /// Scores what is held out, with the averaged parameters where the optimiser averages.
+  public func evaluate() throws -> HeldOutScore {
     try optimizer.withAverages {
-      try Evaluation(model, shards.validation, precision: configuration.precision)
+      try data.score(model, precision: configuration.precision)
     }
   }
 
   /// One optimiser step.
-  private func advance() throws -> Metrics {
+  private func advance(wantsToStop: Bool) throws -> (Metrics, isEnding: Bool) {
     let c = configuration
     let variables = model.parameters.map(\.value)
     var sums = [Tensor?](repeating: nil, count: variables.count)
-    var loss = 0.0
+    var losses: [Tensor] = []
     var next = state
     let reports = NewtonReports()
     for part in 0..<c.accumulation {
       let batch = train.batch(step * c.accumulation + part)
-      if batch.startsAfresh { next = model.makeState(batch: c.batch) }
+      if batch.startsAfresh { next = model.makeState(batch: share?.rows.count ?? c.batch) }
       _ = try reports.take()
       let (mean, gradients) = NewtonReports.$current.withValue(reports) {
         differentiate(batch, &next, variables, part: step * c.accumulation + part)
       }
-      loss += try mean.item() / Double(c.accumulation)
+      losses.append(mean)
       for (i, gradient) in gradients.enumerated() {
         guard let gradient else { continue }
         sums[i] = sums[i].map { $0 + gradient } ?? gradient
       }
     }
+    // Sums over ranks are float32; a device may give bfloat16.
+    if parallel != nil { sums = sums.map { $0?.cast(to: .float32) } }
     let present = sums.compactMap(\.self)
+    let (loss, isEnding) = try together(losses, present, wantsToStop)
     let norm =
       try apply(SumOfSquares(), present)[0].item().squareRoot() / Double(c.accumulation)
     let rate = schedule.factor(step)
@@ -150,36 +180,59 @@ public final class Trainer {
     let bits: Double = loss / 0.693_147_180_559_945_3
     let tokens: Int = step * c.batch * c.length * c.accumulation
     var metrics = Metrics(
-      step: step, tokens: tokens, trainBitsPerByte: bits / shards.train.bytesPerToken,
+      step: step, tokens: tokens, trainBitsPerByte: bits / data.bytesPerToken,
       validationBitsPerByte: nil, learningRate: c.learningRate * rate, gradientNorm: norm,
       tokensPerSecond: 0, skipped: problem)
     if !newton.isEmpty { metrics.newton = newton }
-    return metrics
+    return (metrics, isEnding)
+  }
+
+  /// The mean loss, after gradients and losses of all ranks were added up; whether any wants to stop.
+  private func together(
+    _ losses: [Tensor], _ gradients: [Tensor], _ wantsToStop: Bool
+  ) throws -> (loss: Double, isEnding: Bool) {
+    guard let parallel else {
+      return (
+        try losses.reduce(0) { $0 + (try $1.item()) } / Double(configuration.accumulation), false
+      )
+    }
+    let stop = Tensor([wantsToStop ? 1 : 0 as Float], shape: [1], on: model.device)
+    let sum = losses.dropFirst().reduce(losses[0]) { $0 + $1 }.cast(to: .float32)
+    parallel.communicator.sum(gradients + [sum, stop])
+    return (try sum.item() / Double(configuration.accumulation), try stop.item() > 0)
   }
 
   private func differentiate(
     _ batch: Batch, _ state: inout ModelState, _ variables: [Tensor], part: Int
   ) -> (loss: Tensor, gradients: [Tensor?]) {
     let device = model.device
-    let shape: Shape = [configuration.batch, configuration.length]
-    let tokens = Tensor(batch.tokens, shape: shape, on: device)
-    let targets = Tensor(batch.targets, shape: shape, on: device)
-    let reset = batch.reset.map { Tensor($0, shape: shape, on: device) }
+    let shape = share?.shape ?? [configuration.batch, batch.tokens.count / configuration.batch]
+    func tensor(_ values: [Int32]) -> Tensor {
+      Tensor(share?.cut(values) ?? values, shape: shape, on: device)
+    }
+    let (tokens, targets) = (tensor(batch.tokens), tensor(batch.targets))
+    let reset = batch.reset.map(tensor)
+    let relay = parallel.flatMap { $0.parts > 1 ? SequenceRelay(parallel: $0) : nil }
+    var model = model
+    model.relay = relay
+    let weight = share?.weight(of: batch.targets) ?? 1
     let tape = Tape()
     tape.watch(variables)
     var carried = state.detached()
     let loss = ComputePrecision.$current.withValue(configuration.precision) {
       tape.record {
-        model.loss(
+        let mean = model.loss(
           tokens, targets: targets, state: &carried, reset: reset,
           dropout: DropoutNoise(seed: configuration.seed, step: UInt64(part))
         ).mean
+        return parallel == nil ? mean : mean * weight
       }
     }
     let gradients = ComputePrecision.$current.withValue(configuration.precision) {
       tape.gradients(of: loss, for: variables)
     }
-    state = train.carriesState ? carried.detached() : model.makeState(batch: configuration.batch)
+    state = train.carriesState ? carried.detached() : model.makeState(batch: shape[0])
+    if let relay, train.carriesState { state = relay.wrap(state, on: device) }
     return (loss, gradients)
   }
 
@@ -208,7 +261,14 @@ public final class Trainer {
   }
 
   /// Writes a checkpoint and drops the oldest.
+  ///
+  /// Of several processes the first writes; all must call.
   public func save() throws {
+    let state =
+      parallel.map { SequenceRelay(parallel: $0).gathered(self.state, on: model.device) }
+      ?? self.state
+    guard isLead else { return }
+    try model.device.synchronize()
     let snapshot = Snapshot(
       step: step, updateCount: optimizer.updateCount, skips: skips, meanLoss: meanLoss,
       tokenCounts: state.layers.map(\.tokenCount), averages: optimizer.averages)
@@ -270,13 +330,24 @@ public final class Trainer {
       for entry in state.layers[i].spec.entries {
         let name = "state.\(i).\(entry.name)"
         guard moments.contains(name) else { continue }
-        let info = try moments.info(name)
+        // The file holds all rows; this process may work on some.
+        let extents = try moments.info(name).shape.dimensions
+        guard extents.first == configuration.batch else {
+          throw TrainingError.data(
+            path: found.path + "/optimizer.safetensors",
+            reason: "\(name) is \(extents) where \(configuration.batch) rows belong")
+        }
+        let values = try moments.readFloat32(name)
+        let row = values.count / configuration.batch
+        let rows = share?.rows ?? 0..<configuration.batch
         state.layers[i][entry.name] = Tensor(
-          try moments.readFloat32(name), shape: info.shape, on: device)
+          Array(values[rows.lowerBound * row..<rows.upperBound * row]),
+          shape: Shape([rows.count] + extents.dropFirst()), on: device)
       }
     }
     (step, skips, meanLoss) = (snapshot.step, snapshot.skips, snapshot.meanLoss)
     history = Metrics.read(folder.metrics, through: step)
+    guard isLead else { return rejected }
     do throws(CheckpointError) {
       var text = ""
       for m in history { text += (try? m.line()) ?? "" }

@@ -3,12 +3,14 @@ import FoundationEssentials
 import GyreCheckpoints
 import GyreEvolution
 import GyreInference
+import GyreTasks
+import GyreTensors
 import GyreTraining
 
 struct Evaluate: ParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "eval",
-    abstract: "Score a text: bits a byte, perplexity, and n-gram models beside it.",
+    abstract: "Score a text beside n-gram models, or a task over lengths.",
     discussion: """
       The text is read as one stream with carried state (EGG: up to 64 streams). The n-gram models (orders 1 to 5,
       Witten–Bell) are trained on the run's training text.
@@ -19,14 +21,26 @@ struct Evaluate: ParsableCommand {
 
       With --cache the model is also mixed with the continuous cache pointer: (1 - lambda) of its own
       probability and lambda of what followed the most similar of the last N hidden states.
+
+      A run of gyre train --task is asked new rows, at its length and up to 16 times that; lengths.json
+      and lengths.svg in the folder hold the result.
+
+        gyre eval runs/parity-1
+        gyre eval runs/parity-1 --task parity:last=1 --lengths 40,1000,10000
       """)
 
   @Argument(help: "A run folder.") var folder: String
-  @Argument(help: "The text to score.") var file: String
+  @Argument(help: "The text to score.") var file: String?
+  @Option(help: "The task to ask (default: the run's), with the words of the run's.")
+  var task: String?
+  @Option(help: "With a task: tokens of the rows, such as 40,80,640.") var lengths: String?
+  @Option(help: "With a task: rows at each length.") var rows = 128
   @Option(help: "Hidden states that the cache pointer remembers.") var cache: Int?
   @Option(help: "With --cache: how much similar states count for more.") var theta = 0.3
   @Option(help: "With --cache: the pointer's part of the probability.") var lambda = 0.1
   @Flag(help: "One object on standard output.") var json = false
+  @Option(help: "Precision of products: f32 or bf16 (default: bf16 on cuda, f32 elsewhere).")
+  var dtype: Precision?
   @OptionGroup var device: DeviceOptions
 
   private struct Result: Encodable {
@@ -54,8 +68,49 @@ struct Evaluate: ParsableCommand {
     }
   }
 
+  func validate() throws {
+    if file != nil, task != nil || lengths != nil {
+      throw ValidationError("--task and --lengths go without a text")
+    }
+    if !(1...(1 << 20)).contains(rows) { throw ValidationError("--rows must be in 1...2^20") }
+    _ = try lengthList()
+  }
+
+  private func lengthList() throws -> [Int]? {
+    try lengths.map { list in
+      try list.split(separator: ",").map {
+        guard let length = Int($0), length > 0 else {
+          throw ValidationError("--lengths must be positive numbers with commas between them")
+        }
+        return length
+      }
+    }
+  }
+
+  /// Asks the model of a folder a task.
+  private func ask(_ device: any Device) throws {
+    let run = RunFolder(folder)
+    guard TaskFolder(run).exists else {
+      throw Failure("'\(folder)' is no run of a task; name a text to score")
+    }
+    let trained = try TaskFolder(run).run()
+    let asked = task ?? trained.task
+    let words = try TaskCatalog.task(asked).vocabulary
+    guard words == (try TaskCatalog.task(trained.task).vocabulary) else {
+      throw Failure("--task \(asked) has other words than \(trained.task), the run's")
+    }
+    let curve = try TaskCurve.measure(
+      try StoredModel.load(folder: folder, device: device), run, task: asked,
+      lengths: try lengthList(), rows: rows, seed: try run.trainingConfiguration().seed)
+    if json { return try JSONOutput.document(curve) }
+    Terminal.line(curve.task)
+    TaskCurve.table(curve).print()
+    Terminal.line("\(folder)/lengths.json, lengths.svg")
+  }
+
   func run() throws {
     let device = try device.open()
+    guard let file else { return try ask(device) }
     let tokenizer = try StoredModel.tokenizer(folder: folder)
     let bytes = try Files.read(file)
     guard bytes.count >= 2 else {
@@ -75,9 +130,12 @@ struct Evaluate: ParsableCommand {
       if pointer != nil { throw Failure("--cache needs hidden states; EGG models have none of it") }
       evaluation = try Evaluation(egg, bytes)
     } else {
-      let model = try StoredModel.load(folder: folder, device: device)
-      evaluation = try Evaluation(model, text)
-      cached = try pointer.map { try Evaluation(model, text, length: 256, cache: $0) }
+      let precision = Precision.inference(dtype, on: device).compute
+      let model = try StoredModel.load(folder: folder, device: device, precision: precision)
+      evaluation = try Evaluation(model, text, precision: precision)
+      cached = try pointer.map {
+        try Evaluation(model, text, length: 256, precision: precision, cache: $0)
+      }
     }
     let run = RunFolder(folder)
     let ngram =

@@ -37,6 +37,8 @@ struct Generate: ParsableCommand {
   var stop: [String] = []
   @Option(help: "Seed of the draws.") var seed: UInt64 = 0
   @Flag(help: "One object on standard output instead of streamed text.") var json = false
+  @Option(help: "Precision of products: f32 or bf16 (default: bf16 on cuda, f32 elsewhere).")
+  var dtype: Precision?
   @OptionGroup var device: DeviceOptions
 
   func validate() throws {
@@ -87,11 +89,16 @@ struct Generate: ParsableCommand {
         return try reader.generate(after: tokens, tokenizer, options, emit: emit)
       }
     }
+    let precision = Precision.inference(dtype, on: device).compute
     let generator = try Generator(
-      model: try StoredModel.load(folder: folder, device: device),
+      model: try StoredModel.load(folder: folder, device: device, precision: precision),
       tokenizer: try StoredModel.tokenizer(folder: folder))
     let tokens = generator.tokens(prompt: text)
-    return { emit in try generator.generate(after: tokens, options, emit: emit) }
+    return { emit in
+      try ComputePrecision.$current.withValue(precision) {
+        try generator.generate(after: tokens, options, emit: emit)
+      }
+    }
   }
 
   func options() -> GenerationOptions {

@@ -29,7 +29,8 @@ struct Logits: ParsableCommand {
     guard shape.rank == 2 else { throw Failure("\(input): input_ids is \(shape), must be [B, T]") }
     let ids = try file.readInt32("input_ids")
     let device = try device.open()
-    let model = try StoredModel.load(folder: folder, device: device)
+    let model = try StoredModel.load(
+      folder: folder, device: device, precision: dtype.compute)
     let vocabulary = model.configuration.vocabulary
     if let bad = ids.firstIndex(where: { $0 < 0 || Int($0) >= vocabulary }) {
       throw Failure("\(input): input_ids[\(bad)] is \(ids[bad]), the model knows 0..<\(vocabulary)")

@@ -19,7 +19,7 @@ struct Tool: AsyncParsableCommand {
     version: "0.1.0",
     subcommands: [
       Train.self, Evolve.self, Generate.self, Evaluate.self, Logits.self, Convert.self,
-      Inspect.self, Bench.self,
+      Inspect.self, Tasks.self, Bench.self,
       Doctor.self,
     ])
 

@@ -1,10 +1,12 @@
 import ArgumentParser
 import GyreCheckpoints
+import GyreDistributed
 import GyreInference
 import GyreLayers
 import GyreModels
 import GyrePlatform
 import GyreRecurrence
+import GyreTasks
 import GyreTensors
 import GyreTokenizers
 import GyreTraining
@@ -30,7 +32,7 @@ enum DemoDefaults {
 
 struct Train: ParsableCommand {
   static let configuration = CommandConfiguration(
-    abstract: "Train a model on text.",
+    abstract: "Train a model on text or on a task.",
     discussion: """
       Without arguments: the preset "tiny" on the built-in text, about three minutes on two cores.
 
@@ -39,7 +41,10 @@ struct Train: ParsableCommand {
         gyre train corpus/ notes.jsonl --model config.json --batch 8 --length 512 --out runs/mine
         gyre train --resume --out runs/mine --steps 20000
         gyre train --model awd-lstm-10m --optimizer ntasgd --eval-every 100
+        gyre train corpus/ --model rwkv7-350m --device cuda:0 --devices 2
         gyre train --task lorenz63 --form almost_linear
+        gyre train --task parity --model delta_net-negative
+        gyre train --task dyck:kinds=3,depth=6 --model lstm --length 64 --curriculum 500
 
       Texts are files, folders (walked in order) or JSON lines with a field "text". The run folder
       holds config.json, training.json, the tokenizer, model.safetensors, metrics.jsonl and
@@ -54,8 +59,17 @@ struct Train: ParsableCommand {
   var model: String?
   @Option(help: "A tokenizer.json, an RWKV vocabulary, or a folder with one; none: bytes.")
   var tokenizer: String?
-  @Option(help: "A task that is not text: lorenz63, a dynamical system from its observations.")
-  var task: TrainingTask?
+  @Option(
+    help: ArgumentHelp(
+      "A task that is not text; gyre tasks lists them, lorenz63 beside them.",
+      discussion: "With a task --model is one of its tables' models too: lstm, recall/gla-64."))
+  var task: String?
+  @Option(
+    help:
+      "With --task: tokens of the shortest rows; batches have any length from there to --length.")
+  var shortest: Int?
+  @Option(help: "With --task: instead, batches over which rows grow from the shortest to --length.")
+  var curriculum: Int?
   @Option(help: "With --task: the network, shallow, almost_linear or standard.")
   var form: PiecewiseLinear.Form?
   @Option(help: "Steps to train.") var steps: Int?
@@ -81,12 +95,24 @@ struct Train: ParsableCommand {
   @Flag(help: "Go on from the last checkpoint of --out.") var resume = false
   @Flag(help: "One JSON object a step on standard output.") var json = false
   @OptionGroup var device: DeviceOptions
+  @OptionGroup var parallel: ParallelOptions
 
   func validate() throws {
-    if task != nil, !texts.isEmpty || model != nil || tokenizer != nil || resume {
-      throw ValidationError("--task takes neither texts, --model, --tokenizer nor --resume")
+    if task != nil, !texts.isEmpty || tokenizer != nil || resume {
+      throw ValidationError("--task takes neither texts, --tokenizer nor --resume")
     }
-    if form != nil, task == nil { throw ValidationError("--form needs --task") }
+    if task == DynamicsRun.name, model != nil {
+      throw ValidationError("--task \(DynamicsRun.name) takes no --model; see --form")
+    }
+    if form != nil, task != DynamicsRun.name {
+      throw ValidationError("--form needs --task \(DynamicsRun.name)")
+    }
+    if shortest != nil || curriculum != nil, task == nil || task == DynamicsRun.name {
+      throw ValidationError("--shortest and --curriculum need --task")
+    }
+    if parallel.devices != nil, task != nil {
+      throw ValidationError("--task trains on one device; leave out --devices")
+    }
     if steps != nil, tokens != nil {
       throw ValidationError("--steps and --tokens exclude each other")
     }
@@ -99,20 +125,28 @@ struct Train: ParsableCommand {
   }
 
   func run() throws {
-    let device = try device.open()
-    if let task { return try run(task, device) }
-    let folder = RunFolder(out ?? Files.nextRunFolder(runName))
-    let (configuration, training) = try resume ? stored(folder) : fresh(folder, device)
+    if task == DynamicsRun.name { return try runDynamics(try device.open()) }
+    if task != nil || resume && TaskFolder(RunFolder(out ?? "")).exists {
+      return try runTask(task, try device.open())
+    }
+    if try parallel.launch() { return }
+    let (device, ranks) = try parallel.open(device)
+    let isLead = ranks?.parallel.isLead ?? true
+    let (folder, configuration, training) = try open(device, ranks)
     if layout == .hf { _ = try PublicLayout(of: configuration) }
     var model = try LanguageModel(
       configuration, source: RandomParameters(seed: training.seed, device: device), device: device)
     model.rematerializes = training.rematerializes
-    let trainer = try Trainer(model: model, configuration: training, folder: folder)
-    if resume { for rejected in try trainer.resume() { Terminal.note("passed over \(rejected)") } }
+    let trainer = try Trainer(
+      model: model, configuration: training, folder: folder, parallel: ranks?.parallel)
+    if resume {
+      for rejected in try trainer.resume() where isLead { Terminal.note("passed over \(rejected)") }
+    }
     Interrupts.install()
+    guard isLead else { return try trainer.run(shouldStop: { Interrupts.isRequested }) }
     note(
       "\(Format.count(Double(model.parameterCount))) parameters, \(configuration.pattern.joined(separator: " ")) × \(configuration.layers), "
-        + "\(training.precision == .bfloat16 ? "bf16" : "f32") on \(Devices.detail(of: device)), text: \(folder.source)"
+        + "\(training.precision == .bfloat16 ? "bf16" : "f32") on \(ranks.map { "\($0.group.count) × " } ?? "")\(Devices.detail(of: device)), text: \(folder.source)"
     )
     var progress = Progress(total: training.steps, first: trainer.step, quiet: json)
     var held: Double?
@@ -142,7 +176,7 @@ struct Train: ParsableCommand {
     }
   }
 
-  private func run(_ task: TrainingTask, _ device: any Device) throws {
+  private func runDynamics(_ device: any Device) throws {
     var c = Reconstruction.Configuration()
     if let form { c.form = form }
     if c.form != .shallow { c.units = 20 }
@@ -152,7 +186,7 @@ struct Train: ParsableCommand {
     if let lr { c.learningRate = lr }
     if let seed { c.seed = seed }
     try DynamicsRun.run(
-      c, device: device, out: out ?? Files.nextRunFolder(task.rawValue), json: json)
+      c, device: device, out: out ?? Files.nextRunFolder(DynamicsRun.name), json: json)
   }
 
   /// Iterations of the layers that solve for all tokens at once, and what ran token by token.
@@ -163,11 +197,30 @@ struct Train: ParsableCommand {
       + (part > 0 ? ", \(Format.fixed(part * 100, 1)) % by token" : "")
   }
 
-  private func note(_ text: String) { if !json { Terminal.note(text) } }
+  func note(_ text: String) { if !json { Terminal.note(text) } }
 
   private var runName: String {
     let name = model ?? DemoDefaults.preset
     return name.hasSuffix(".json") ? "run" : name
+  }
+
+  /// The run folder and what it holds. Of several ranks the first makes it and the others read it.
+  private func open(
+    _ device: any Device, _ ranks: Ranks?
+  ) throws -> (RunFolder, ModelConfiguration, TrainingConfiguration) {
+    func open(_ path: String) throws -> (RunFolder, ModelConfiguration, TrainingConfiguration) {
+      let folder = RunFolder(path)
+      let (configuration, training) = try resume ? stored(folder) : fresh(folder, device)
+      return (folder, configuration, training)
+    }
+    guard let ranks else { return try open(out ?? Files.nextRunFolder(runName)) }
+    guard ranks.parallel.isLead else {
+      let folder = RunFolder(String(decoding: try ranks.group.broadcast([]), as: UTF8.self))
+      return (folder, try folder.modelConfiguration(), try folder.trainingConfiguration())
+    }
+    let found = try open(out ?? Files.nextRunFolder(runName))
+    _ = try ranks.group.broadcast(Array(found.0.path.utf8))
+    return found
   }
 
   /// The configurations of a run folder, with what the command line changes.
@@ -215,7 +268,7 @@ struct Train: ParsableCommand {
     do { return try Files.read(path) } catch { throw ConfigurationError("", "\(error)") }
   }
 
-  private func change(_ c: inout TrainingConfiguration) throws {
+  func change(_ c: inout TrainingConfiguration) throws {
     if let batch { c.batch = batch }
     if let length { c.length = length }
     if let accumulate { c.accumulation = accumulate }
@@ -269,7 +322,7 @@ struct Train: ParsableCommand {
         ("precision", t.precision.rawValue), ("device", Devices.detail(of: device)),
         ("seed", "\(t.seed)"),
       ], samples: [sample])
-    let shards = trainer.shards
+    let shards = try folder.shards()
     if shards.train.count <= 4_000_000 {
       report.baseline = try Baseline.bitsPerByte(shards.train, shards.validation)
     }

@@ -1,18 +1,13 @@
-import ArgumentParser
 import GyreCheckpoints
 import GyreInference
 import GyreTensors
 import GyreTraining
 
-/// Tasks of `gyre train` that are not text.
-enum TrainingTask: String, ExpressibleByArgument, CaseIterable {
-  /// The map behind a noisy orbit of Lorenz-63.
-  case lorenz63
-}
-
 /// `gyre train --task lorenz63`: learns the system from one noisy orbit, lets the network run by itself
 /// and puts its attractor and its Lyapunov exponent beside the true ones.
 struct DynamicsRun {
+  static let name = "lorenz63"
+
   struct Result: Encodable {
     var loss: Double
     /// Exponents a unit of time.

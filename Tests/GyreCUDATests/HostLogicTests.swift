@@ -96,8 +96,7 @@ import Testing
 
   /// Ops that run their definition on the host; `Documentation/cuda.md` lists them, too.
   static let withoutKernel: Set = [
-    "additive_gate", "egg_forward", "egg_update", "evolution_noise", "low_rank_add", "mesa",
-    "recurrent_cell", "rotary_at_rates", "selected_history", "top_mask", "wkv4",
+    "egg_forward", "egg_update", "mesa",
   ]
 
   @Test func opsHaveKernels() {
@@ -106,6 +105,22 @@ import Testing
       $0 != AdamWStep.self && CUDAKernel.all[ObjectIdentifier($0)] == nil
     }
     #expect(Set(missing.map { $0.name }) == Self.withoutKernel)
+  }
+
+  /// Every described cell becomes source: with mixed units, without, and with low-rank products.
+  @Test func describedCellsBecomeSource() {
+    func check<C: Cell>(_ cell: C.Type) {
+      for matrix in [RecurrentMatrix.dense, .diagonal, .lowRankPlusDiagonal(2)] {
+        let plan = CellPlan(C().description(hidden: 6, matrix: matrix))
+        let text = CellSource.text(plan)
+        let kernels = plan.isDiagonal ? "cell_units.cuh" : "cell_rows.cuh"
+        #expect(text?.contains("#include \"\(kernels)\"") == true, "\(C.kind) \(matrix)")
+      }
+    }
+    for cell in CellCatalog.cells {
+      func open<C: Cell>(_ cell: C.Type) { check(cell) }
+      open(cell)
+    }
   }
 
   @Test func mergedAxes() {

@@ -24,6 +24,23 @@ import Testing
     #expect(try tape.gradients(of: y, for: [a])[0]?.floats() == [4])
   }
 
+  /// Both terms of a sum get its gradient; what is added to one must not reach the other.
+  @Test func gradientsOfTheTermsOfASumAreApart() throws {
+    let (a, b) = (tensor([2]), tensor([3]))
+    let tape = Tape()
+    tape.watch([a, b])
+    let y = tape.record {
+      // b's gradient waits while a's, through x, is added to.
+      let x = a * a
+      let sum = (x * x) * 0.5 + (b + x)
+      return sum * 2 + sum * sum
+    }
+    // x = 4, sum = 15: dy/dsum = 32, dsum/da = (x + 1) 2a = 20.
+    let g = tape.gradients(of: y, for: [a, b])
+    #expect(try g[0]?.floats() == [640])
+    #expect(try g[1]?.floats() == [32])
+  }
+
   @Test func nothingIsRecordedWithoutATapeOrVariables() throws {
     let (a, b) = (tensor([1]), tensor([2]))
     let tape = Tape()

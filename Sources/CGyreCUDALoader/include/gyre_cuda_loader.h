@@ -190,6 +190,43 @@ typedef struct gyre_cuda_products {
     int wanted, gyre_cublas_heuristic *_Nonnull results, int *_Nonnull found);
 } gyre_cuda_products;
 
+// The word by which the ranks of one communicator find each other.
+typedef struct gyre_nccl_identifier {
+  char bytes[128];
+} gyre_nccl_identifier;
+
+enum {
+  GYRE_NCCL_SUCCESS = 0,
+  GYRE_NCCL_IN_PROGRESS = 7,
+  GYRE_NCCL_UINT8 = 1,
+  GYRE_NCCL_FLOAT32 = 7,
+  GYRE_NCCL_SUM = 0,
+};
+
+// libnccl: collectives between cards.
+typedef struct gyre_nccl {
+  GYRE_CUDA_FN(int, version, int *_Nonnull version);
+  GYRE_CUDA_FN(const char *_Nullable, error_string, int code);
+  GYRE_CUDA_FN(int, identifier, gyre_nccl_identifier *_Nonnull identifier);
+  GYRE_CUDA_FN(
+    int, create, gyre_cuda_handle *_Nonnull communicator, int count,
+    gyre_nccl_identifier identifier, int rank);
+  GYRE_CUDA_FN(int, destroy, gyre_cuda_handle communicator);
+  GYRE_CUDA_FN(int, abort, gyre_cuda_handle communicator);
+  GYRE_CUDA_FN(int, asynchronous_error, gyre_cuda_handle communicator, int *_Nonnull code);
+  GYRE_CUDA_FN(int, group_start, void);
+  GYRE_CUDA_FN(int, group_end, void);
+  GYRE_CUDA_FN(
+    int, all_reduce, gyre_cuda_address from, gyre_cuda_address to, size_t count, int type,
+    int operation, gyre_cuda_handle communicator, gyre_cuda_handle stream);
+  GYRE_CUDA_FN(
+    int, send, gyre_cuda_address from, size_t count, int type, int peer,
+    gyre_cuda_handle communicator, gyre_cuda_handle stream);
+  GYRE_CUDA_FN(
+    int, receive, gyre_cuda_address to, size_t count, int type, int peer,
+    gyre_cuda_handle communicator, gyre_cuda_handle stream);
+} gyre_nccl;
+
 // Each opens its library once a process and keeps it; nil when it is missing, with a message that
 // says what was looked for, where, and how to get it. `found` is the path that was opened.
 //
@@ -205,3 +242,4 @@ const gyre_cuda_compiler *_Nullable
 gyre_cuda_load_compiler(gyre_cuda_library_status *_Nonnull status);
 const gyre_cuda_products *_Nullable
 gyre_cuda_load_products(gyre_cuda_library_status *_Nonnull status);
+const gyre_nccl *_Nullable gyre_cuda_load_nccl(gyre_cuda_library_status *_Nonnull status);

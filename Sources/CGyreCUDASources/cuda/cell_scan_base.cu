@@ -1,9 +1,10 @@
-// The point-wise parts of Elman, GRU and LSTM cells between the products with the recurrent weight:
-// one launch a token, one thread a unit of a row. Any size; the fast path keeps the weight on chip.
+// The point-wise parts of Elman, GRU, LSTM and sLSTM cells between the products with the recurrent
+// weight: one launch a token, one thread a unit of a row. Any size and precision; cell_team.cu keeps
+// the weight on chip.
 #include "gyre_cuda_engine_args.h"
 #include "prelude.cuh"
 
-enum { ELMAN_TANH, ELMAN_RELU, GRU, GRU_ORIGINAL, LSTM };
+enum { ELMAN_TANH, ELMAN_RELU, GRU, GRU_ORIGINAL, LSTM, SLSTM };
 
 struct Unit {
   long b, u, H, state;  // row, unit of all heads, place in [heads, batch, units]
@@ -39,6 +40,8 @@ GYRE_KERNEL cell_begin(gyre_cell_args a) {
   a.h[unit.state] = h;
   store(a.operand, unit.state, h);
   if (a.c) a.c[unit.state] = reset ? 0.f : load_or(a.c0, n, 0.f);
+  if (a.n) a.n[unit.state] = reset ? 0.f : load_or(a.n0, n, 0.f);
+  if (a.m) a.m[unit.state] = reset ? 0.f : load_or(a.m0, n, 0.f);
 }
 
 GYRE_KERNEL cell_forward(gyre_cell_args a) {
@@ -46,7 +49,7 @@ GYRE_KERNEL cell_forward(gyre_cell_args a) {
   if (n >= a.batch * a.heads * a.units) return;
   Unit unit(a, n);
   long H = unit.H;
-  float before = a.h[unit.state], h, c = 0.f;
+  float before = a.h[unit.state], h, c = 0.f, norm = 0.f, most = 0.f;
   if (a.cell == ELMAN_TANH || a.cell == ELMAN_RELU) {
     float sum = load(a.xw, unit.gate(a, t, 0, 1)) + a.product[unit.product(a, 0, 1)] +
                 load_or(a.bias, unit.u, 0.f);
@@ -63,6 +66,27 @@ GYRE_KERNEL cell_forward(gyre_cell_args a) {
     c = g[1] * a.c[unit.state] + g[0] * g[2];
     h = g[3] * tanhf(c);
     if (present(a.cells)) store(a.cells, unit.sequence(a, t), c);
+  } else if (a.cell == SLSTM) {
+    float g[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      float sum = load(a.xw, unit.gate(a, t, i, 4)) + a.product[unit.product(a, i, 4)] +
+                  load_or(a.bias, i * H + unit.u, 0.f);
+      g[i] = i < 2 ? sum : i == 2 ? tanhf(sum) : sigmoid(sum);
+      if (present(a.gates)) store(a.gates, unit.gate(a, t, i, 4), g[i]);
+    }
+    bool empty = a.n[unit.state] == 0.f;
+    float carried = log_sigmoid(g[1]) + a.m[unit.state];
+    most = empty ? g[0] : fmaxf(carried, g[0]);
+    float input = expf(g[0] - most), forget = empty ? 0.f : expf(carried - most);
+    c = forget * a.c[unit.state] + input * g[2];
+    norm = forget * a.n[unit.state] + input;
+    h = g[3] * c / norm;
+    if (present(a.cells)) {
+      store(a.cells, unit.sequence(a, t), c);
+      store(a.normalizers, unit.sequence(a, t), norm);
+      store(a.stabilizers, unit.sequence(a, t), most);
+    }
   } else {
     bool original = a.cell == GRU_ORIGINAL;
     int gates = original ? 2 : 3;
@@ -91,11 +115,15 @@ GYRE_KERNEL cell_forward(gyre_cell_args a) {
   if (t == a.tokens - 1) {
     store(a.h_final, n, h);
     if (present(a.c_final)) store(a.c_final, n, c);
+    if (present(a.n_final)) store(a.n_final, n, norm);
+    if (present(a.m_final)) store(a.m_final, n, most);
   }
-  if (is_reset(a, unit.b, t + 1)) h = c = 0.f;
+  if (is_reset(a, unit.b, t + 1)) h = c = norm = most = 0.f;
   a.h[unit.state] = h;
   store(a.operand, unit.state, h);
   if (a.c) a.c[unit.state] = c;
+  if (a.n) a.n[unit.state] = norm;
+  if (a.m) a.m[unit.state] = most;
 }
 
 GYRE_KERNEL cell_backward_begin(gyre_cell_args a) {
@@ -104,6 +132,7 @@ GYRE_KERNEL cell_backward_begin(gyre_cell_args a) {
   Unit unit(a, n);
   a.dh[unit.state] = load_or(a.dh_final, n, 0.f);
   if (a.dc) a.dc[unit.state] = load_or(a.dc_final, n, 0.f);
+  if (a.dn) a.dn[unit.state] = load_or(a.dn_final, n, 0.f);
 }
 
 // Leaves in dh what does not go through R; the product adds the rest.
@@ -146,6 +175,33 @@ GYRE_KERNEL cell_backward(gyre_cell_args a) {
       store(a.dxw, unit.gate(a, t, i, 4), d[i]);
       store(a.dproduct, unit.product(a, i, 4), d[i]);
     }
+  } else if (a.cell == SLSTM) {
+    float g[4], d[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) g[i] = load(a.gates, unit.gate(a, t, i, 4));
+    float memory = 0.f, norm_before = 0.f, most_before = 0.f;
+    if (!hidden) {
+      memory = t > 0 ? load(a.cells, at - unit.H) : load_or(a.c0, n, 0.f);
+      norm_before = t > 0 ? load(a.normalizers, at - unit.H) : load_or(a.n0, n, 0.f);
+      most_before = t > 0 ? load(a.stabilizers, at - unit.H) : load_or(a.m0, n, 0.f);
+    }
+    float most = load(a.stabilizers, at), norm = load(a.normalizers, at);
+    float input = expf(g[0] - most);
+    float forget = norm_before == 0.f ? 0.f : expf(log_sigmoid(g[1]) + most_before - most);
+    float ratio = load(a.cells, at) / norm, scaled = dh * g[3] / norm;
+    float c = (shut ? 0.f : a.dc[unit.state]) + scaled;
+    float m = (shut ? 0.f : a.dn[unit.state]) - scaled * ratio;
+    d[0] = input * (g[2] * c + m);
+    d[1] = forget * (memory * c + norm_before * m) * sigmoid(-g[1]);
+    d[2] = c * input * (1.f - g[2] * g[2]);
+    d[3] = dh * ratio * g[3] * (1.f - g[3]);
+    a.dc[unit.state] = forget * c;
+    a.dn[unit.state] = forget * m;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      store(a.dxw, unit.gate(a, t, i, 4), d[i]);
+      store(a.dproduct, unit.product(a, i, 4), d[i]);
+    }
   } else {
     float r = load(a.gates, unit.gate(a, t, 0, 3)), z = load(a.gates, unit.gate(a, t, 1, 3));
     float candidate = load(a.gates, unit.gate(a, t, 2, 3));
@@ -177,4 +233,10 @@ GYRE_KERNEL cell_backward_end(gyre_cell_args a) {
   bool reset = is_reset(a, unit.b, 0);
   if (present(a.dh0)) store(a.dh0, n, reset ? 0.f : a.dh[unit.state]);
   if (present(a.dc0)) store(a.dc0, n, reset ? 0.f : a.dc[unit.state]);
+  if (present(a.dn0)) store(a.dn0, n, reset ? 0.f : a.dn[unit.state]);
+  if (present(a.dm0)) {
+    // Raising m alone scales c and n as the cell sees them.
+    float dm = load_or(a.c0, n, 0.f) * a.dc[unit.state] + load_or(a.n0, n, 0.f) * a.dn[unit.state];
+    store(a.dm0, n, reset ? 0.f : dm);
+  }
 }

@@ -2,8 +2,8 @@
 // or token (RetNet, Mamba-2, simple GLA) or one a key channel (GLA, HGRN2). See chunk_common.cuh,
 // and LAUNCH.md for grids, shared memory and workspaces.
 //
-// One module a size and element type: -DGYRE_KEYS=64 (default) or 128 is the larger of K and V,
-// rounded up; -DGYRE_FLOAT takes float32 q, k, v, y and their gradients instead of bf16.
+// One module a size and element type: -DGYRE_KEYS=64 (default) or 128 is K rounded up, and V in the
+// gradients; -DGYRE_FLOAT takes float32 q, k, v, y and their gradients instead of bf16.
 #include "chunk_gradient.cuh"
 #include "chunk_prepare.cuh"
 #include "chunk_walk.cuh"

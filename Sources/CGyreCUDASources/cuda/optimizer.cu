@@ -1,7 +1,8 @@
 // Optimiser steps in place.
 #include "prelude.cuh"
 
-// All parameters in one launch: block c takes 8192 elements of one of them. 28 bytes an element.
+// All parameters in one launch: block c takes 8192 elements of one of them. 28 bytes an
+// element, and 2 where products have asked for its values in bfloat16 before.
 GYRE_KERNEL adamw(const __grid_constant__ gyre_adamw_args a) {
   int low = 0, high = (int)a.entries - 1;
   while (low < high) {
@@ -16,6 +17,7 @@ GYRE_KERNEL adamw(const __grid_constant__ gyre_adamw_args a) {
   float rate1 = 1.f / e.correction1, rate2 = 1.f / e.correction2;
   bool wide = (((unsigned long)e.parameter | (unsigned long)e.m | (unsigned long)e.v) & 15) == 0 &&
               is_wide(e.gradient);
+  gyre_array shadow = {e.shadow, GYRE_BF16, 0};
   gyre_array parameter = {e.parameter, GYRE_F32, 0}, m = {e.m, GYRE_F32, 0}, v = {e.v, GYRE_F32, 0};
   for (long i = first + threadIdx.x * 8; i < last; i += blockDim.x * 8) {
     float p[8], g[8], s[8], q[8];
@@ -32,6 +34,7 @@ GYRE_KERNEL adamw(const __grid_constant__ gyre_adamw_args a) {
       p[j] -= e.learning_rate * (e.weight_decay * p[j] + step);
     }
     store8(parameter, i, last, wide, p);
+    if (present(shadow)) store8(shadow, i, last, wide, p);
     store8(m, i, last, wide, s);
     store8(v, i, last, wide, q);
   }

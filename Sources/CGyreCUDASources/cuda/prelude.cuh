@@ -46,6 +46,18 @@ GYRE_DEVICE void store(const gyre_array &a, long i, float x) {
   else ((unsigned short *)a.data)[i] = a.dtype == GYRE_BF16 ? float_to_bf16(x) : float_to_f16(x);
 }
 
+// An element's bits, to be converted where it is needed: a load that is converted at once is waited for
+// where it stands.
+GYRE_DEVICE unsigned bits_at(const gyre_array &a, long i) {
+  return a.dtype == GYRE_F32 ? ((const unsigned *)a.data)[i]
+                             : (unsigned)((const unsigned short *)a.data)[i];
+}
+GYRE_DEVICE float number(const gyre_array &a, unsigned bits) {
+  return a.dtype == GYRE_F32    ? __uint_as_float(bits)
+         : a.dtype == GYRE_BF16 ? __uint_as_float(bits << 16)
+                                : f16_to_float((unsigned short)bits);
+}
+
 // Whether eight elements from a multiple of eight on can be moved in 16-byte pieces.
 GYRE_DEVICE bool is_wide(const gyre_array &a) {
   return ((unsigned long)a.data & 15) == 0 && a.dtype <= GYRE_F16;
@@ -92,6 +104,35 @@ GYRE_DEVICE void store8(const gyre_array &a, long i, const float (&x)[8]) {
   }
   ((uint4 *)a.data)[i >> 3] = make_uint4(w[0], w[1], w[2], w[3]);
 }
+
+// Eight elements of a wide array, with bfloat16 known where HALF: loads that no branch parts from each
+// other are on their way together.
+template <bool HALF> GYRE_DEVICE void get8(const gyre_array &a, long i, float (&x)[8]) {
+  if (!HALF) {
+    load8(a, i, x);
+    return;
+  }
+  uint4 u = ((const uint4 *)a.data)[i >> 3];
+  unsigned w[4] = {u.x, u.y, u.z, u.w};
+#pragma unroll
+  for (int j = 0; j < 4; j++) {
+    x[2 * j] = __uint_as_float(w[j] << 16);
+    x[2 * j + 1] = __uint_as_float(w[j] & 0xffff0000u);
+  }
+}
+template <bool HALF> GYRE_DEVICE void put8(const gyre_array &a, long i, const float (&x)[8]) {
+  if (!HALF) {
+    store8(a, i, x);
+    return;
+  }
+  unsigned w[4];
+#pragma unroll
+  for (int j = 0; j < 4; j++)
+    w[j] = (unsigned)float_to_bf16(x[2 * j]) | (unsigned)float_to_bf16(x[2 * j + 1]) << 16;
+  ((uint4 *)a.data)[i >> 3] = make_uint4(w[0], w[1], w[2], w[3]);
+}
+// Whether an array is bfloat16, or absent.
+GYRE_DEVICE bool is_half(const gyre_array &a) { return a.dtype == GYRE_BF16 || !present(a); }
 
 // Up to eight elements from i on; elements beyond `count` read as 0 and are not written.
 GYRE_DEVICE void load8(const gyre_array &a, long i, long count, bool wide, float (&x)[8]) {
@@ -149,7 +190,16 @@ GYRE_DEVICE float block_max(float x, float *shared) {
   return x;
 }
 
+// Within a few units in the last place, in five instructions.
+GYRE_DEVICE float quick_sigmoid(float x) {
+  float e, r;
+  asm("ex2.approx.f32 %0, %1;" : "=f"(e) : "f"(x * -1.4426950408889634f));
+  asm("rcp.approx.f32 %0, %1;" : "=f"(r) : "f"(1.f + e));
+  return r;
+}
+
 GYRE_DEVICE float sigmoid(float x) { return 1.f / (1.f + expf(-x)); }
+GYRE_DEVICE float log_sigmoid(float x) { return fminf(x, 0.f) - log1pf(expf(-fabsf(x))); }
 GYRE_DEVICE float silu(float x) { return x * sigmoid(x); }
 GYRE_DEVICE float silu_slope(float x) {
   float s = sigmoid(x);

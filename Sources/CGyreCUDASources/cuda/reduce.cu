@@ -29,9 +29,12 @@ GYRE_KERNEL column_sum(gyre_column_sum_args a) {
   long first = s * each, last = first + each < a.rows ? first + each : a.rows;
   float sum[4] = {0.f, 0.f, 0.f, 0.f};
   long r = first;
-  for (; r + 4 <= last; r += 4) {
+  for (; r + 16 <= last; r += 16) {
+    float x[16];
 #pragma unroll
-    for (int j = 0; j < 4; j++) sum[j] += load(a.x, (r + j) * a.columns + c);
+    for (int j = 0; j < 16; j++) x[j] = load(a.x, (r + j) * a.columns + c);
+#pragma unroll
+    for (int j = 0; j < 16; j++) sum[j & 3] += x[j];
   }
   for (; r < last; r++) sum[0] += load(a.x, r * a.columns + c);
   store(a.out, s * a.columns + c, (sum[0] + sum[1]) + (sum[2] + sum[3]));

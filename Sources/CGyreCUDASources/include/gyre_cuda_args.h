@@ -247,6 +247,7 @@ typedef struct gyre_adamw_entry {
   GYRE_CUDA_PTR(float) m;
   GYRE_CUDA_PTR(float) v;
   GYRE_CUDA_PTR(const float) factor;
+  GYRE_CUDA_PTR(void) shadow;  // the parameter in bfloat16; may be absent
   float learning_rate, weight_decay, beta1, beta2, rest1, rest2;  // rest: 1 - beta
   float epsilon, correction1, correction2, unused;
 } gyre_adamw_entry;
@@ -271,6 +272,7 @@ typedef struct gyre_momentum_args {
 
 // MARK: sequence.cu
 
+#define GYRE_CONVOLUTION_PIECES 4
 // Depthwise causal convolution over x [batch, tokens, width]; `chunk` tokens a thread.
 typedef struct gyre_convolution_args {
   long batch, tokens, width;
@@ -279,6 +281,9 @@ typedef struct gyre_convolution_args {
   GYRE_CUDA_PTR(const int) reset;
   gyre_array y, window_final;
   gyre_array dy, dwindow_final, dx, dwindow;
+  // convolution.cu: y, or dy, in pieces that end before these channels.
+  long end[GYRE_CONVOLUTION_PIECES];
+  gyre_array piece[GYRE_CONVOLUTION_PIECES];
   // Partial sums over the tokens of a thread, [batch * chunks, taps + 1, width]; bias last.
   GYRE_CUDA_PTR(float) partial;
 } gyre_convolution_args;
@@ -308,3 +313,53 @@ typedef struct gyre_token_shift_args {
   long splits;
   GYRE_CUDA_PTR(float) dmix;  // [splits, mixes, width]
 } gyre_token_shift_args;
+
+// MARK: rwkv7.cu
+
+// Rows are [batch, tokens, heads] of the head's channels; parameters [heads, channels].
+// sums: [parts, count, heads, channels] of the parameters' gradients, in the order they are listed.
+typedef struct gyre_rwkv7_keys_args {
+  long rows, heads;
+  float epsilon;
+  int unused;
+  gyre_array key, rate, decay;
+  gyre_array key_scale, key_rate, rate_bias, decay_bias;
+  gyre_array written, log_decay, erase, write;
+  gyre_array dwritten, dlog_decay, derase, dwrite;  // may be absent
+  gyre_array dkey, drate, ddecay;
+  GYRE_CUDA_PTR(float) sums;
+} gyre_rwkv7_keys_args;
+
+typedef struct gyre_rwkv7_readout_args {
+  long rows, heads;
+  float epsilon;
+  int unused;
+  gyre_array y, query, written, value, gate;
+  gyre_array bonus, weight, bias;
+  gyre_array out, dout;
+  gyre_array dy, dquery, dwritten, dvalue, dgate;
+  GYRE_CUDA_PTR(float) sums;
+} gyre_rwkv7_readout_args;
+
+// MARK: blend.cu
+
+// out = x + (y - x) * sigmoid(gate + bias), rows of `columns` in eights; bias [columns].
+// sums: of the gate's gradient, [parts, columns].
+typedef struct gyre_blend_args {
+  long rows, columns;
+  gyre_array x, y, gate, bias, out;
+  gyre_array dout, dx, dy, dgate;
+  GYRE_CUDA_PTR(float) sums;
+} gyre_blend_args;
+
+// Token shift with an array for each mix; `chunk` tokens a thread, four channels.
+#define GYRE_MIXES 8
+typedef struct gyre_token_mixes_args {
+  long batch, tokens, width, mixes;
+  long chunk;
+  gyre_array x, last;
+  gyre_array last_final, dlast_final, dx, dlast;
+  gyre_array mix[GYRE_MIXES];
+  gyre_array y[GYRE_MIXES];   // or their gradients
+  GYRE_CUDA_PTR(float) sums;  // [batch * chunks, mixes, width]
+} gyre_token_mixes_args;

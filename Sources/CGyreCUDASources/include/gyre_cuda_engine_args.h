@@ -136,20 +136,153 @@ typedef struct gyre_cell_args {
   int cell;   // position in CellScan.Cell
   int phase;  // of gruOriginal, whose reset gate comes before the second product
   GYRE_CUDA_PTR(const int) reset;
-  gyre_array xw, bias, h0, c0;
+  gyre_array xw, bias, h0, c0, n0, m0;
   // The state before the next token, float and as the product takes it.
   GYRE_CUDA_PTR(float) h;
   GYRE_CUDA_PTR(float) c;
+  GYRE_CUDA_PTR(float) n;
+  GYRE_CUDA_PTR(float) m;
   gyre_array operand;
   gyre_array gated;               // r * h for gruOriginal
   GYRE_CUDA_PTR(float) product;   // R h: [heads, batch, gates * units]; gruOriginal: two gates
   GYRE_CUDA_PTR(float) product2;  // gruOriginal: the candidate's
-  gyre_array y, h_final, c_final, gates, cells;
+  gyre_array y, h_final, c_final, n_final, m_final, gates, cells, normalizers, stabilizers;
   // Backward. dh and dc are those of the state after the token; the product adds to dh.
   GYRE_CUDA_PTR(float) dh;
   GYRE_CUDA_PTR(float) dc;
+  GYRE_CUDA_PTR(float) dn;
   gyre_array dproduct;           // cotangent of R h + b, as `product`
   gyre_array dproduct2;          // as `product2`
   GYRE_CUDA_PTR(float) dgated;   // cotangent of r * h
-  gyre_array dy, dh_final, dc_final, dxw, dh0, dc0, previous, second;
+  gyre_array dy, dh_final, dc_final, dn_final, dxw, dh0, dc0, dn0, dm0, previous, second;
 } gyre_cell_args;
+
+// MARK: cell_team.cu, cell_team_gradient.cu
+
+// Tokens `first` to `last` of a cell whose weights stay in registers. Grid: slices of a head's units,
+// pairs of a head and a group of rows from `first_pair` on. States in the order h, c, n, m.
+typedef struct gyre_cell_team_args {
+  long batch, tokens, heads, units, first, last, first_pair;
+  GYRE_CUDA_PTR(const void) weight;  // bfloat16 [heads, gates * units, units]
+  // Per pair and token 512 bytes for each 32 operands and 8 rows, filled with ones.
+  GYRE_CUDA_PTR(void) exchange;
+  GYRE_CUDA_PTR(void) exchange2;     // of gruOriginal's other product
+  GYRE_CUDA_PTR(const int) reset;
+  gyre_array xw, bias;
+  gyre_array start[4];  // before the first token; backward: the cotangents after the last
+  gyre_array final[4];  // after the last; backward: the cotangents before the first
+  gyre_array y, gates, cells, normalizers, stabilizers;
+  gyre_array given[4];  // backward: the states before token 0
+  gyre_array dy, dxw, previous, second;
+} gyre_cell_team_args;
+
+// MARK: cell_units.cuh, cell_rows.cuh
+
+enum {
+  GYRE_DESCRIBED_STATES = 8,
+  GYRE_DESCRIBED_PARAMETERS = 32,
+  GYRE_DESCRIBED_MATRICES = 24,
+  GYRE_DESCRIBED_SPACES = 16,
+};
+// A state of a described cell. Forward: its value before the first token, after the last, and over
+// time. Backward: the cotangent after the last token (`first`), before the first (`last`), the state
+// before the first and over time.
+typedef struct gyre_described_state {
+  gyre_array first, last, start, history;
+} gyre_described_state;
+
+// A described cell over all tokens, with the code made for it.
+typedef struct gyre_described_args {
+  long batch, tokens, width;           // width: of all pre-activations of a token
+  long widths[GYRE_DESCRIBED_SPACES];  // of the spaces
+  GYRE_CUDA_PTR(const int) reset;
+  gyre_array gates, dgates, dy;
+  gyre_described_state states[GYRE_DESCRIBED_STATES];
+  gyre_array parameters[GYRE_DESCRIBED_PARAMETERS];
+  GYRE_CUDA_PTR(float) gradients[GYRE_DESCRIBED_PARAMETERS];     // of parameters, [batch, W]
+  GYRE_CUDA_PTR(const float) matrices[GYRE_DESCRIBED_MATRICES];  // [heads or 1, rows, columns]
+  GYRE_CUDA_PTR(const float) transposed[GYRE_DESCRIBED_MATRICES];  // [heads or 1, columns, rows]
+  // Products R v [batch, tokens, rows], their cotangents, and the distinct v.
+  gyre_array products[GYRE_DESCRIBED_MATRICES];
+  gyre_array dproducts[GYRE_DESCRIBED_MATRICES];
+  gyre_array operands[GYRE_DESCRIBED_MATRICES];
+  GYRE_CUDA_PTR(float) memory;  // tiles of every row where shared memory is too small
+  long memory_stride;
+  GYRE_CUDA_PTR(float) reports;  // Newton's method: [blocks, 4]
+  gyre_array report;             // [4]
+  long blocks;
+} gyre_described_args;
+
+// y[h, c, r] = x[h, r, c].
+typedef struct gyre_cell_transpose_args {
+  long heads, rows, columns;
+  GYRE_CUDA_PTR(const float) x;
+  GYRE_CUDA_PTR(float) y;
+} gyre_cell_transpose_args;
+
+// MARK: channel_scans.cu
+
+typedef struct gyre_wkv4_args {
+  long batch, tokens, channels;
+  gyre_array w, u, k, v, num0, den0, max0;
+  GYRE_CUDA_PTR(const int) reset;
+  gyre_array y, num, den, max;
+  // Backward: what each token finds [3, batch, tokens, channels] and the last scale [batch, channels],
+  // kept by a forward pass that gives no outputs; dw and du [batch, channels], to be summed.
+  GYRE_CUDA_PTR(float) sums;
+  GYRE_CUDA_PTR(float) last_max;
+  gyre_array dy, dnum, dden, dk, dv, dnum0, dden0;
+  GYRE_CUDA_PTR(float) dw;
+  GYRE_CUDA_PTR(float) du;
+} gyre_wkv4_args;
+
+typedef struct gyre_additive_gate_args {
+  long batch, tokens, channels;
+  gyre_array x, z0;
+  GYRE_CUDA_PTR(const int) reset;
+  gyre_array w, g, z;
+  gyre_array dw, dg, dz, dx, dz0;
+} gyre_additive_gate_args;
+
+// MARK: selection.cu
+
+typedef struct gyre_top_mask_args {
+  long rows, columns, chosen;
+  gyre_array x, y;  // y: float32
+} gyre_top_mask_args;
+
+#define GYRE_SELECTED_WIDTH 8  // tokens of a history at most, the present one not counted
+typedef struct gyre_selected_history_args {
+  long batch, tokens, lanes;
+  int width, unused;
+  gyre_array mask;                  // [batch, tokens, lanes]
+  GYRE_CUDA_PTR(const int) reset;
+  GYRE_CUDA_PTR(int) out[GYRE_SELECTED_WIDTH];
+  GYRE_CUDA_PTR(int) last;          // [batch, lanes, width - 1]
+} gyre_selected_history_args;
+
+typedef struct gyre_evolution_noise_args {
+  long rows, count;
+  unsigned long seed;
+  unsigned epoch, leaf, first;
+  int is_signed;
+  float factor;
+  int unused;
+  GYRE_CUDA_PTR(const int) members;
+  gyre_array y;
+} gyre_evolution_noise_args;
+
+typedef struct gyre_low_rank_add_args {
+  long rows, each, rank, inputs, outputs;
+  gyre_array base, x, down, up, y;
+  GYRE_CUDA_PTR(const int) tokens;  // in place of x
+} gyre_low_rank_add_args;
+
+#define GYRE_ROTARY_RATES 128
+typedef struct gyre_rotary_rates_args {
+  long rows, tokens, heads, size, offset;
+  int pairs, interleaved, inverts, unused;
+  double magnitude;
+  gyre_array x, y;
+  double rates[GYRE_ROTARY_RATES];
+} gyre_rotary_rates_args;

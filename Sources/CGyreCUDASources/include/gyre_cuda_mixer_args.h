@@ -65,13 +65,10 @@ enum gyre_cuda_mixer_rule {
   GYRE_CUDA_MIXER_GENERAL = 2
 };
 
-/// The kernels' size: the larger of K and V rounded up to 64 or 128; 0: no kernel.
-static inline int gyre_cuda_mixer_size(int keys, int values) {
-  const int n = keys > values ? keys : values;
-  return keys % 8 || values % 8 || n > 128 ? 0 : n <= 64 ? 64 : 128;
-}
+/// The kernels' size for K or V: rounded up to 64 or 128; 0: no kernel.
+static inline int gyre_cuda_mixer_size(int n) { return n % 8 || n > 128 ? 0 : n <= 64 ? 64 : 128; }
 
-/// Bytes a chunk and head of `records`; `size` is gyre_cuda_mixer_size's.
+/// Bytes a chunk and head of `records`; `size` is gyre_cuda_mixer_size's of K, here and below.
 static inline long gyre_cuda_mixer_record_bytes(enum gyre_cuda_mixer_rule rule, int size) {
   return (4096L + (rule == GYRE_CUDA_MIXER_LINEAR ? 2 : 4) * 64L * size) * 2 + size * 4L;
 }
@@ -102,17 +99,19 @@ static inline int gyre_cuda_mixer_walk_shared(enum gyre_cuda_mixer_rule rule, in
   const long bytes = (fit > 4 ? 4 : fit < 2 ? 2 : fit) * stage + 1024;
   return (int)(bytes + (is_team ? 2 * (16L * size + 1024) * 2 : 0));
 }
-static inline int gyre_cuda_mixer_gradient_shared(enum gyre_cuda_mixer_rule rule, int size) {
-  const int tile = 64 * size;
+/// `values` is gyre_cuda_mixer_size's of V.
+static inline int gyre_cuda_mixer_gradient_shared(enum gyre_cuda_mixer_rule rule, int size,
+                                                  int values) {
+  const int tile = 64 * size, value_tile = 64 * values;
   const int first = 4096 + tile +
                     (rule == GYRE_CUDA_MIXER_LINEAR ? 0
                      : rule == GYRE_CUDA_MIXER_BETA ? tile + 4096
                                                     : 2 * tile + 3 * 4096);
   const int second = rule == GYRE_CUDA_MIXER_LINEAR ? 4096
-                     : rule == GYRE_CUDA_MIXER_BETA ? 2 * tile + 2 * 4096
-                                                    : 2 * tile + 6 * 4096;
-  return (2 * tile + 2 * size * size + (first > second ? first : second) + 2 * 4096 + 8 * 1280 +
-          4352) *
+                     : rule == GYRE_CUDA_MIXER_BETA ? 2 * value_tile + 2 * 4096
+                                                    : 2 * value_tile + 6 * 4096;
+  return (2 * value_tile + 2 * size * values + (first > second ? first : second) + 2 * 4096 +
+          8 * 1280 + 4352) *
          2;
 }
 

@@ -181,9 +181,10 @@ public struct ModelFolder: Sendable {
   ///
   /// - Parameter copies: whether values get memory of their own; see `CheckpointParameters`.
   public func load(
-    on device: any Device, copies: Bool = false
+    on device: any Device, copies: Bool = false, matrices: DType = .float32
   ) throws(ModelFolderError) -> LanguageModel {
-    let source = CheckpointParameters(tensors, device: device, copies: copies)
+    let source = CheckpointParameters(
+      tensors, device: device, copies: copies, matrices: matrices)
     let model: LanguageModel
     do throws(ConfigurationError) {
       model = try LanguageModel(configuration, source: source, device: device)

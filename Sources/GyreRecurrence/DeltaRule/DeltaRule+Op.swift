@@ -14,7 +14,8 @@ public struct DeltaRuleForward: Op {
     _ inputs: [Tensor?], _ scale: Double, _ form: SequenceForm, _ state: inout State
   ) -> Tensor {
     let op = DeltaRuleForward(
-      form: form, scale: scale, keepsChunks: Tape.current != nil,
+      form: form, scale: scale,
+      keepsChunks: Tape.current != nil && inputs.contains { $0?.device.readsKeptStates ?? false },
       optional: OptionalInputs(inputs.map { $0 != nil }))
     let outputs = applyPresent(op, inputs)
     state["S"] = outputs[1]

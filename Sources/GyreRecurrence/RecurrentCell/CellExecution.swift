@@ -26,7 +26,7 @@ public enum CellExecution: String, Sendable, Hashable, Codable, CaseIterable {
   }
 
   /// Whether to solve all tokens at once.
-  func isNewton(
+  public func isNewton(
     _ structure: Structure, rows: Int, channels: Int, tokens: Int, on device: any Device
   ) -> Bool {
     switch self {
@@ -36,23 +36,25 @@ public enum CellExecution: String, Sendable, Hashable, Codable, CaseIterable {
       CellTimes.current?.isNewtonFaster(
         structure, rows: rows, channels: channels, tokens: tokens, device: device.id.name)
         ?? CellExecution.isNewtonFaster(
-          structure, rows: rows, channels: channels, tokens: tokens)
+          structure, rows: rows, channels: channels, tokens: tokens, on: device)
     }
   }
 
-  /// The choice without a table of this machine: with few channels in all, token by token leaves the
-  /// vector units idle. Products of a token at a time were faster at every size that was measured.
+  /// The choice without a table of this machine: with few channels in all, token by token leaves most
+  /// of a device idle; with three states Newton's method has twice the work. Products of a token at a
+  /// time were faster at almost every size that was measured.
   public static func isNewtonFaster(
-    _ structure: Structure, rows: Int, channels: Int, tokens: Int
+    _ structure: Structure, rows: Int, channels: Int, tokens: Int, on device: any Device
   ) -> Bool {
+    let work: Int
     switch structure {
-    case .scan1, .scan2, .scan3: tokens >= newtonTokens && rows * channels <= newtonChannels
-    case .dense, .fused: false
+    case .scan1, .scan2: work = 1
+    case .scan3: work = 2
+    case .dense, .fused: return false
     }
+    let range = device.newtonRange
+    return tokens >= range.tokens && rows * channels * work <= range.units
   }
-  /// Channels of all rows up to which, and tokens from which, Newton's method wins.
-  public static let newtonChannels = 4
-  public static let newtonTokens = 256
 }
 
 /// Measured times of both executions over shapes: what the automatic choice reads. `gyre bench

@@ -38,9 +38,12 @@ public struct Slice: Op {
     }
   }
   public func vjp(_ c: VJPContext) -> [Tensor?] {
+    let extent = c.inputs[0].shape[axis]
+    // Ranges that tile the axis are joined with zeros where nothing came back: kernels join tiles.
+    let all = Assemble(axis: axis, extent: extent, ranges: ranges)
+    if all.tiles { return [apply(all, ranges.indices.map(c.cotangent))[0]] }
     let present = ranges.indices.filter { c.cotangents[$0] != nil }
-    let op = Assemble(
-      axis: axis, extent: c.inputs[0].shape[axis], ranges: present.map { ranges[$0] })
+    let op = Assemble(axis: axis, extent: extent, ranges: present.map { ranges[$0] })
     return [apply(op, present.compactMap { c.cotangents[$0] })[0]]
   }
   public var saved: SavedValues { .none }

@@ -171,4 +171,25 @@ extension Tensor {
     let outputs = applyPresent(op, [self, weight, bias, window, reset])
     return (outputs[0], outputs[1])
   }
+
+  /// The same with the channels split: consecutive pieces of the last axis.
+  public func shortConvolution(
+    _ weight: Tensor, bias: Tensor? = nil, activation: Bool, window: Tensor? = nil,
+    reset: Tensor? = nil, pieces: [Int]
+  ) -> (pieces: [Tensor], window: Tensor) {
+    let op = PiecedConvolution(
+      convolution: ShortConvolution(
+        activates: activation,
+        optional: OptionalInputs([true, true, bias != nil, window != nil, false])),
+      pieces: pieces)
+    guard reset == nil, weight.shape[1] <= 4, pieces.count <= PiecedConvolution.limit,
+      pieces.allSatisfy({ $0 > 0 && $0 % 4 == 0 }), device.fuses(op)
+    else {
+      let (y, after) = shortConvolution(
+        weight, bias: bias, activation: activation, window: window, reset: reset)
+      return (y.split(pieces), after)
+    }
+    let outputs = applyPresent(op, [self, weight, bias, window])
+    return (Array(outputs[..<pieces.count]), outputs[pieces.count])
+  }
 }

@@ -112,6 +112,11 @@ extension Tensor {
   public func tokenShiftMix(
     _ mixes: [Tensor], last: Tensor? = nil, reset: Tensor? = nil
   ) -> (mixed: [Tensor], last: Tensor) {
+    let single = TokenMixes(mixes: mixes.count, hasLast: last != nil)
+    if reset == nil, mixes.count <= TokenMixes.limit, device.fuses(single) {
+      let outputs = applyPresent(single, [self] + mixes + [last])
+      return (Array(outputs[..<mixes.count]), outputs[mixes.count])
+    }
     let mu = concatenated(mixes.map { $0.reshaped([1, $0.elementCount]) }, axis: 0)
     let op = TokenShift(optional: OptionalInputs([true, true, last != nil, reset != nil]))
     let outputs = applyPresent(op, [self, mu, last, reset])

@@ -19,14 +19,18 @@ struct Bench: ParsableCommand {
         gyre bench --only delta_rule --json
         gyre bench --only decode --threads 1
         gyre bench --cells
+        gyre bench --decode --device cuda:0 --dtype bf16 --only 1.3b
         gyre bench --only "train lstm" --ops
         gyre bench --only length
         gyre bench --only layer
+        gyre bench --device cuda:0 --dtype bf16 --profile gated-deltanet-350m --batch 4 --length 4096
 
       Training rows are whole steps (forward, cross-entropy, backward, clipping, AdamW) with
       vocabulary 256, width 256, 4 layers, batch 16, length 256. Length rows compare
       8 sequences of 1,024 and of 16,384 tokens. Layer rows are recurrent layers with their input
-      projection, batch 16, 512 tokens, width 256 and 1024. Decoding rows feed one sequence a token at a time.
+      projection, batch 16, 512 tokens, width 256 and 1024. Decoding rows feed one sequence a token at a
+      time. --profile trains presets instead (several, separated by commas): tokens/s beside the device's
+      matrix rate, memory, and on a GPU the time of each kernel.
       """)
 
   @OptionGroup var device: DeviceOptions
@@ -40,7 +44,17 @@ struct Bench: ParsableCommand {
       "Only recurrent cells: token by token against all tokens at once; the table becomes what automatic execution reads."
   )
   var cells = false
+  @Flag(help: "Only decoding of the presets from 100m on (or --only), at batch 1 and 256.")
+  var decode = false
+  @Option(help: "With --decode: also so many tokens in one run, and the memory before and after.")
+  var longTokens = 0
   @Flag(help: "After each training row, where its time goes, op by op.") var ops = false
+  @Option(help: "Only whole training steps of these presets, kernel by kernel.")
+  var profile: String?
+  @Option(help: "With --profile: rows of a batch, several separated by commas.") var batch = "4"
+  @Option(help: "With --profile: tokens of a row.") var length = 4096
+  @Option(help: "With --profile: steps to measure.") var steps = 10
+  @Option(help: "With --profile: kernels to list.") var kernels = 30
   @Flag(help: "One JSON object on standard output.") var json = false
 
   private struct Report: Encodable {
@@ -53,7 +67,34 @@ struct Bench: ParsableCommand {
   func run() throws {
     let device = try device.open()
     if cells { return try measureCells(device) }
-    try ComputePrecision.$current.withValue(dtype.compute) { try measure(device) }
+    if decode { return try measureDecoding(device) }
+    try ComputePrecision.$current.withValue(dtype.compute) {
+      if let profile { try measureSteps(profile, device) } else { try measure(device) }
+    }
+  }
+
+  private func measureSteps(_ presets: String, _ device: any Device) throws {
+    let batches = batch.split(separator: ",", omittingEmptySubsequences: false).map {
+      Int($0) ?? 0
+    }
+    guard batches.allSatisfy({ (1...1 << 20).contains($0) }) else {
+      throw Failure("--batch must be positive numbers separated by commas, is '\(batch)'")
+    }
+    guard (1...1 << 24).contains(length), (1...100_000).contains(steps) else {
+      throw Failure("--length and --steps must be positive")
+    }
+    let product = try TrainingProfile.productRate(on: device)
+    var rows: [TrainingProfile] = []
+    for name in presets.split(separator: ",") {
+      let model = try TrainingProfile.model(String(name), on: device)
+      for batch in batches {
+        let row = try TrainingProfile(
+          String(name), model, batch: batch, length: length, steps: steps, product: product)
+        if !json { row.print(limit: kernels) }
+        rows.append(row)
+      }
+    }
+    if json { try JSONOutput.document(rows) }
   }
 
   private func measureCells(_ device: any Device) throws {
@@ -68,6 +109,22 @@ struct Bench: ParsableCommand {
       rows.print()
       Terminal.line("\(path): what the execution \"automatic\" of cells chooses by from now on")
     }
+  }
+
+  private func measureDecoding(_ device: any Device) throws {
+    let rows = try ComputePrecision.$current.withValue(dtype.compute) {
+      let machine = try MachinePeaks(on: device)
+      if !json {
+        Terminal.line(
+          "\(Devices.detail(of: device)), \(dtype.rawValue): \(Format.count(machine.bandwidth, "B/s")), "
+            + "\(Format.count(machine.flops, "FLOP/s"))")
+      }
+      return try DecodeRows(on: device, machine, only: only, longTokens: longTokens) {
+        if Terminal.isErrorInteractive { Terminal.writeError("\r\u{1B}[2K\($0)") }
+      }
+    }
+    if Terminal.isErrorInteractive { Terminal.writeError("\r\u{1B}[2K") }
+    if json { try JSONOutput.document(rows) } else { rows.print() }
   }
 
   private func measure(_ device: any Device) throws {
@@ -309,7 +366,7 @@ struct Bench: ParsableCommand {
 
 extension StateSpec.Entry {
   /// Bytes that one token of decoding must move: caches are read, other state is read and written.
-  fileprivate func decodeBytes(tokenCount: Int) -> Int {
+  func decodeBytes(tokenCount: Int) -> Int {
     let spec = StateSpec([self])
     if case .cache = kind { return spec.byteCount(tokenCount: tokenCount) }
     return 2 * spec.byteCount(tokenCount: tokenCount)

@@ -15,6 +15,9 @@ struct CellRows: Encodable {
   /// B × channels from one number to a training batch, at three lengths.
   static let diagonal = [(1, 1), (1, 2), (1, 4), (1, 8), (1, 16), (1, 64), (1, 256), (16, 256)]
   static let diagonalLengths = [64, 512, 4096]
+  /// Of a graphics processor, which has more to fill.
+  static let wide = [(1, 64), (1, 256), (8, 128), (8, 256), (8, 512), (8, 1024), (8, 2048)]
+  static let wideLengths = [512, 2048, 65_536]
   static let dense = [(1, 64), (1, 256), (1, 1024), (4, 256), (16, 256)]
   static let denseLengths = [64, 512]
 
@@ -33,13 +36,14 @@ struct CellRows: Encodable {
   }
 
   private static func jobs(_ device: any Device) -> [Job] {
+    let isWide = device.id != "cpu"
     var jobs: [Job] = []
     func add(
       _ cell: String, _ structure: CellExecution.Structure, _ shapes: [(Int, Int)],
       _ lengths: [Int], _ engine: @escaping (Int, Int, Int, CellExecution) -> CellRun
     ) {
       for (rows, channels) in shapes {
-        for tokens in lengths where rows * channels * tokens <= 1 << 21 {
+        for tokens in lengths where rows * channels * tokens <= 1 << (isWide ? 26 : 21) {
           jobs.append(
             Job(cell: cell, structure: structure, rows: rows, channels: channels, tokens: tokens) {
               engine(rows, channels, tokens, $0)
@@ -50,7 +54,10 @@ struct CellRows: Encodable {
     for (cell, structure) in [
       (ParaGRU(), .scan1), (ParaLSTM(), .scan2), (ExponentialLSTM(), .scan3),
     ] as [(any Cell, CellExecution.Structure)] {
-      add(type(of: cell).kind, structure, diagonal, diagonalLengths) {
+      add(
+        type(of: cell).kind, structure, isWide ? wide : diagonal,
+        isWide ? wideLengths : diagonalLengths
+      ) {
         .described(cell, .diagonal, rows: $0, channels: $1, tokens: $2, $3, device)
       }
     }
@@ -80,11 +87,8 @@ struct CellRows: Encodable {
         device: device.id.name, structure: job.structure, rows: job.rows, channels: job.channels,
         tokens: job.tokens, sequentialSeconds: sequential, newtonSeconds: newton),
       report: try reports.take().last ?? NewtonReport(),
-      automaticIsNewton: CellTimes.current?.isNewtonFaster(
-        job.structure, rows: job.rows, channels: job.channels, tokens: job.tokens,
-        device: device.id.name)
-        ?? CellExecution.isNewtonFaster(
-          job.structure, rows: job.rows, channels: job.channels, tokens: job.tokens))
+      automaticIsNewton: CellExecution.automatic.isNewton(
+        job.structure, rows: job.rows, channels: job.channels, tokens: job.tokens, on: device))
   }
 
   func print() {

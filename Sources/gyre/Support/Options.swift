@@ -29,6 +29,11 @@ struct DeviceOptions: ParsableArguments {
 enum Precision: String, ExpressibleByArgument, CaseIterable, Codable {
   case f32, bf16
   var compute: ComputePrecision { self == .f32 ? .float32 : .bfloat16 }
+
+  /// What inference computes in where nothing is asked for: bf16 on devices that store it.
+  static func inference(_ asked: Precision?, on device: any Device) -> Precision {
+    asked ?? (device.storesBFloat16 ? .bf16 : .f32)
+  }
 }
 
 /// The form of the recurrences, as `--form` names it.

@@ -68,12 +68,9 @@ struct TrainingStep {
     afterForward()
     let found = tape.gradients(of: loss, for: values)
     afterBackward(found.compactMap { $0 })
-    var squares: Tensor?
-    for case let gradient? in found {
-      let sum = apply(SumOfSquares(), [gradient])[0]
-      squares = squares.map { $0 + sum } ?? sum
-    }
-    guard let squares else { return loss }
+    let present = found.compactMap { $0 }
+    guard !present.isEmpty else { return loss }
+    let squares = apply(SumOfSquares(), present)[0]
     let one = Tensor.full(1, [1], on: loss.device)
     let factor = one.minimum(one / (squares.unary(.sqrt) + 1e-6))
     for (i, parameter) in model.parameters.enumerated() {

@@ -1,0 +1,162 @@
+// Choices of routers and what they select, perturbations of a population, rotary positions at rates.
+#include "gyre_cuda_engine_args.h"
+#include "prelude.cuh"
+
+#define EACH(i, count)                                                                        \
+  for (long i = (long)blockIdx.x * blockDim.x + threadIdx.x; i < (count); \
+       i += (long)gridDim.x * blockDim.x)
+
+// MARK: top mask
+
+// One warp a row: the largest element left, `chosen` times; the first of equals.
+GYRE_KERNEL top_mask(const __grid_constant__ gyre_top_mask_args a) {
+  const int lane = threadIdx.x & 31;
+  const long warps = (long)gridDim.x * (blockDim.x >> 5);
+  float *y = (float *)a.y.data;
+  for (long r = (long)blockIdx.x * (blockDim.x >> 5) + (threadIdx.x >> 5); r < a.rows; r += warps) {
+    for (long j = lane; j < a.columns; j += 32) y[r * a.columns + j] = 0.f;
+    for (long n = 0; n < a.chosen; n++) {
+      __syncwarp();
+      long best = -1;
+      float most = 0.f;
+      for (long j = lane; j < a.columns; j += 32) {
+        if (y[r * a.columns + j] != 0.f) continue;
+        const float x = load(a.x, r * a.columns + j);
+        if (best < 0 || x > most) best = j, most = x;
+      }
+      for (int o = 16; o; o >>= 1) {
+        const long other = __shfl_xor_sync(~0u, best, o);
+        const float x = __shfl_xor_sync(~0u, most, o);
+        if (other >= 0 && (best < 0 || x > most || (x == most && other < best)))
+          best = other, most = x;
+      }
+      if (best >= 0 && (best & 31) == lane) y[r * a.columns + best] = 1.f;
+    }
+  }
+}
+
+// MARK: selected history
+
+// One thread a lane of a row; the history is in registers.
+GYRE_KERNEL selected_history(const __grid_constant__ gyre_selected_history_args a) {
+  const long n = (long)blockIdx.x * blockDim.x + threadIdx.x;
+  if (n >= a.batch * a.lanes) return;
+  const long b = n / a.lanes, m = n % a.lanes;
+  const int before = a.width - 1, zero = (int)(n * (a.width + a.tokens));
+  int history[GYRE_SELECTED_WIDTH];
+#pragma unroll
+  for (int j = 0; j < GYRE_SELECTED_WIDTH; j++) history[j] = zero + 1 + j;
+  for (long t = 0; t < a.tokens; t++) {
+    const bool starts = a.reset && a.reset[b * a.tokens + t];
+    const long i = (b * a.tokens + t) * a.lanes + m;
+    const bool taken = load(a.mask, i) != 0.f;
+#pragma unroll
+    for (int j = 0; j < GYRE_SELECTED_WIDTH; j++) {
+      if (starts) history[j] = zero;
+      if (j < before) a.out[j][i] = taken ? history[j] : zero;
+    }
+    if (!taken) continue;
+#pragma unroll
+    for (int j = 0; j < GYRE_SELECTED_WIDTH; j++) {
+      if (j + 1 < before) history[j] = history[j + 1 < GYRE_SELECTED_WIDTH ? j + 1 : j];
+      if (j + 1 == before) history[j] = zero + a.width + (int)t;
+    }
+  }
+#pragma unroll
+  for (int j = 0; j < GYRE_SELECTED_WIDTH; j++)
+    if (j < before) a.last[n * before + j] = history[j];
+}
+
+// MARK: noise of a population
+
+GYRE_DEVICE uint4 philox(unsigned c0, unsigned c1, unsigned c2, unsigned c3, unsigned k0, unsigned k1) {
+#pragma unroll
+  for (int i = 0; i < 10; i++) {
+    const unsigned h0 = __umulhi(0xD2511F53u, c0), l0 = 0xD2511F53u * c0;
+    const unsigned h1 = __umulhi(0xCD9E8D57u, c2), l1 = 0xCD9E8D57u * c2;
+    c0 = h1 ^ c1 ^ k0, c1 = l1, c2 = h0 ^ c3 ^ k1, c3 = l0;
+    k0 += 0x9E3779B9u, k1 += 0xBB67AE85u;
+  }
+  return make_uint4(c0, c1, c2, c3);
+}
+
+// Four numbers a thread: one call of the generator.
+GYRE_KERNEL evolution_noise(const __grid_constant__ gyre_evolution_noise_args a) {
+  const long quads = (a.count + 3) / 4;
+  EACH(n, a.rows * quads) {
+    const long r = n / quads, i = n % quads * 4;
+    const int member = a.members[r];
+    uint4 v = make_uint4(0, 0, 0, 0);
+    if (member >= 0)
+      v = philox(
+          (a.first >> 2) + (unsigned)(i >> 2), (unsigned)member >> 1, a.leaf, a.epoch,
+          (unsigned)a.seed, (unsigned)(a.seed >> 32));
+    const unsigned words[4] = {v.x, v.y, v.z, v.w};
+    const float factor = a.is_signed && (member & 1) ? -a.factor : a.factor;
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+      if (i + j >= a.count) break;
+      const unsigned w = words[j];
+      const int bytes = (w & 255) + (w >> 8 & 255) + (w >> 16 & 255) + (w >> 24);
+      store(a.y, r * a.count + i + j, member < 0 ? 0.f : (float)(bytes - 510) * factor);
+    }
+  }
+}
+
+// A block a row: the factors' products with x, then the sum. At most 64 factors at a time.
+GYRE_KERNEL low_rank_add(const __grid_constant__ gyre_low_rank_add_args a) {
+  __shared__ float z[64];
+  const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, warps = blockDim.x >> 5;
+  for (long i = blockIdx.x; i < a.rows; i += gridDim.x) {
+    const long member = i / a.each;
+    for (long first = 0; first < a.rank || first == 0; first += 64) {
+      const long ranks = min(64L, a.rank - first);
+      for (long l = warp; l < ranks; l += warps) {
+        const long row = (member * a.rank + first + l) * a.inputs;
+        float sum = 0.f;
+        if (a.tokens) {
+          sum = load(a.down, row + a.tokens[i]);
+        } else {
+          for (long k = lane; k < a.inputs; k += 32)
+            sum += load(a.x, i * a.inputs + k) * load(a.down, row + k);
+          sum = warp_sum(sum);
+        }
+        if (lane == 0) z[l] = sum;
+      }
+      __syncthreads();
+      for (long j = threadIdx.x; j < a.outputs; j += blockDim.x) {
+        float sum = load(first ? a.y : a.base, i * a.outputs + j);
+        for (long l = 0; l < ranks; l++)
+          sum += z[l] * load(a.up, (member * a.rank + first + l) * a.outputs + j);
+        store(a.y, i * a.outputs + j, sum);
+      }
+      __syncthreads();
+    }
+  }
+}
+
+// MARK: rotary positions at rates
+
+GYRE_KERNEL rotary_at_rates(const __grid_constant__ gyre_rotary_rates_args a) {
+  const long across = max((long)a.pairs, a.size - 2 * a.pairs);
+  EACH(n, a.rows * across) {
+    const long r = n / across, i = n % across;
+    if (i < a.pairs) {
+      // The angle in double: positions times rates lose digits in float.
+      const double turn = (double)(a.offset + r / a.heads % a.tokens) * a.rates[i];
+      double s, c;
+      sincos(turn, &s, &c);
+      const float cosine = (float)(a.magnitude * c);
+      const float sine = (float)(a.inverts ? -a.magnitude * s : a.magnitude * s);
+      const long first = r * a.size + (a.interleaved ? 2 * i : i);
+      const long second = a.interleaved ? first + 1 : first + a.pairs;
+      const float x = load(a.x, first), y = load(a.x, second);
+      store(a.y, first, x * cosine - y * sine);
+      store(a.y, second, x * sine + y * cosine);
+    }
+    if (2 * a.pairs + i < a.size) {
+      const long at = r * a.size + 2 * a.pairs + i;
+      store(a.y, at, load(a.x, at));
+    }
+  }
+}

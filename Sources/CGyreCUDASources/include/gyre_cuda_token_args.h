@@ -1,0 +1,167 @@
+// Arguments of one token of a whole model in one launch: cuda/token_step.cu, cuda/token_sample.cu.
+// A table of phases in device memory says what happens; the grid waits for itself between phases.
+// Vectors are float32; B sequences (at most the variant's) lie `stride` apart.
+#pragma once
+#include "gyre_cuda_args.h"
+
+#define GYRE_TOKEN_THREADS 512
+#define GYRE_TOKEN_CHUNK 1024     // bytes of weights that a warp takes at a time
+#define GYRE_TOKEN_PARTIALS 2048  // sums of chunks that a block keeps
+#define GYRE_TOKEN_STREAM 128     // bytes that a warp's place in the stream may take
+#define GYRE_TOKEN_PRODUCTS 8
+#define GYRE_TOKEN_OPERANDS 6
+#define GYRE_TOKEN_MOVES 2
+#define GYRE_TOKEN_RANGES 16
+#define GYRE_TOKEN_TILE 16        // columns of a matrix state that a block takes
+#define GYRE_TOKEN_KEYS 256       // largest K of a matrix state and size of an attention head
+#define GYRE_TOKEN_TAPS 8         // most taps of a convolution
+#define GYRE_TOKEN_WORK 6144      // least floats for operands: what states and attention need
+
+typedef struct gyre_token_vector {
+  GYRE_CUDA_PTR(float) data;
+  long stride;
+} gyre_token_vector;
+
+// What a product multiplies, made anew by every block.
+enum {
+  GYRE_TOKEN_COPY = 0,
+  GYRE_TOKEN_NORM = 1,       // over groups of `group`: x or x * act(z) normalised, weighed, (+ v * score), (* act(z))
+  GYRE_TOKEN_SHIFT = 2,      // mixes operand 0, before its own mix, with the last token's
+  GYRE_TOKEN_ATTENTION = 3,  // splits of an attention, joined
+};
+typedef struct gyre_token_operand {
+  int kind, size, group, centers;
+  gyre_token_vector x, z, v, score;  // score: one a group
+  gyre_array weight, bias, mix;
+  gyre_token_vector last;  // of SHIFT: the last token
+  gyre_token_vector keep;  // of NORM or COPY: where the block 0 leaves the result; or absent
+  float epsilon;
+  int gate;      // 0: none, 1: after, 2: before the norm
+  int function;  // of z
+  int period;    // of weight and bias
+  int splits, value_size;  // ATTENTION: x [splits, heads * value_size], score [splits, heads, 2]
+} gyre_token_operand;
+
+enum {
+  GYRE_TOKEN_SET = 0,      // y = f(Wx + b)
+  GYRE_TOKEN_ADD = 1,      // y = alpha * y + beta * (Wx + b)
+  GYRE_TOKEN_GATED = 2,    // y = f(W1 x) * (W2 x), W of 2 * rows
+  GYRE_TOKEN_MIN_GRU = 3,  // state = y = (1 - s(W1 x)) * state + s(W1 x) * g(W2 x)
+  GYRE_TOKEN_CAP = 4,      // y = alpha * tanh(Wx / alpha)
+};
+typedef struct gyre_token_product {
+  gyre_array bias;
+  gyre_token_vector y, state;
+  float alpha, beta;
+  int rows, first;  // outputs, and those of the phase before them
+  int columns, pieces;
+  int operand, rule, function;  // function: position in Unary.Kind, or -1
+  int paired;
+} gyre_token_product;
+
+// The same as the stream of weights sees it.
+typedef struct gyre_token_entry {
+  GYRE_CUDA_PTR(const char) weight;
+  int rows, first, total, columns, pieces, paired;
+} gyre_token_entry;
+
+// Work beside a phase's own: dst = src, or the window of a convolution moved on by one token.
+typedef struct gyre_token_move {
+  gyre_token_vector from, to;
+  int count, taps;  // taps 0: a copy
+} gyre_token_move;
+
+enum { GYRE_TOKEN_LINEAR = 0, GYRE_TOKEN_DELTA = 1, GYRE_TOKEN_RWKV7 = 2 };
+// S = diag(d) S + b (a' S) + k v',  y = scale * S' q + skip * v: units of a head and 16 columns.
+typedef struct gyre_token_matrix {
+  int rule, heads, key_heads, keys, values, taps, channels, function;
+  int q, k, v, is_first;  // offsets in x; RWKV-7: whether this layer's v is the first
+  gyre_token_vector x;
+  gyre_array taps_weight, taps_bias;
+  GYRE_CUDA_PTR(float) window;  // [B, taps - 1, channels]
+  gyre_token_vector gate, write;  // before softplus; before the sigmoid of beta
+  gyre_array log_rate, step_bias, skip;
+  int skip_per_channel, writes_twice;
+  float step_low, step_high, scale, epsilon;
+  GYRE_CUDA_PTR(float) state;  // [B, H, K, V]
+  gyre_token_vector y;
+  // RWKV-7: x holds r, k, v at q, k, v.
+  gyre_token_vector decay, rate, mixed, first, value, score;
+  gyre_array key_scale, key_rate, bonus;
+} gyre_token_matrix;
+
+typedef struct gyre_token_attention {
+  int heads, key_heads, size, rotated, interleaved, splits;
+  int window, capacity, q, k, v, unused;
+  float scale, epsilon;
+  double log_base;
+  gyre_token_vector x;
+  gyre_array query_norm, key_norm;
+  GYRE_CUDA_PTR(char) keys;    // [B, capacity, key_heads, size] in the weights' type
+  GYRE_CUDA_PTR(char) values;
+  gyre_token_vector y, sums;  // [splits, heads, size]; [splits, heads, 2]: largest, sum
+} gyre_token_attention;
+
+typedef struct gyre_token_embedding {
+  gyre_array table;
+  gyre_array weight, bias;
+  gyre_token_vector y;
+  float factor, epsilon;
+  int size, norm;  // 0: none, 1: RMS, 2: layer
+} gyre_token_embedding;
+
+typedef struct gyre_token_range {
+  GYRE_CUDA_PTR(const char) data;
+  long bytes;
+} gyre_token_range;
+
+enum {
+  GYRE_TOKEN_PRODUCT_PHASE = 0,
+  GYRE_TOKEN_MATRIX_PHASE = 1,
+  GYRE_TOKEN_ATTENTION_PHASE = 2,
+  GYRE_TOKEN_EMBEDDING_PHASE = 3,
+};
+typedef struct gyre_token_phase {
+  int kind;
+  int waits;    // for the whole grid before it starts; otherwise goes on with the operands there are
+  int operands, products, moves, ranges;
+  int last_entry;  // of the stream, of this phase, plus one
+  int next_waits;  // of the phase after it
+  gyre_token_operand operand[GYRE_TOKEN_OPERANDS];
+  gyre_token_product product[GYRE_TOKEN_PRODUCTS];
+  gyre_token_move move[GYRE_TOKEN_MOVES];
+  gyre_token_range range[GYRE_TOKEN_RANGES];  // read soon: brought nearer while the grid waits before it
+  gyre_token_matrix matrix;
+  gyre_token_attention attention;
+  gyre_token_embedding embedding;
+} gyre_token_phase;
+
+typedef struct gyre_token_step_args {
+  GYRE_CUDA_PTR(const gyre_token_phase) phases;
+  GYRE_CUDA_PTR(const gyre_token_entry) entries;
+  GYRE_CUDA_PTR(unsigned) arrived;  // blocks; zero before and after
+  GYRE_CUDA_PTR(const int) tokens;   // [B]
+  GYRE_CUDA_PTR(const int) position;
+  int phase_count, entry_count, batch;
+  int operand_floats;  // of shared memory
+} gyre_token_step_args;
+
+// MARK: token_sample.cu
+
+#define GYRE_TOKEN_SAMPLE_THREADS 1024
+// One block a sequence draws the next token from logits, as GyreInference.Sampler does.
+typedef struct gyre_token_sample_args {
+  gyre_token_vector logits;
+  GYRE_CUDA_PTR(int) tokens;    // [B]: the next
+  GYRE_CUDA_PTR(int) output;    // [slots, B], the ring that the host reads; NaN logits: -1
+  GYRE_CUDA_PTR(int) position;   // [B], all equal
+  GYRE_CUDA_PTR(unsigned) arrived;
+  GYRE_CUDA_PTR(long) draws;    // [B]
+  GYRE_CUDA_PTR(int) recent;    // [B, window]
+  GYRE_CUDA_PTR(int) recent_count;  // [B]
+  unsigned long seed, stream;
+  double temperature, top_p, min_p;
+  float penalty;
+  int vocabulary, top_k, window, slots, batch;
+  int keeps_token;  // the host gives the next token: only the position moves on
+} gyre_token_sample_args;

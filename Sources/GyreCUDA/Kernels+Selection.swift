@@ -1,0 +1,80 @@
+import CGyreCUDASources
+import GyreRecurrence
+import GyreTensors
+
+/// Choices of routers, perturbations of a population, rotary positions at rates.
+extension CUDAKernel {
+  private static let topMask = CUDAFunction("selection", "top_mask")
+  private static let selectedHistory = CUDAFunction("selection", "selected_history")
+  private static let evolutionNoise = CUDAFunction("selection", "evolution_noise")
+  private static let lowRankAdd = CUDAFunction("selection", "low_rank_add")
+  private static let rotaryAtRates = CUDAFunction("selection", "rotary_at_rates")
+
+  static let selection: [CUDAKernel] = [
+    CUDAKernel(TopMask.self) { op, call, launch in
+      var a = gyre_top_mask_args()
+      let s = call.inputs[0].shape
+      (a.rows, a.columns, a.chosen) = (s.rowCount, s.last, op.count)
+      (a.x, a.y) = (call.inputs[0].array, call.outputs[0].array)
+      let blocks = min((a.rows + 3) / 4, launch.device.multiprocessors * 16)
+      launch.run(topMask, grid: (blocks, 1, 1), threads: (128, 1), a)
+      return true
+    },
+    CUDAKernel(SelectedHistory.self) { op, call, launch in
+      let s = call.inputs[0].shape
+      // Rows of the table are 32-bit numbers.
+      guard op.width - 1 <= Int(GYRE_SELECTED_WIDTH),
+        s[0] * s[2] * (op.width + s[1]) <= Int(Int32.max)
+      else { return false }
+      var a = gyre_selected_history_args()
+      (a.batch, a.tokens, a.lanes, a.width) = (s[0], s[1], s[2], Int32(op.width))
+      a.mask = call.inputs[0].array
+      if op.hasReset { a.reset = call.inputs[1].address }
+      withUnsafeMutableBytes(of: &a.out) { bytes in
+        for (i, out) in call.outputs.dropLast().enumerated() {
+          bytes.storeBytes(of: out.address, toByteOffset: 8 * i, as: UInt64.self)
+        }
+      }
+      a.last = call.outputs[op.width - 1].address
+      launch.run(selectedHistory, channels: s[0] * s[2], a)
+      return true
+    },
+    CUDAKernel(EvolutionNoise.self) { op, call, launch in
+      var a = gyre_evolution_noise_args()
+      (a.rows, a.count) = (call.inputs[0].shape[0], op.count)
+      (a.seed, a.epoch, a.leaf, a.first) = (UInt(op.seed), op.epoch, op.leaf, op.first)
+      (a.is_signed, a.factor) = (op.isSigned ? 1 : 0, op.factor)
+      a.members = call.inputs[0].address
+      a.y = call.outputs[0].array
+      launch.run(evolutionNoise, over: a.rows * ((a.count + 3) / 4), a)
+      return true
+    },
+    CUDAKernel(LowRankAdd.self) { op, call, launch in
+      var a = gyre_low_rank_add_args()
+      let (y, x) = (call.inputs[0], call.inputs[1])
+      let (down, up) = (call.inputs[2].shape, call.inputs[3].shape)
+      (a.rows, a.rank, a.inputs, a.outputs) = (y.shape.rowCount, down[1], down[2], up[2])
+      a.each = a.rows / max(down[0], 1)
+      (a.base, a.y) = (y.array, call.outputs[0].array)
+      (a.down, a.up) = (call.inputs[2].array, call.inputs[3].array)
+      if x.dtype == .int32 { a.tokens = x.address } else { a.x = x.array }
+      let blocks = min(a.rows, launch.device.multiprocessors * 16)
+      launch.run(lowRankAdd, grid: (blocks, 1, 1), threads: (128, 1), a)
+      return true
+    },
+    CUDAKernel(RotaryAtRates.self) { op, call, launch in
+      guard op.rates.count <= Int(GYRE_ROTARY_RATES) else { return false }
+      var a = gyre_rotary_rates_args()
+      let s = call.inputs[0].shape
+      (a.rows, a.tokens, a.heads, a.size) = (s[0] * s[1] * s[2], s[1], s[2], s[3])
+      (a.offset, a.pairs, a.magnitude) = (op.positionOffset, Int32(op.rates.count), op.magnitude)
+      (a.interleaved, a.inverts) = (op.interleaved ? 1 : 0, op.inverts ? 1 : 0)
+      (a.x, a.y) = (call.inputs[0].array, call.outputs[0].array)
+      withUnsafeMutableBytes(of: &a.rates) { bytes in
+        op.rates.withUnsafeBytes { bytes.copyMemory(from: $0) }
+      }
+      launch.run(rotaryAtRates, over: a.rows * max(op.rates.count, s[3] - 2 * op.rates.count), a)
+      return true
+    },
+  ]
+}

@@ -1,0 +1,156 @@
+import CGyreCUDALoader
+import GyreDistributed
+import GyreTensors
+import Synchronization
+
+/// Moves tensors between NVIDIA cards by NCCL, in the queue of the device.
+///
+/// NCCL's kernels wait for their peers for ever. A watcher looks every second whether one has gone and
+/// then aborts, after which the device fails with its name.
+public final class NCCLCommunicator: Communicator, @unchecked Sendable {
+  public let rank: Int
+  public let count: Int
+  private let device: CUDADevice
+  private let group: RankGroup
+  private let table: gyre_nccl
+  private let handle: Mutex<Handle>
+  private var watcher: Task<Void, Never>?
+
+  /// The communicator; nil once it was aborted.
+  private struct Handle: @unchecked Sendable { var value: UnsafeMutableRawPointer? }
+
+  /// - Throws: `unavailable` when NCCL is missing or the cards cannot reach each other.
+  public init(_ group: RankGroup, device: CUDADevice) throws(DeviceError) {
+    let table = try CUDALibraries.load(device.id.name, gyre_cuda_load_nccl)
+    func check(_ code: Int32, _ what: String) throws(DeviceError) {
+      guard code == GYRE_NCCL_SUCCESS else {
+        throw .unavailable(
+          device: device.id.name, reason: "NCCL \(what): \(NCCLCommunicator.text(table, code))")
+      }
+    }
+    _ = device.driver.current
+    var identifier = gyre_nccl_identifier()
+    if group.rank == 0 { try check(table.identifier(&identifier), "identifier") }
+    do throws(GroupError) {
+      let bytes = try group.broadcast(withUnsafeBytes(of: &identifier) { Array($0) })
+      withUnsafeMutableBytes(of: &identifier) { $0.copyBytes(from: bytes.prefix($0.count)) }
+    } catch { throw .unavailable(device: device.id.name, reason: "\(error)") }
+    var handle: gyre_cuda_handle?
+    try check(
+      table.create(&handle, Int32(group.count), identifier, Int32(group.rank)), "start")
+    (rank, count) = (group.rank, group.count)
+    self.device = device
+    self.group = group
+    self.table = table
+    self.handle = Mutex(Handle(value: handle))
+    watcher = nil
+    watcher = Task.detached { [weak self] in
+      while !Task.isCancelled {
+        try? await Task.sleep(for: .seconds(1))
+        guard let self else { return }
+        if let lost = group.firstLost() {
+          self.abort("rank \(lost) is gone")
+          return
+        }
+      }
+    }
+  }
+
+  deinit {
+    watcher?.cancel()
+    handle.withLock { if let value = $0.value { _ = table.destroy(value) } }
+  }
+
+  private static func text(_ table: gyre_nccl, _ code: Int32) -> String {
+    table.error_string(code).map { String(cString: $0) } ?? "error \(code)"
+  }
+
+  /// Ends all waiting on the card and fails the device.
+  private func abort(_ reason: String) {
+    handle.withLock {
+      guard let value = $0.value else { return }
+      fail(reason)
+      _ = table.abort(value)
+      $0.value = nil
+    }
+  }
+
+  /// Queues calls of one group.
+  private func queue(_ calls: (gyre_cuda_handle) -> [Int32]) {
+    device.flush()
+    _ = device.driver.current
+    let codes = handle.withLock { handle -> [Int32] in
+      guard let value = handle.value else { return [] }
+      return [table.group_start()] + calls(value) + [table.group_end()]
+    }
+    if let bad = codes.first(where: { $0 != GYRE_NCCL_SUCCESS && $0 != GYRE_NCCL_IN_PROGRESS }) {
+      // When a peer has gone, its name says more than the code.
+      let reason =
+        group.firstLost().map { "rank \($0) is gone" } ?? NCCLCommunicator.text(table, bad)
+      fail(reason)
+    }
+  }
+
+  private func address(_ tensor: Tensor) -> UInt64? {
+    tensor.cudaBuffer.map { $0.address + UInt64(tensor.byteOffset) }
+  }
+
+  public func sum(_ tensors: [Tensor]) {
+    let parts = distinct(tensors)
+    queue { communicator in
+      parts.compactMap { tensor in
+        guard let address = address(tensor) else { return nil }
+        tensor.cudaBuffer?.changed()
+        return table.all_reduce(
+          address, address, tensor.elementCount, Int32(GYRE_NCCL_FLOAT32), Int32(GYRE_NCCL_SUM),
+          communicator, device.stream)
+      }
+    }
+  }
+
+  public func send(_ tensors: [Tensor], to rank: Int) {
+    queue { communicator in
+      tensors.compactMap { tensor in
+        address(tensor).map {
+          table.send(
+            $0, tensor.byteCount, Int32(GYRE_NCCL_UINT8), Int32(rank), communicator,
+            device.stream)
+        }
+      }
+    }
+  }
+
+  public func receive(into tensors: [Tensor], from rank: Int) {
+    queue { communicator in
+      tensors.compactMap { tensor in
+        tensor.cudaBuffer?.changed()
+        return address(tensor).map {
+          table.receive(
+            $0, tensor.byteCount, Int32(GYRE_NCCL_UINT8), Int32(rank), communicator,
+            device.stream)
+        }
+      }
+    }
+  }
+
+  /// Keeps a failure of the host's messages where the device's next wait throws it.
+  private func attempt(_ body: () throws(GroupError) -> Void) {
+    do throws(GroupError) { try body() } catch { fail("\(error)") }
+  }
+
+  private func fail(_ reason: String) {
+    device.fail(.kernelFailed(kernel: "communication", device: device.id.name, reason: reason))
+  }
+
+  public func send(message: [UInt8], to rank: Int) {
+    attempt { () throws(GroupError) in try group.send(message, to: rank) }
+  }
+
+  public func message(from rank: Int) -> [UInt8] {
+    var message: [UInt8] = []
+    attempt { () throws(GroupError) in message = try group.receive(from: rank) }
+    return message
+  }
+
+  public func barrier() { attempt { () throws(GroupError) in try group.barrier() } }
+}

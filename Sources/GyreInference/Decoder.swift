@@ -1,0 +1,60 @@
+import GyreModels
+import GyreRecurrence
+import GyreTensors
+import GyreTokenizers
+
+extension LanguageModel {
+  /// What goes on from a state on the device in the task's current precision; nil where the model or
+  /// the device has no such form.
+  public func makeRunner(from state: ModelState, _ draw: TokenDraw) -> (any TokenRunner)? {
+    guard let device = device as? any TokenProgramDevice,
+      let (program, logits) = tokenProgram(from: state)
+    else { return nil }
+    return device.makeRunner(
+      program, logits: logits, vocabulary: configuration.vocabulary, position: state.tokenCount,
+      precision: ComputePrecision.current, draw: draw)
+  }
+}
+
+/// Greedy decoding of a batch, the tokens staying on the device, in the best way there is: a token
+/// program, a recorded step, or op by op.
+public struct Decoder {
+  public enum Way: String, Sendable, Codable {
+    case program, graph
+    case ops = "op by op"
+  }
+  private let model: LanguageModel
+  private let runner: (any TokenRunner)?
+  private let recorded: RecordedStep?
+  private var state: ModelState
+  private var token: Tensor
+  private var isStarted = false
+  private let first: [Int32]
+
+  /// Goes on from `state` in the task's current precision with one token a sequence.
+  public init(_ model: LanguageModel, from state: ModelState, reading tokens: [Int32]) {
+    self.model = model
+    self.state = state
+    first = tokens
+    token = Tensor(tokens, shape: [state.batch, 1], on: model.device)
+    runner = model.makeRunner(from: state, TokenDraw())
+    recorded = runner == nil ? RecordedStep(model, from: state, reading: tokens) : nil
+  }
+
+  public var way: Way { runner != nil ? .program : recorded != nil ? .graph : .ops }
+
+  /// Queues one step.
+  public mutating func step() throws(DeviceError) {
+    if let runner {
+      // A few steps may be under way.
+      if runner.queued >= 4 { _ = try runner.drawnTokens() }
+      runner.queueStep(reading: isStarted ? nil : first)
+      isStarted = true
+    } else if let recorded {
+      recorded.replay()
+    } else {
+      let logits = model.logits(model.hidden(token, state: &state, form: .recurrent))
+      token = logits.argmax().reshaped([state.batch, 1])
+    }
+  }
+}

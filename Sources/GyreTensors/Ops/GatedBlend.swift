@@ -1,0 +1,49 @@
+/// From x towards y by a gate: x + (y − x) ∘ σ(gate + bias).
+///
+/// Inputs: x, y, gate `[…, D]`, bias `[D]`.
+public struct GatedBlend: Op {
+  public static let name = "gated_blend"
+  public init() {}
+
+  public func infer(_ i: [TensorSpec]) -> [TensorSpec] {
+    precondition(
+      i[1].shape == i[0].shape && i[2].shape == i[0].shape
+        && i[3].shape.elementCount == i[0].shape.last, "gated_blend: \(i.map(\.shape))")
+    return [i[0]]
+  }
+  private static func gate(_ i: [[Double]], _ e: Int) -> Double {
+    Functions.sigmoid(i[2][e] + i[3][e % i[3].count])
+  }
+  public func reference(_ a: inout HostArguments) {
+    let i = a.inputs
+    for e in i[0].indices { a.outputs[0][e] = i[0][e] + (i[1][e] - i[0][e]) * Self.gate(i, e) }
+  }
+  public func vjp(_ c: VJPContext) -> [Tensor?] {
+    apply(Backward(), c.inputs + [c.cotangent(0)]).map { $0 }
+  }
+  public var saved: SavedValues { .inputs }
+
+  /// Gradients of the forward's inputs from those and the cotangent.
+  public struct Backward: Op {
+    public static let name = "gated_blend_backward"
+    public func infer(_ i: [TensorSpec]) -> [TensorSpec] { Array(i[..<4]) }
+    public func reference(_ a: inout HostArguments) {
+      let i = a.inputs
+      for e in i[0].indices {
+        let s = GatedBlend.gate(i, e)
+        let dGate = i[4][e] * (i[1][e] - i[0][e]) * s * (1 - s)
+        a.outputs[0][e] = i[4][e] * (1 - s)
+        a.outputs[1][e] = i[4][e] * s
+        a.outputs[2][e] = dGate
+        a.outputs[3][e % i[3].count] += dGate
+      }
+    }
+    public func vjp(_ c: VJPContext) -> [Tensor?] { c.inputs.map { _ in nil } }
+    public static let cases: [OpCase] = []
+  }
+
+  public static let cases = [40, 280].map { width in
+    let x: Shape = [2, 9, width]
+    return OpCase("width \(width)", GatedBlend(), [x, x, x, [width]].map { TestInput($0) })
+  }
+}

@@ -1,0 +1,84 @@
+import GyreRecurrence
+import GyreTensors
+import Testing
+
+@testable import GyreCUDA
+
+/// What the token kernel is told, without a card.
+@Suite struct TokenTablesTests {
+  private let device = NullDevice()
+
+  private func tensor(_ shape: Shape, _ type: DType = .bfloat16) -> Tensor {
+    Tensor(emptyWith: TensorSpec(shape, type), on: device)
+  }
+
+  private func tables(
+    _ program: TokenProgram, shared: Int = 232_448, blocks: Int = 132
+  ) -> TokenTables? {
+    TokenTables(
+      program, isFloat: false, blocks: blocks, shared: shared,
+      places: .init(
+        vector: { .init(data: UInt64(4096 * ($0.index + 1) + 4 * $0.offset), stride: 64) },
+        array: { .init(data: 65_536, dtype: $0.dtype == .float32 ? 0 : 1, unused: 0) },
+        weight: { _ in 1 << 20 }, caches: { _ in (1, 2, 1024) }, parts: (.init(), .init()),
+        kept: .init()))
+  }
+
+  /// Embedding, a gated block and a head.
+  private func program(
+    batch: Int = 1, width: Int = 512, hidden: Int = 1376, vocabulary: Int
+  ) -> TokenProgram {
+    var p = TokenProgram(batch: batch)
+    let stream = p.vector(width)
+    p.phases.append(
+      .embedding(
+        .init(table: tensor([vocabulary, width]), factor: 1, norm: nil, output: stream)))
+    let inner = p.scratch("hidden", hidden)
+    p.phases.append(
+      .products(
+        .init(
+          [.init(stream, width, norm: .init(epsilon: 1e-6))],
+          [.init(tensor([2 * hidden, width]), to: inner, .gated(.silu))])))
+    p.phases.append(
+      .products(
+        .init(
+          [.init(inner, hidden)], [.init(tensor([width, hidden]), to: stream, .add(stream: 1, 1))])))
+    p.phases.append(
+      .products(
+        .init(
+          [.init(stream, width, norm: .init(epsilon: 1e-6))],
+          [.init(tensor([vocabulary, width]), to: p.vector(vocabulary))])))
+    return p
+  }
+
+  @Test func phasesAndStream() throws {
+    let t = try #require(tables(program(vocabulary: 32_000)))
+    #expect(t.phases.map(\.waits) == [0, 1, 1, 1])
+    #expect(t.phases.map(\.next_waits) == [1, 1, 1, 0])
+    #expect(t.entries.map(\.rows) == [1376, 512, 32_000])
+    #expect(t.entries.map(\.pieces) == [1, 3, 1])
+    #expect(t.entries.map(\.paired) == [1, 0, 0])
+    #expect(t.phases.map(\.last_entry) == [0, 1, 2, 3])
+    #expect(t.sharedBytes <= 232_448)
+  }
+
+  @Test func longProductsAreCut() throws {
+    let t = try #require(tables(program(batch: 3, vocabulary: 200_000)))
+    #expect(t.variant & 2 != 0)
+    let head = t.phases.dropFirst(3)
+    #expect(head.count > 1)
+    #expect(head.map(\.waits) == [1] + head.dropFirst().map { _ in 0 })
+    #expect(t.entries.dropFirst(2).reduce(0) { $0 + Int($1.rows) } == 200_000)
+    for entry in t.entries {
+      let rows = (Int(entry.total) + 131) / 132 * (entry.paired != 0 ? 2 : 1)
+      #expect(rows * Int(entry.pieces) * 4 <= 2048)
+    }
+  }
+
+  @Test func whatDoesNotFitIsLeft() {
+    #expect(tables(program(vocabulary: 256), shared: 60_000) == nil)
+    #expect(tables(program(batch: 5, vocabulary: 256)) == nil)
+    // 16 bytes of a row at a time.
+    #expect(tables(program(width: 500, vocabulary: 256)) == nil)
+  }
+}
