@@ -28,7 +28,7 @@ extension CUDAKernel {
           op.keptPlace(p).map { call.outputs[$0] }.array
         })
       a.report = report.array
-      cell.run(.forward, isNewton: op.isNewton && a.tokens > 0, &a, launch)
+      cell.run(.forward, isNewton: op.isNewton && op.plan.isDiagonal && a.tokens > 0, &a, launch)
       return true
     },
     CUDAKernel(RecurrentCellBackward.self) { op, call, launch in
@@ -60,7 +60,9 @@ extension CUDAKernel {
             cell.transposed(m, forward.optional.pick(forward.matrixPlace(i), call.inputs), launch)
           })
       }
-      cell.run(.backward, isNewton: forward.isNewton && a.tokens > 0, &a, launch)
+      cell.run(
+        .backward, isNewton: forward.isNewton && forward.plan.isDiagonal && a.tokens > 0, &a, launch
+      )
       return true
     },
   ]

@@ -132,7 +132,9 @@ struct Evaluate: ParsableCommand {
       let (matrices, precision) = weights.choice(on: device)
       let model = try StoredModel.load(folder: folder, device: device, matrices: matrices)
       evaluation = try Evaluation(model, text, precision: precision)
-      cached = try pointer.map { try Evaluation(model, text, length: 256, cache: $0) }
+      cached = try pointer.map {
+        try Evaluation(model, text, length: 256, precision: precision, cache: $0)
+      }
     }
     let run = RunFolder(folder)
     let ngram =
