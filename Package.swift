@@ -129,7 +129,8 @@ let package = Package(
     test("GyreMixers", ["GyreTensors", "GyreRecurrence", "GyreLayers", "GyreCPU"]),
     test("GyreDistributed", ["GyreTensors"]),
     test(
-      "GyreCUDA", ["GyreTensors", "GyreRecurrence", "GyreConformance", "CGyreCUDALoader"]),
+      "GyreCUDA",
+      ["GyreTensors", "GyreRecurrence", "GyreConformance", "CGyreCUDALoader", "CGyreCUDASources"]),
     test(
       "GyreConformance",
       [

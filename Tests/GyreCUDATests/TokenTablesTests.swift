@@ -1,3 +1,4 @@
+import CGyreCUDASources
 import GyreRecurrence
 import GyreTensors
 import Testing
