@@ -158,6 +158,9 @@ enum GGUFQwen3Next: GGUFArchitecture {
     try require(
       try !c.bool("attention_bias", default: false), "attention_bias",
       "must be false: GGUF's qwen3next has no biases of attention")
+    try require(
+      try c.string("hidden_act", default: "silu") == "silu", "hidden_act",
+      "must be silu: GGUF's qwen3next knows no other")
     let size = try c.count("head_dim", default: 256)
     let rotary = try RotaryParameters(
       c, headSize: size, defaultFraction: 0.25, lengthDefault: 32768)
