@@ -80,7 +80,8 @@ public struct GSS: SequenceMixer {
     let one = Tensor.full(1, [1], on: x.device)
     let (decay, input) = Discretization.zoh(poles, step: one)
     let c = C.value.split([1, 1], axis: 0).map { $0.reshaped([inner, n]) }
-    let zeros = Tensor.zeros([inner, n], on: x.device)
+    // Made of a parameter: populations must not take it for rows of a batch.
+    let zeros = c[0] * 0
     let v = value(x).unary(.gelu)
     let s = engine(
       .init(

@@ -25,7 +25,10 @@ extension Perturbation {
       !isSource && t.rank >= 1 && t.shape[0] > 0 && t.shape[0] % rows == 0
         && t.id.value > born.value
     }
+    if let y = heads(op, inputs, sources) { return [y] }
     guard belongs.contains(true) else {
+      // A matrix of activations whose rows are elsewhere: nothing is known of members.
+      if zip(inputs, sources).contains(where: { !$1 && isActivation($0) }) { return nil }
       let outputs = applyUnperturbed(op, inputs)
       note(Derived(op: op, inputs: inputs, outputs: outputs.map(\.id)))
       return outputs
@@ -143,6 +146,30 @@ extension Perturbation {
     let ones = [Int](repeating: 1, count: x.rank - 1 - own.count)
     let each = rowsOfStack(p).aliased(as: Shape([rows] + ones + own))
     return applyUnperturbed(op, sources[0] ? [each, x] : [x, each])[0]
+  }
+
+  /// Whether a value made since the population holds numbers of all rows along an axis after the first.
+  private func isActivation(_ t: Tensor) -> Bool {
+    t.id.value > born.value && t.rank >= 3
+      && t.shape.dimensions[1...].contains { extent in
+        extent > 0 && extent % rows == 0 && extent / rows > 1
+      }
+  }
+
+  /// Block-diagonal maps: x `[H, rows · T, N]` with a matrix `[H, N, M]` or a bias `[H, 1, N]` of each head.
+  private func heads(_ op: some Op, _ inputs: [Tensor], _ sources: [Bool]) -> Tensor? {
+    guard op is MatMul || op is Binary, sources == [false, true] else { return nil }
+    let (x, p) = (inputs[0], inputs[1])
+    guard x.rank == 3, p.rank == 3, x.id.value > born.value, x.shape[0] == p.shape[0],
+      x.shape[1] > 0, x.shape[1] % rows == 0, op is MatMul || p.shape[1] == 1
+    else { return nil }
+    let (all, each) = (stack(p), x.shape[1] / members)
+    let parts = (0..<members).map { member in
+      let range = member * each..<(member + 1) * each
+      let own = applyUnperturbed(Slice(axis: 1, ranges: [range]), [x])[0]
+      return applyUnperturbed(op, [own, all.part(member, of: members, as: p.shape)])[0]
+    }
+    return concatenated(parts, axis: 1)
   }
 
   private func eachMember(
