@@ -7,11 +7,9 @@ import Synchronization
 ///
 /// NCCL's kernels wait for their peers for ever. A watcher looks every second whether one has gone and
 /// then aborts, after which the device fails with its name.
-public final class NCCLCommunicator: Communicator, @unchecked Sendable {
-  public let rank: Int
-  public let count: Int
-  private let device: CUDADevice
-  private let group: RankGroup
+public final class NCCLCommunicator: GroupCommunicator, @unchecked Sendable {
+  public let group: RankGroup
+  private let card: CUDADevice
   private let table: gyre_nccl
   private let handle: Mutex<Handle>
   private var watcher: Task<Void, Never>?
@@ -38,8 +36,7 @@ public final class NCCLCommunicator: Communicator, @unchecked Sendable {
     var handle: gyre_cuda_handle?
     try check(
       table.create(&handle, Int32(group.count), identifier, Int32(group.rank)), "start")
-    (rank, count) = (group.rank, group.count)
-    self.device = device
+    card = device
     self.group = group
     self.table = table
     self.handle = Mutex(Handle(value: handle))
@@ -55,6 +52,8 @@ public final class NCCLCommunicator: Communicator, @unchecked Sendable {
       }
     }
   }
+
+  public var device: any Device { card }
 
   deinit {
     watcher?.cancel()
@@ -77,8 +76,8 @@ public final class NCCLCommunicator: Communicator, @unchecked Sendable {
 
   /// Queues calls of one group.
   private func queue(_ calls: (gyre_cuda_handle) -> [Int32]) {
-    device.flush()
-    _ = device.driver.current
+    card.flush()
+    _ = card.driver.current
     let codes = handle.withLock { handle -> [Int32] in
       guard let value = handle.value else { return [] }
       return [table.group_start()] + calls(value) + [table.group_end()]
@@ -103,7 +102,7 @@ public final class NCCLCommunicator: Communicator, @unchecked Sendable {
         tensor.cudaBuffer?.changed()
         return table.all_reduce(
           address, address, tensor.elementCount, Int32(GYRE_NCCL_FLOAT32), Int32(GYRE_NCCL_SUM),
-          communicator, device.stream)
+          communicator, card.stream)
       }
     }
   }
@@ -114,7 +113,7 @@ public final class NCCLCommunicator: Communicator, @unchecked Sendable {
         address(tensor).map {
           table.send(
             $0, tensor.byteCount, Int32(GYRE_NCCL_UINT8), Int32(rank), communicator,
-            device.stream)
+            card.stream)
         }
       }
     }
@@ -127,30 +126,9 @@ public final class NCCLCommunicator: Communicator, @unchecked Sendable {
         return address(tensor).map {
           table.receive(
             $0, tensor.byteCount, Int32(GYRE_NCCL_UINT8), Int32(rank), communicator,
-            device.stream)
+            card.stream)
         }
       }
     }
   }
-
-  /// Keeps a failure of the host's messages where the device's next wait throws it.
-  private func attempt(_ body: () throws(GroupError) -> Void) {
-    do throws(GroupError) { try body() } catch { fail("\(error)") }
-  }
-
-  private func fail(_ reason: String) {
-    device.fail(.kernelFailed(kernel: "communication", device: device.id.name, reason: reason))
-  }
-
-  public func send(message: [UInt8], to rank: Int) {
-    attempt { () throws(GroupError) in try group.send(message, to: rank) }
-  }
-
-  public func message(from rank: Int) -> [UInt8] {
-    var message: [UInt8] = []
-    attempt { () throws(GroupError) in message = try group.receive(from: rank) }
-    return message
-  }
-
-  public func barrier() { attempt { () throws(GroupError) in try group.barrier() } }
 }

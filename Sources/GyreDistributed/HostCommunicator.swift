@@ -5,24 +5,13 @@ import GyreTensors
 /// A sum cuts the numbers into one slice a rank: each rank collects its slice from all, adds in the
 /// order of the ranks and sends the result back, so that all ranks hold the same bits. 2(n−1)/n of the
 /// bytes leave each rank.
-public final class HostCommunicator: Communicator {
-  public let rank: Int
-  public let count: Int
-  private let group: RankGroup
-  private let device: any Device
+public final class HostCommunicator: GroupCommunicator {
+  public let group: RankGroup
+  public let device: any Device
 
   /// - Parameter device: one whose memory the host can read.
   public init(_ group: RankGroup, device: any Device) {
     (self.group, self.device) = (group, device)
-    (rank, count) = (group.rank, group.count)
-  }
-
-  /// Keeps a failure where the device's next wait throws it.
-  private func attempt(_ body: () throws(GroupError) -> Void) {
-    do throws(GroupError) { try body() } catch {
-      device.fail(
-        .kernelFailed(kernel: "communication", device: device.id.name, reason: "\(error)"))
-    }
   }
 
   public func sum(_ tensors: [Tensor]) {
@@ -122,16 +111,4 @@ public final class HostCommunicator: Communicator {
       }
     }
   }
-
-  public func send(message: [UInt8], to rank: Int) {
-    attempt { () throws(GroupError) in try group.send(message, to: rank) }
-  }
-
-  public func message(from rank: Int) -> [UInt8] {
-    var message: [UInt8] = []
-    attempt { () throws(GroupError) in message = try group.receive(from: rank) }
-    return message
-  }
-
-  public func barrier() { attempt { () throws(GroupError) in try group.barrier() } }
 }

@@ -12,6 +12,7 @@ public enum GGUFTokenizer {
       .malformed(file: file.name, offset: 0, reason: "tokenizer.ggml.\(key) \(reason)")
     }
     func value(_ key: String) -> GGUFValue? { file.values["tokenizer.ggml.\(key)"] }
+    if value("model")?.string == "none" { throw .notFound(path: file.name) }
     guard let tokens = value("tokens")?.array?.compactMap(\.string), !tokens.isEmpty else {
       throw fail("tokens", "must be a list of texts")
     }

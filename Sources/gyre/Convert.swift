@@ -50,7 +50,9 @@ struct Convert: ParsableCommand {
     let folder = try ModelFolder(path: input)
     let written = try folder.convert(to: output, layout: layout, type: dtype)
     if folder.isGGUF {
-      try TokenizerFile.save(StoredModel.tokenizer(folder: input), folder: output)
+      do {
+        _ = try TokenizerFile.save(StoredModel.tokenizer(folder: input), folder: output)
+      } catch InferenceError.tokenizer(.notFound) { Terminal.note("\(input) holds no tokenizer") }
     }
     Terminal.note("\(output): \(written)")
   }

@@ -143,7 +143,11 @@ struct Train: ParsableCommand {
       for rejected in try trainer.resume() where isLead { Terminal.note("passed over \(rejected)") }
     }
     Interrupts.install()
-    guard isLead else { return try trainer.run(shouldStop: { Interrupts.isRequested }) }
+    // Who ends early looks lost to the others: all wait until the first has written everything.
+    if let ranks, !isLead {
+      try trainer.run(shouldStop: { Interrupts.isRequested })
+      return try ranks.group.barrier()
+    }
     note(
       "\(Format.count(Double(model.parameterCount))) parameters, \(configuration.pattern.joined(separator: " ")) × \(configuration.layers), "
         + "\(training.precision == .bfloat16 ? "bf16" : "f32") on \(ranks.map { "\($0.group.count) × " } ?? "")\(Devices.detail(of: device)), text: \(folder.source)"
@@ -174,6 +178,7 @@ struct Train: ParsableCommand {
       Terminal.line("\n" + sample + "\n")
       Terminal.line("\(folder.path): model.safetensors, metrics.jsonl, report.html")
     }
+    try ranks?.group.barrier()
   }
 
   private func runDynamics(_ device: any Device) throws {

@@ -81,6 +81,7 @@ import Testing
       let file = folder + "/config.json"
       let text = try String(contentsOfFile: file, encoding: .utf8)
       try text.replacingOccurrences(of: "\"gelu\"", with: "\"silu\"")
+        .replacingOccurrences(of: "_factor\": 0.25", with: "_factor\": 0.5")
         .write(toFile: file, atomically: true, encoding: .utf8)
       let model = try ModelFolder(path: folder)
       try model.writeGGUF(to: path)

@@ -166,6 +166,10 @@ enum GGUFQwen3Next: GGUFArchitecture {
       c, headSize: size, defaultFraction: 0.25, lengthDefault: 32768)
     try require(
       rotary.scaling == nil, "rope_scaling", "must be absent to be written as GGUF's qwen3next")
+    let rotated = Int(Double(size) * rotary.fraction)
+    try require(
+      rotated % 2 == 0, "partial_rotary_factor",
+      "must turn an even number of channels to be written as GGUF, turns \(rotated)")
     let valueHeads = try c.count("linear_num_value_heads", default: 32)
     let experts = try c.int("num_experts", default: 512)
     return [
@@ -178,7 +182,7 @@ enum GGUFQwen3Next: GGUFArchitecture {
       ("attention.key_length", .integer(size)), ("attention.value_length", .integer(size)),
       ("attention.layer_norm_rms_epsilon", .float(try c.double("rms_norm_eps", default: 1e-6))),
       ("rope.freq_base", .float(rotary.base)),
-      ("rope.dimension_count", .integer(Int(Double(size) * rotary.fraction))),
+      ("rope.dimension_count", .integer(rotated)),
       ("full_attention_interval", .integer(interval)),
       ("ssm.conv_kernel", .integer(try c.int("linear_conv_kernel_dim", default: 4))),
       ("ssm.state_size", .integer(try c.count("linear_key_head_dim", default: 128))),
