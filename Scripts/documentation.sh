@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export GYRE_DOCUMENTATION=1
-targets=${*:-GyreTensors GyreRecurrence GyreLayers GyreMixers GyreTokenizers GyreCheckpoints GyreModels GyreTraining GyreInference GyreConformance GyreEvolution GyrePlatform}
+targets=${*:-GyreTensors GyreRecurrence GyreLayers GyreMixers GyreTokenizers GyreCheckpoints GyreModels GyreTraining GyreTasks GyreInference GyreConformance GyreEvolution GyreDistributed GyrePlatform}
 mkdir -p .build/documentation
 for target in $targets; do
   log=$(swift package --allow-writing-to-directory .build/documentation generate-documentation \

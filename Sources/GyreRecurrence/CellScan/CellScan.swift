@@ -105,7 +105,7 @@ public struct CellScan: RecurrenceEngine {
     callAsFunction(i, noise: [], state: &state, form: form, reset: reset)
   }
 
-  /// - Parameter noise: `[B, T, width]` each, as `noiseInputs` names them.
+  /// - Parameter values: the noise, `[B, T, width]` each, as `noiseInputs` names them.
   public func callAsFunction(
     _ i: Inputs, noise values: [Tensor], state: inout State, form: SequenceForm, reset: Tensor?
   ) -> Tensor {
