@@ -253,7 +253,11 @@ typedef struct gyre_described_args {
   gyre_array products[GYRE_DESCRIBED_MATRICES];
   gyre_array dproducts[GYRE_DESCRIBED_MATRICES];
   gyre_array operands[GYRE_DESCRIBED_MATRICES];
-  GYRE_CUDA_PTR(float) memory;  // tiles of every row where shared memory is too small
+  // Units that mix: rows of the batch and blocks of a team, the first row of the first team, the tokens
+  // of a launch, floats of a team's exchange at one token.
+  long rows, slices, first_row, first, last, told;
+  GYRE_CUDA_PTR(float) exchange;  // [teams, last - first, told], filled with the pattern of no number
+  GYRE_CUDA_PTR(float) memory;    // of every block, where shared memory is too small
   long memory_stride;
   GYRE_CUDA_PTR(float) reports;  // Newton's method: [blocks, 4]
   gyre_array report;             // [4]
