@@ -12,6 +12,9 @@ static const char unary_cu[] = {
 static const char gemv_cu[] = {
 #embed "cuda/gemv.cu" suffix(, 0)
 };
+static const char blocks_cu[] = {
+#embed "cuda/blocks.cu" suffix(, 0)
+};
 static const char layout_cu[] = {
 #embed "cuda/layout.cu" suffix(, 0)
 };
@@ -207,6 +210,7 @@ static const gyre_cuda_source kernels[] = {
     {"pointwise", pointwise_cu},
     {"unary", unary_cu},
     {"gemv", gemv_cu},
+    {"blocks", blocks_cu},
     {"layout", layout_cu},
     {"reduce", reduce_cu},
     {"norm", norm_cu},
