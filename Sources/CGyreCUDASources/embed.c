@@ -108,6 +108,15 @@ static const char delta_rule_cu[] = {
 static const char chunk_gradient_mixed_cu[] = {
 #embed "cuda/chunk_gradient_mixed.cu" suffix(, 0)
 };
+static const char egg_streams_cu[] = {
+#embed "cuda/egg_streams.cu" suffix(, 0)
+};
+static const char egg_forward_cu[] = {
+#embed "cuda/egg_forward.cu" suffix(, 0)
+};
+static const char egg_update_cu[] = {
+#embed "cuda/egg_update.cu" suffix(, 0)
+};
 static const char token_step_cu[] = {
 #embed "cuda/token_step.cu" suffix(, 0)
 };
@@ -202,6 +211,18 @@ static const char args_h[] = {
 static const char engine_args_h[] = {
 #embed "include/gyre_cuda_engine_args.h" suffix(, 0)
 };
+static const char egg_cuh[] = {
+#embed "cuda/egg.cuh" suffix(, 0)
+};
+static const char egg_products_cuh[] = {
+#embed "cuda/egg_products.cuh" suffix(, 0)
+};
+static const char egg_pipeline_cuh[] = {
+#embed "cuda/egg_pipeline.cuh" suffix(, 0)
+};
+static const char egg_args_h[] = {
+#embed "include/gyre_cuda_egg_args.h" suffix(, 0)
+};
 static const char token_args_h[] = {
 #embed "include/gyre_cuda_token_args.h" suffix(, 0)
 };
@@ -242,6 +263,9 @@ static const gyre_cuda_source kernels[] = {
     {"linear_attention", linear_attention_cu},
     {"delta_rule", delta_rule_cu},
     {"chunk_gradient_mixed", chunk_gradient_mixed_cu},
+    {"egg_streams", egg_streams_cu},
+    {"egg_forward", egg_forward_cu},
+    {"egg_update", egg_update_cu},
     {"token_step", token_step_cu},
     {"token_sample", token_sample_cu},
     {NULL, NULL},
@@ -278,6 +302,10 @@ static const gyre_cuda_source headers[] = {
     {"gyre_cuda_args.h", args_h},
     {"gyre_cuda_engine_args.h", engine_args_h},
     {"gyre_cuda_token_args.h", token_args_h},
+    {"egg.cuh", egg_cuh},
+    {"egg_products.cuh", egg_products_cuh},
+    {"egg_pipeline.cuh", egg_pipeline_cuh},
+    {"gyre_cuda_egg_args.h", egg_args_h},
     {NULL, NULL},
 };
 
