@@ -12,6 +12,9 @@ static const char unary_cu[] = {
 static const char gemv_cu[] = {
 #embed "cuda/gemv.cu" suffix(, 0)
 };
+static const char blocks_cu[] = {
+#embed "cuda/blocks.cu" suffix(, 0)
+};
 static const char layout_cu[] = {
 #embed "cuda/layout.cu" suffix(, 0)
 };
@@ -62,6 +65,12 @@ static const char attention_cu[] = {
 };
 static const char attention_mma_cu[] = {
 #embed "cuda/attention_mma.cu" suffix(, 0)
+};
+static const char attention_tiles_cu[] = {
+#embed "cuda/attention_tiles.cu" suffix(, 0)
+};
+static const char attention_tiles_gradient_cu[] = {
+#embed "cuda/attention_tiles_gradient.cu" suffix(, 0)
 };
 static const char linear_attention_base_cu[] = {
 #embed "cuda/linear_attention_base.cu" suffix(, 0)
@@ -175,6 +184,12 @@ static const char chunk_gradient_scalar_cuh[] = {
 static const char chunk_solve_cuh[] = {
 #embed "cuda/chunk_solve.cuh" suffix(, 0)
 };
+static const char wgmma_cuh[] = {
+#embed "cuda/wgmma.cuh" suffix(, 0)
+};
+static const char attention_tiles_cuh[] = {
+#embed "cuda/attention_tiles.cuh" suffix(, 0)
+};
 static const char token_machine_cuh[] = {
 #embed "cuda/token_machine.cuh" suffix(, 0)
 };
@@ -219,6 +234,7 @@ static const gyre_cuda_source kernels[] = {
     {"pointwise", pointwise_cu},
     {"unary", unary_cu},
     {"gemv", gemv_cu},
+    {"blocks", blocks_cu},
     {"layout", layout_cu},
     {"reduce", reduce_cu},
     {"norm", norm_cu},
@@ -236,6 +252,8 @@ static const gyre_cuda_source kernels[] = {
     {"selective_scan", selective_scan_cu},
     {"attention", attention_cu},
     {"attention_mma", attention_mma_cu},
+    {"attention_tiles", attention_tiles_cu},
+    {"attention_tiles_gradient", attention_tiles_gradient_cu},
     {"linear_attention_base", linear_attention_base_cu},
     {"delta_rule_base", delta_rule_base_cu},
     {"head_sums", head_sums_cu},
@@ -263,6 +281,8 @@ static const gyre_cuda_source headers[] = {
     {"scan.cuh", scan_cuh},
     {"head.cuh", head_cuh},
     {"mma.cuh", mma_cuh},
+    {"wgmma.cuh", wgmma_cuh},
+    {"attention_tiles.cuh", attention_tiles_cuh},
     {"cell_team.cuh", cell_team_cuh},
     {"cell_code.cuh", cell_code_cuh},
     {"cell_products.cuh", cell_products_cuh},
