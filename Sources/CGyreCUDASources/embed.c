@@ -166,6 +166,15 @@ static const char chunk_common_cuh[] = {
 static const char chunk_prepare_cuh[] = {
 #embed "cuda/chunk_prepare.cuh" suffix(, 0)
 };
+static const char chunk_mild_cuh[] = {
+#embed "cuda/chunk_mild.cuh" suffix(, 0)
+};
+static const char chunk_gradient_mild_cuh[] = {
+#embed "cuda/chunk_gradient_mild.cuh" suffix(, 0)
+};
+static const char chunk_prepare_mild_cuh[] = {
+#embed "cuda/chunk_prepare_mild.cuh" suffix(, 0)
+};
 static const char chunk_walk_cuh[] = {
 #embed "cuda/chunk_walk.cuh" suffix(, 0)
 };
@@ -294,6 +303,9 @@ static const gyre_cuda_source headers[] = {
     {"cell_rows.cuh", cell_rows_cuh},
     {"chunk_common.cuh", chunk_common_cuh},
     {"chunk_prepare.cuh", chunk_prepare_cuh},
+    {"chunk_mild.cuh", chunk_mild_cuh},
+    {"chunk_gradient_mild.cuh", chunk_gradient_mild_cuh},
+    {"chunk_prepare_mild.cuh", chunk_prepare_mild_cuh},
     {"chunk_walk.cuh", chunk_walk_cuh},
     {"chunk_gradient.cuh", chunk_gradient_cuh},
     {"chunk_gradient_layout.cuh", chunk_gradient_layout_cuh},
