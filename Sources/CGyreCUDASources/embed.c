@@ -220,6 +220,9 @@ static const char args_h[] = {
 static const char engine_args_h[] = {
 #embed "include/gyre_cuda_engine_args.h" suffix(, 0)
 };
+static const char philox_cuh[] = {
+#embed "cuda/philox.cuh" suffix(, 0)
+};
 static const char egg_cuh[] = {
 #embed "cuda/egg.cuh" suffix(, 0)
 };
@@ -314,6 +317,7 @@ static const gyre_cuda_source headers[] = {
     {"gyre_cuda_args.h", args_h},
     {"gyre_cuda_engine_args.h", engine_args_h},
     {"gyre_cuda_token_args.h", token_args_h},
+    {"philox.cuh", philox_cuh},
     {"egg.cuh", egg_cuh},
     {"egg_products.cuh", egg_products_cuh},
     {"egg_pipeline.cuh", egg_pipeline_cuh},

@@ -169,7 +169,9 @@ private struct EggPlan {
       launch.run(function("egg_update", "egg_votes"), grid: (tiles, parts, 1), v)
       launch.run(
         function("egg_update", "egg_vote_vectors"),
-        grid: (vectors, min(divided(16 * device.multiprocessors, vectors), divided(v.count, 128)), 1),
+        grid: (
+          vectors, min(divided(16 * device.multiprocessors, vectors), divided(v.count, 128)), 1
+        ),
         threads: (128, 1), v)
     }
     var m = gyre_egg_move_args()

@@ -200,16 +200,22 @@ struct member_thread {
   GYRE_DEVICE void norm(int (&z)[FACTORS][ROWS]) {
     mean m[ROWS];
 #pragma unroll
-    for (int r = 0; r < ROWS; r++) m[r].of(sums[r]);
-#pragma unroll
     for (int i = 0; i < FACTORS; i++) z[i][0] = z[i][1] = 0;
+    uint4 next[ROWS + FACTORS];
+#pragma unroll
+    for (int i = 0; i < ROWS + FACTORS; i++) next[i] = record();
+#pragma unroll
+    for (int r = 0; r < ROWS; r++) m[r].of(sums[r]);
 #pragma unroll 1
     for (int n = 0; n < CHUNKS; n++) {
       uint4 w[ROWS], b[FACTORS];
 #pragma unroll
-      for (int r = 0; r < ROWS; r++) w[r] = record();
+      for (int r = 0; r < ROWS; r++) w[r] = next[r];
 #pragma unroll
-      for (int i = 0; i < FACTORS; i++) b[i] = record();
+      for (int i = 0; i < FACTORS; i++) b[i] = next[ROWS + i];
+      if (n + 1 < CHUNKS)
+#pragma unroll
+        for (int i = 0; i < ROWS + FACTORS; i++) next[i] = record();
 #pragma unroll
       for (int r = 0; r < ROWS; r++) {
         const uint4 u = normalized(x.at(n, r), w[r], m[r]);
@@ -228,7 +234,6 @@ struct member_thread {
 
   /// Sums of 64 WIDE outputs each, of all inputs.
   GYRE_DEVICE void outputs(int (&acc)[WIDE][32]) {
-    products_begin();
 #pragma unroll
     for (int i = 0; i < WIDE; i++) multiply<64, STEPS>(acc[i], left.x[0], left.x[1], weights.acquire(), false);
     products_commit();
@@ -359,6 +364,7 @@ struct member_thread {
   /// x = clip(x + (operand @ up) @ down): 64 hidden features at a time.
   GYRE_DEVICE void feed_forward(const int (&up)[ROWS]) {
     int down[32 * CHUNKS], z[ROWS] = {0, 0};
+    u32 hidden[ROWS][4];
 #pragma unroll
     for (int i = 0; i < 32 * CHUNKS; i++) down[i] = 0;
 #pragma unroll 1
@@ -367,13 +373,13 @@ struct member_thread {
       int acc[32];
       // Kept over the loop, the operand's registers would be too many.
       left.load(operands);
-      products_begin();
       multiply<64, STEPS>(acc, left.x[0], left.x[1], weights.acquire(), false);
       products_commit();
       products_wait();
+      // The product of the hidden features before ran meanwhile.
+      if (c > 0) weights.release();
       weights.release();
       const pairs y = scaled<WIDTH>(acc, a, up);
-      u32 hidden[ROWS][4];
 #pragma unroll
       for (int r = 0; r < ROWS; r++) {
 #pragma unroll
@@ -382,12 +388,11 @@ struct member_thread {
           z[r] = dot(hidden[r][k], word_of(b, k), z[r]);
         }
       }
-      products_begin();
       multiply<PADDED, 2>(down, hidden[0], hidden[1], weights.acquire(), true);
       products_commit();
-      products_wait();
-      weights.release();
     }
+    products_wait();
+    weights.release();
     signed_sums(z);
     sums[0] = sums[1] = 0;
 #pragma unroll
@@ -478,7 +483,6 @@ struct member_thread {
     for (int n = 0; n < 4; n++) {
       const uint4 a = record();
       int acc[32];
-      products_begin();
       multiply<64, STEPS>(acc, left.x[0], left.x[1], weights.acquire(), false);
       products_commit();
       products_wait();
