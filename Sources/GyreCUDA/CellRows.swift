@@ -10,7 +10,6 @@ struct CellRows {
   private let launch: CUDALaunch
   private let function: CUDAFunction
   private let parts: CellParts
-  private let threads: Int
   /// Of a block, in bytes; 0 where its values are in memory.
   private let shared: Int
   private let teams: Int
@@ -21,6 +20,7 @@ struct CellRows {
   /// Memory for what teams tell each other in one launch; longer sequences take several.
   private static let exchangeBytes = 128 << 20
   private static let mostRows = 8
+  private static let threads = 512
   /// Rows of a matrix that a warp multiplies at a time.
   private static let warpRows = 4
 
@@ -54,7 +54,6 @@ struct CellRows {
     a.told = told.reduce(0) { $0 + rows * Self.divided($1, 4) * 4 }
     a.memory_stride = Self.divided(floats(slices), 4) * 4
     shared = fits(slices) ? 4 * floats(slices) : 0
-    threads = slices > 1 || rows > 1 ? 512 : min(512, max(64, Self.divided(widest, 32) * 32))
   }
 
   private static func divided(_ a: Int, _ b: Int) -> Int { (a + b - 1) / b }
@@ -67,7 +66,7 @@ struct CellRows {
     let atOnce =
       isAlone
       ? min(teams, 65_535)
-      : min(teams, launch.blocksAtOnce(function, threads: threads, shared: shared) / a.slices)
+      : min(teams, launch.blocksAtOnce(function, threads: Self.threads, shared: shared) / a.slices)
     guard atOnce > 0 else { return noRoom() }
     let stretch =
       isAlone ? a.tokens : max(1, min(a.tokens, Self.exchangeBytes / (4 * a.told * atOnce)))
@@ -93,11 +92,11 @@ struct CellRows {
           })
         if isAlone {
           launch.run(
-            function, grid: (1, count, 1), threads: (threads, 1), shared: shared, a)
+            function, grid: (1, count, 1), threads: (Self.threads, 1), shared: shared, a)
         } else {
           launch.setBytes(a.exchange, 0xff, 4 * a.told * count * (a.last - a.first))
           launch.runTogether(
-            function, grid: (a.slices, count), threads: threads, shared: shared, a)
+            function, grid: (a.slices, count), threads: Self.threads, shared: shared, a)
         }
       }
     }
