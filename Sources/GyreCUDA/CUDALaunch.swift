@@ -231,7 +231,7 @@ extension DType {
     case .int32: Int32(GYRE_I32)
     case .int64: Int32(GYRE_I64)
     case .int8: Int32(GYRE_I8)
-    // Quantised weights stay on the host: `multiplies(stored:)` is false here.
+    // Kernels of quantised weights are compiled for the type: see `CUDAKernel.runBlocks`.
     default: Int32(GYRE_U8)
     }
   }

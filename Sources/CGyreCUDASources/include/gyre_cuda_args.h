@@ -110,6 +110,29 @@ typedef struct gyre_gemv_args {
   gyre_array x, w, bias, y;
 } gyre_gemv_args;
 
+// MARK: blocks.cu
+
+enum {
+  GYRE_BLOCK_Q4_0 = 0,
+  GYRE_BLOCK_Q4_1 = 1,
+  GYRE_BLOCK_Q5_0 = 2,
+  GYRE_BLOCK_Q5_1 = 3,
+  GYRE_BLOCK_Q8_0 = 4,
+  GYRE_BLOCK_Q4_K = 5,
+  GYRE_BLOCK_Q5_K = 6,
+  GYRE_BLOCK_Q6_K = 7,
+};
+
+// w: `rows` of `columns` values in blocks, whole blocks a row. block_gemv: y [count, rows] =
+// x [count, columns] w' + bias, count at most 4, x aligned to 16 bytes. block_rows: y [count, columns],
+// the rows that tokens name, or the first `count` where there are none; y aligned to 16 bytes.
+typedef struct gyre_block_args {
+  long rows, columns, count;
+  GYRE_CUDA_PTR(const void) w;
+  GYRE_CUDA_PTR(const int) tokens;
+  gyre_array x, bias, y;
+} gyre_block_args;
+
 // MARK: layout.cu
 
 // `outer` runs of `run` elements from x to y, of equal types bytewise in units of `unit` bytes;
