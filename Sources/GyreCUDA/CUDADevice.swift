@@ -158,10 +158,11 @@ public final class CUDADevice: Device, @unchecked Sendable {
     }
     defer { for output in call.outputs { output.cudaBuffer?.changed() } }
     flush()
-    // Quantised weights are read by their definition only; models are loaded widened here.
-    if let kernel = CUDAKernel.all[ObjectIdentifier(type(of: call.op))],
-      !call.inputs.contains(where: \.dtype.isQuantized),
-      kernel.run(call, CUDALaunch(self, call.op.name))
+    let launch = CUDALaunch(self, call.op.name)
+    if call.inputs.contains(where: \.dtype.isQuantized) {
+      if CUDAKernel.runBlocks(call, launch) { return }
+    } else if let kernel = CUDAKernel.all[ObjectIdentifier(type(of: call.op))],
+      kernel.run(call, launch)
     {
       return
     }
@@ -258,6 +259,8 @@ public final class CUDADevice: Device, @unchecked Sendable {
   }
 
   public var storesBFloat16: Bool { true }
+
+  public func multiplies(stored type: DType) -> Bool { type.isQuantized }
   public var readsKeptStates: Bool { false }
   public var newtonRange: (units: Int, tokens: Int) { (8192, 256) }
   public var memory: MemoryReport { allocator.report }

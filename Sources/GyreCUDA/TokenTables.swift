@@ -129,6 +129,7 @@ package struct TokenTables {
   // MARK: - Phases
 
   private mutating func add(_ e: TokenProgram.Embedding) {
+    guard !e.table.dtype.isQuantized else { return isCovered = false }
     var p = gyre_token_phase()
     p.kind = Int32(GYRE_TOKEN_EMBEDDING_PHASE)
     p.embedding.table = places.array(e.table)
@@ -212,7 +213,8 @@ package struct TokenTables {
     for product in products {
       guard operands.indices.contains(product.operand),
         Int(operands[product.operand].size) == product.columns, product.columns > 0,
-        product.columns * (isFloat ? 4 : 2) % 16 == 0, places.weight(product.weight) % 16 == 0
+        !product.weight.dtype.isQuantized, product.columns * (isFloat ? 4 : 2) % 16 == 0,
+        places.weight(product.weight) % 16 == 0
       else { return isCovered = false }
       total += product.rows
       if product.isPaired { isPaired = true }

@@ -14,15 +14,20 @@ enum CheckModel {
       (["gated_delta_net", "softmax_attention", "rg_lru"], "gated_mlp", NormLayer.Kind.rms),
       (["rwkv7", "min_gru"], "rwkv7_channel_mix", .layer),
     ]
-    return (stacks + hybrids).enumerated().flatMap { index, stack in
-      let (pattern, feedForward, norm) = stack
+    // The same blocks run over more than once, with a state of each time's own.
+    let looped = [(["rwkv7", "softmax_attention"], "rwkv7_channel_mix", NormLayer.Kind.layer)]
+    let all = (stacks + hybrids).map { ($0, 1) } + looped.map { ($0, 3) }
+    return all.enumerated().flatMap { index, entry in
+      let ((pattern, feedForward, norm), loops) = entry
       var tags: Set<ConformanceCase.Tag> = [.model]
       if index >= stacks.count { tags.insert(.small) }
+      let name = pattern.joined(separator: "+") + (loops > 1 ? " looped \(loops)" : "")
       return laws.map { law in
-        ConformanceCase("model \(pattern.joined(separator: "+")) \(law.name)", tags) { check in
+        ConformanceCase("model \(name) \(law.name)", tags) { check in
           let subject = try ModelSubject(
             configuration(
-              pattern, feedForward, norm, vocabulary: index.isMultiple(of: 2) ? 11 : 29),
+              pattern, feedForward, norm, loops: loops,
+              vocabulary: index.isMultiple(of: 2) ? 11 : 29),
             seed: check.seed, on: check.device)
           try law.body(subject, &check)
         }
@@ -43,13 +48,15 @@ enum CheckModel {
   /// One layer more than the pattern is long, with the first options that its checks use. A vocabulary
   /// of less than half the tokens makes the first layer work on the embedding's rows.
   private static func configuration(
-    _ pattern: [String], _ feedForward: String, _ norm: NormLayer.Kind, vocabulary: Int
+    _ pattern: [String], _ feedForward: String, _ norm: NormLayer.Kind, loops: Int,
+    vocabulary: Int
   ) throws -> ModelConfiguration {
     var c = ModelConfiguration()
     c.vocabulary = vocabulary
     c.width = 32
     c.layers = pattern.count + 1
     c.pattern = pattern
+    c.loops = loops
     c.norm = norm
     c.normalizesEmbedding = norm == .layer
     c.feedForward = feedForward

@@ -41,8 +41,18 @@ public enum GGUFTokenizer {
     case "rwkv"?:
       let kinds = value("token_type")?.array?.compactMap(\.int) ?? []
       return try WorldTokenizer(vocabulary: vocabulary(tokens, kinds), file: file.name)
+    case "llama"?:
+      let pieces = try SentencePieces(value, fail)
+      func name(_ key: String, _ usual: Int?) -> String? {
+        guard let id = value(key)?.int ?? usual, tokens.indices.contains(id) else { return nil }
+        return tokens[id]
+      }
+      let roles = SpecialTokenNames(
+        beginning: name("bos_token_id", 1), end: name("eos_token_id", 2),
+        padding: name("padding_token_id", nil), unknown: name("unknown_token_id", 0))
+      return try TokenizerFile.parse(pieces.document, file: file.name, roles: roles)
     case let other:
-      throw fail("model", "must be gpt2 or rwkv, is \(other ?? "missing")")
+      throw fail("model", "must be gpt2, llama or rwkv, is \(other ?? "missing")")
     }
   }
 

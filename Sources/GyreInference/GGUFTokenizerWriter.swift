@@ -4,9 +4,8 @@ import GyreTokenizers
 
 extension GGUFTokenizer {
   /// The `tokenizer.*` metadata from which ``load(_:)`` and other readers of GGUF files make a model's
-  /// tokenizer again: byte-level BPE, RWKV's vocabulary, and bytes (as BPE without merges); "none" where
-  /// a folder has
-  /// none.
+  /// tokenizer again: byte-level BPE, SentencePiece's BPE, RWKV's vocabulary, and bytes (as BPE without
+  /// merges); "none" where a folder has none.
   ///
   /// - Parameter path: a folder or a GGUF file, whose metadata are taken as they are.
   /// - Throws: `TokenizerError` for tokenizers that the format has no form of.
@@ -97,7 +96,8 @@ extension GGUFTokenizer {
     return keys("rwkv", tokens: tokens, kinds: kinds)
   }
 
-  private struct Stored: Decodable {
+  /// What of a `tokenizer.json` goes into a file.
+  struct Stored: Decodable {
     struct Added: Decodable {
       var id: Int
       var content: String
@@ -106,15 +106,19 @@ extension GGUFTokenizer {
     struct Model: Decodable {
       var vocab: [String: Int]
       var merges: [Merge]
+      var unk_token: String?
+      var byte_fallback: Bool?
     }
     /// "a b", or the two parts in a list.
     struct Merge: Decodable {
-      var text: String
+      var parts: [String]
+      var text: String { parts.joined(separator: " ") }
       init(from decoder: any Swift.Decoder) throws {
-        if let text = try? decoder.singleValueContainer().decode(String.self) {
-          self.text = text
+        let container = try decoder.singleValueContainer()
+        if let text = try? container.decode(String.self) {
+          parts = text.split(separator: " ", omittingEmptySubsequences: false).map(String.init)
         } else {
-          text = try decoder.singleValueContainer().decode([String].self).joined(separator: " ")
+          parts = try container.decode([String].self)
         }
       }
     }
@@ -123,13 +127,16 @@ extension GGUFTokenizer {
         var Regex: String?
       }
       var type: String
-      var pretokenizers: [Step]?
+      var pretokenizers, normalizers: [Step]?
       var pattern: Pattern?
+      var split: Bool?
+      var prepend_scheme: String?
       /// All steps in order.
-      var flat: [Step] { pretokenizers.map { $0.flatMap(\.flat) } ?? [self] }
+      var flat: [Step] { (pretokenizers ?? normalizers).map { $0.flatMap(\.flat) } ?? [self] }
     }
     var model: Model
     var added_tokens: [Added]?
+    var normalizer: Step?
     var pre_tokenizer: Step?
   }
 
@@ -146,7 +153,7 @@ extension GGUFTokenizer {
     }
     let steps = stored.pre_tokenizer?.flat ?? []
     guard steps.contains(where: { $0.type == "ByteLevel" }) else {
-      throw fail("only byte-level BPE can be written into GGUF files")
+      return try SentencePieces(tokenizer, stored, fail).metadata
     }
     let pattern = steps.first { $0.type == "Split" }?.pattern?.Regex
     guard let pre = preTokenizerName(pattern, digits: steps.contains { $0.type == "Digits" }) else {

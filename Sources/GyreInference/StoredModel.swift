@@ -18,13 +18,17 @@ public enum StoredModel {
 
   /// The model of a folder in our layout or a public one, with its weights on `device`.
   ///
-  /// - Parameter matrices: how matrices are held.
+  /// - Parameters:
+  ///   - matrices: how matrices are held.
+  ///   - compatibility: faults of the original library's code to repeat.
   /// - Throws: what is missing, damaged or does not fit, with the file's name.
   public static func load(
-    folder: String, device: any Device, matrices: MatrixStorage = .float32
+    folder: String, device: any Device, matrices: MatrixStorage = .float32,
+    compatibility: [Compatibility] = []
   ) throws(InferenceError) -> LanguageModel {
     do throws(ModelFolderError) {
-      return try ModelFolder(path: folder).load(on: device, matrices: matrices)
+      return try ModelFolder(path: folder, compatibility: compatibility)
+        .load(on: device, matrices: matrices)
     } catch {
       throw .folder(error)
     }

@@ -36,6 +36,10 @@ public struct MixtureOfMemories: SequenceMixer {
     /// β = 2σ, in (0, 2).
     public var negativeEigenvalues = false
     public var normEpsilon = 1e-5
+    /// Each memory takes a run's tokens in the order of `MemoryOrder`: tokens see later ones, and
+    /// numbers depend on the batch. Only to give flash-linear-attention's numbers of a CPU; packed
+    /// documents and single tokens stay in order.
+    public var unstableOrder = false
     public init() {}
 
     func headCount(_ width: Int) -> Int { heads > 0 ? heads : max(1, width * 3 / (4 * headSize)) }
@@ -117,12 +121,14 @@ public struct MixtureOfMemories: SequenceMixer {
     -> Tensor
   {
     let (batch, tokens, lanes) = (x.shape[0], x.shape[1], c.lanes)
-    let (mask, weights) = route(x, &context)
+    let routed = route(x, &context)
+    let (mask, weights, order) = (routed.taken, routed.weights, routed.order)
     let n = c.projections
     let parts = memory(x).split([n * keys, n * values, n * heads, n * heads])
-      .map { inLanes($0) }
+      .map { inLanes($0).placed(order?.places) }
     let qkv = concatenated([
-      repeated(query(x).reshaped([batch, tokens, 1, keys])), parts[0], parts[1],
+      repeated(query(x).reshaped([batch, tokens, 1, keys])).placed(order?.places), parts[0],
+      parts[1],
     ])
     let mixed = convolved(qkv, mask: mask, state: &state, reset: context.reset)
       .split([keys, keys, values])
@@ -137,7 +143,7 @@ public struct MixtureOfMemories: SequenceMixer {
         gate: .scalar((decay(parts[2]) * taken).reshaped([batch, tokens, lanes * heads]))),
       state: &state, form: context.form, reset: context.reset)
     let answers =
-      (y.reshaped([batch, tokens, lanes, values])
+      (y.reshaped([batch, tokens, lanes, values]).placed(order?.inverse)
       * weights.reshaped([batch, tokens, lanes, 1])).split(
         [Int](repeating: 1, count: lanes), axis: 2)
     let sum = answers.dropFirst().reduce(answers[0], +)
@@ -145,16 +151,30 @@ public struct MixtureOfMemories: SequenceMixer {
     return output(norm(sum, gate: gate?(x).heads(heads)).mergedHeads())
   }
 
-  /// Which lanes take each token, and with what weight they answer; `[B, T, lanes]` both.
-  private func route(_ x: Tensor, _ context: inout SequenceContext) -> (Tensor, Tensor) {
+  /// Where a lane's tokens go, and where they came from: rows of a flattened `[B, T, lanes]`.
+  private struct Order {
+    var places, inverse: Tensor
+  }
+
+  /// Which lanes take each token, and with what weight they answer; `[B, T, lanes]` both. With an order,
+  /// `taken` speaks of the places in it.
+  private func route(
+    _ x: Tensor, _ context: inout SequenceContext
+  ) -> (taken: Tensor, weights: Tensor, order: Order?) {
     let p = router(x).softmax()
     let chosen = p.topMask(c.selected)
     context.recordRouting(probabilities: p, chosen: chosen)
     let kept = p * chosen
-    let weights = kept / kept.summed(to: [x.shape[0], x.shape[1], 1])
-    guard c.hasSharedMemory else { return (chosen, weights) }
-    let one = Tensor.full(1, [x.shape[0], x.shape[1], 1], on: x.device)
-    return (concatenated([chosen, one]), concatenated([weights, one]))
+    var (taken, weights) = (chosen, kept / kept.summed(to: [x.shape[0], x.shape[1], 1]))
+    if c.hasSharedMemory {
+      let one = Tensor.full(1, [x.shape[0], x.shape[1], 1], on: x.device)
+      (taken, weights) = (concatenated([taken, one]), concatenated([weights, one]))
+    }
+    guard c.unstableOrder, x.shape[1] > 1, context.reset == nil else {
+      return (taken, weights, nil)
+    }
+    let order = apply(MemoryOrder(count: c.selected, hasShared: c.hasSharedMemory), [p])
+    return (order[0], weights, Order(places: order[1], inverse: order[2]))
   }
 
   /// `[B, T, n·size]` as `[B, T, lanes, size]`.
@@ -193,6 +213,14 @@ public struct MixtureOfMemories: SequenceMixer {
     for j in 0..<width - 1 { sum = sum + table.rows(places[j]) * tap(j) }
     state["window"] = table.rows(places[width - 1])
     return sum.silu()
+  }
+}
+
+extension Tensor {
+  /// `[B, T, lanes, size]` with its rows where `places` says; as it is for nil.
+  fileprivate func placed(_ places: Tensor?) -> Tensor {
+    guard let places else { return self }
+    return reshaped([places.shape.elementCount, shape.last]).rows(places)
   }
 }
 

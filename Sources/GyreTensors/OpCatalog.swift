@@ -34,6 +34,7 @@ public enum OpCatalog {
     LinearCrossEntropy.self,
     TopMask.self,
     SelectedHistory.self,
+    MemoryOrder.self,
     AdamWStep.self,
     MomentumStep.self,
     EvolutionNoise.self,

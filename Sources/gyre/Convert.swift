@@ -14,6 +14,7 @@ struct Convert: ParsableCommand {
         gyre convert out back --layout hf                 the public layout again, bit for bit
         gyre convert runs/tiny-1 out --layout hf          for the original library to load
         gyre convert ~/models/llama out --layout hf --dtype bf16
+        gyre convert fla-mom out --compat fla_mom         computes as that library does from now on
         gyre convert model.Q4_K.gguf out                  a GGUF file, unpacked
         gyre convert ~/models/llama model.gguf --type q4_K
         gyre convert model.gguf small.gguf --type q8_0
@@ -33,12 +34,16 @@ struct Convert: ParsableCommand {
   var type: GGUFType?
   @Option(help: "Element type of weights: f32, bf16 or f16 (default: as they are).")
   var dtype: WeightType?
+  @OptionGroup var compatibility: CompatibilityOptions
   @Flag(help: "Replace a model in the output folder.") var force = false
 
   private var isGGUF: Bool { output.hasSuffix(".gguf") }
 
   func validate() throws {
     if type != nil, !isGGUF { throw ValidationError("--type is for an output that ends in .gguf") }
+    if !compatibility.faults.isEmpty, isGGUF || layout == .hf {
+      throw ValidationError("--compat is for our layout; public ones cannot hold it")
+    }
     if dtype != nil, isGGUF { throw ValidationError("--dtype is for folders; use --type") }
   }
 
@@ -47,7 +52,7 @@ struct Convert: ParsableCommand {
     if !force, Files.kind(output + "/" + ModelFolder.configurationFile) != nil {
       throw Failure("'\(output)' holds a model already; --force replaces it")
     }
-    let folder = try ModelFolder(path: input)
+    let folder = try ModelFolder(path: input, compatibility: compatibility.faults)
     let written = try folder.convert(to: output, layout: layout, type: dtype)
     if folder.isGGUF {
       do {

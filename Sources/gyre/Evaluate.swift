@@ -40,6 +40,7 @@ struct Evaluate: ParsableCommand {
   @Option(help: "With a task: rows at each length.") var rows = 128
   @Flag(help: "One object on standard output.") var json = false
   @OptionGroup var weights: WeightOptions
+  @OptionGroup var compatibility: CompatibilityOptions
   @OptionGroup var device: DeviceOptions
 
   private struct Result: Encodable {
@@ -130,7 +131,9 @@ struct Evaluate: ParsableCommand {
       evaluation = try Evaluation(egg, bytes)
     } else {
       let (matrices, precision) = weights.choice(on: device)
-      let model = try StoredModel.load(folder: folder, device: device, matrices: matrices)
+      let model = try StoredModel.load(
+        folder: folder, device: device, matrices: matrices,
+        compatibility: compatibility.faults)
       evaluation = try Evaluation(model, text, precision: precision)
       cached = try pointer.map {
         try Evaluation(model, text, length: 256, precision: precision, cache: $0)

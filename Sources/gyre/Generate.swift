@@ -38,6 +38,7 @@ struct Generate: ParsableCommand {
   @Option(help: "Seed of the draws.") var seed: UInt64 = 0
   @Flag(help: "One object on standard output instead of streamed text.") var json = false
   @OptionGroup var weights: WeightOptions
+  @OptionGroup var compatibility: CompatibilityOptions
   @OptionGroup var device: DeviceOptions
 
   func validate() throws {
@@ -90,7 +91,9 @@ struct Generate: ParsableCommand {
     }
     let (matrices, precision) = weights.choice(on: device)
     let generator = try Generator(
-      model: try StoredModel.load(folder: folder, device: device, matrices: matrices),
+      model: try StoredModel.load(
+        folder: folder, device: device, matrices: matrices,
+        compatibility: compatibility.faults),
       tokenizer: try StoredModel.tokenizer(folder: folder))
     let tokens = generator.tokens(prompt: text)
     return { emit in

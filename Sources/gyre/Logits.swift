@@ -13,6 +13,8 @@ struct Logits: ParsableCommand {
         gyre logits runs/tiny-1 --input tokens.safetensors --output logits.safetensors
         gyre logits runs/tiny-1 --input t.safetensors --output l.safetensors --form recurrent
 
+        gyre logits fla-mom --input t.safetensors --output l.safetensors --compat fla_mom
+
       The three forms evaluate the same recurrence: token by token, in chunks, all at once.
       """)
 
@@ -22,6 +24,7 @@ struct Logits: ParsableCommand {
   @Option(help: "recurrent, chunkwise or parallel.") var form = FormName.chunkwise
   @Option(help: "Precision of matrix products, of weights widened to float32: f32 or bf16.")
   var dtype = Precision.f32
+  @OptionGroup var compatibility: CompatibilityOptions
   @OptionGroup var device: DeviceOptions
 
   func run() throws {
@@ -31,7 +34,8 @@ struct Logits: ParsableCommand {
     let ids = try file.readInt32("input_ids")
     let device = try device.open()
     let model = try StoredModel.load(
-      folder: folder, device: device, matrices: dtype == .bf16 ? .bfloat16 : .float32)
+      folder: folder, device: device, matrices: dtype == .bf16 ? .bfloat16 : .float32,
+      compatibility: compatibility.faults)
     let vocabulary = model.configuration.vocabulary
     if let bad = ids.firstIndex(where: { $0 < 0 || Int($0) >= vocabulary }) {
       throw Failure("\(input): input_ids[\(bad)] is \(ids[bad]), the model knows 0..<\(vocabulary)")

@@ -30,6 +30,18 @@ typedef struct gyre_array {
   int unused;
 } gyre_array;
 
+// What the copy engine of sm_90 knows of a tensor, as the driver encodes it. Lies at a multiple of 64
+// bytes; on the host, which cannot say so, structs that begin with maps have the device's layout when
+// their size is a multiple of 64.
+#ifdef __CUDACC_RTC__
+#define GYRE_CUDA_MAP_ALIGN __align__(64)
+#else
+#define GYRE_CUDA_MAP_ALIGN
+#endif
+typedef struct GYRE_CUDA_MAP_ALIGN gyre_tensor_map {
+  unsigned long long opaque[16];
+} gyre_tensor_map;
+
 // MARK: pointwise.cu
 
 // y = value.
@@ -97,6 +109,29 @@ typedef struct gyre_gemv_args {
   long m, n, k;
   gyre_array x, w, bias, y;
 } gyre_gemv_args;
+
+// MARK: blocks.cu
+
+enum {
+  GYRE_BLOCK_Q4_0 = 0,
+  GYRE_BLOCK_Q4_1 = 1,
+  GYRE_BLOCK_Q5_0 = 2,
+  GYRE_BLOCK_Q5_1 = 3,
+  GYRE_BLOCK_Q8_0 = 4,
+  GYRE_BLOCK_Q4_K = 5,
+  GYRE_BLOCK_Q5_K = 6,
+  GYRE_BLOCK_Q6_K = 7,
+};
+
+// w: `rows` of `columns` values in blocks, whole blocks a row. block_gemv: y [count, rows] =
+// x [count, columns] w' + bias, count at most 4, x aligned to 16 bytes. block_rows: y [count, columns],
+// the rows that tokens name, or the first `count` where there are none; y aligned to 16 bytes.
+typedef struct gyre_block_args {
+  long rows, columns, count;
+  GYRE_CUDA_PTR(const void) w;
+  GYRE_CUDA_PTR(const int) tokens;
+  gyre_array x, bias, y;
+} gyre_block_args;
 
 // MARK: layout.cu
 

@@ -52,15 +52,21 @@ public struct ModelFolder: Sendable {
 
   /// Opens a folder and compares names and shapes.
   ///
+  /// - Parameter compatibility: faults of the original library's code to repeat.
   /// - Throws: what is missing, damaged or does not fit; all tensors at once.
-  public init(path: String) throws(ModelFolderError) {
+  public init(
+    path: String, compatibility: [Compatibility] = []
+  ) throws(ModelFolderError) {
     self.path = path
     let opened = try Opened(path)
     (stored, file) = (opened.stored, opened.file)
     let names = Set(stored.names)
     let map: TensorMap?
     do throws(ConfigurationError) {
-      (configuration, layout, map) = try Self.resolve(opened.configuration, opened.extents)
+      var found: ModelConfiguration
+      (found, layout, map) = try Self.resolve(opened.configuration, opened.extents)
+      for fault in compatibility { try fault.apply(to: &found) }
+      configuration = found
       shapes = try configuration.parameterShapes()
     } catch let error {
       throw .configuration(file: file, error)

@@ -24,13 +24,16 @@ struct Bench: ParsableCommand {
         gyre bench --only "train lstm" --ops
         gyre bench --only length
         gyre bench --only layer
+        gyre bench --only mixer
+        gyre bench --learning --only delta
         gyre bench --device cuda:0 --dtype bf16 --profile gated-deltanet-350m --batch 4 --length 4096
         gyre bench --model-file model.Q4_K_M.gguf --threads 2
 
       Training rows are whole steps (forward, cross-entropy, backward, clipping, AdamW) with
       vocabulary 256, width 256, 4 layers, batch 16, length 256. Length rows compare
       8 sequences of 1,024 and of 16,384 tokens. Layer rows are recurrent layers with their input
-      projection, batch 16, 512 tokens, width 256 and 1024. Decoding rows feed one sequence a token at
+      projection, batch 16, 512 tokens, width 256 and 1024. Mixer rows are every mixer and feed-forward
+      block with its default options, width 256, batch 4, 256 tokens. Decoding rows feed one sequence a token at
       a time. --profile trains presets instead (several, separated by commas): tokens/s beside the
       device's matrix rate, memory, and on a GPU the time of each kernel.
       """)
@@ -38,7 +41,8 @@ struct Bench: ParsableCommand {
   @OptionGroup var device: DeviceOptions
   @Option(
     help:
-      "Only rows whose group (engine, length, layer, gemm, train, decode) or name contains this.")
+      "Only rows whose group (engine, length, layer, mixer, gemm, train, decode) or name contains this."
+  )
   var only: String?
   @Option(help: "Precision of matrix products: f32 or bf16.") var dtype = Precision.f32
   @Flag(
@@ -52,6 +56,11 @@ struct Bench: ParsableCommand {
   var longTokens = 0
   @Flag(help: "Only evolution: EGG, and perturbed inference beside plain inference.")
   var evolution = false
+  @Flag(
+    help:
+      "Only learning: a short training run of every mixer on the built-in text, beside n-gram models."
+  )
+  var learning = false
   @Flag(help: "After each training row, where its time goes, op by op.") var ops = false
   @Option(help: "Only whole training steps of these presets, kernel by kernel.")
   var profile: String?
@@ -85,6 +94,7 @@ struct Bench: ParsableCommand {
     if cells { return try measureCells(device) }
     if evolution { return try measureEvolution(device) }
     if decode { return try measureDecoding(device) }
+    if learning { return try measureLearning(device) }
     if let modelFile { return try measure(modelFile, device) }
     try ComputePrecision.$current.withValue(dtype.compute) {
       if let profile { try measureSteps(profile, device) } else { try measure(device) }
@@ -166,7 +176,7 @@ struct Bench: ParsableCommand {
     var rows: [Measurement] = []
     for (group, jobs) in [
       ("engine", engines(device, machine)), ("length", lengths(device, machine)),
-      ("layer", layers(device, machine)),
+      ("layer", layers(device, machine)), ("mixer", mixers(device, machine)),
       ("gemm", products(device, machine)),
       ("train", training(device, machine)), ("decode", decoding(device, machine)),
     ] {
@@ -285,6 +295,40 @@ struct Bench: ParsableCommand {
         }
       )
     }
+  }
+
+  private func mixers(_ device: any Device, _ machine: MachinePeaks) -> [Job] {
+    MixerRow.kinds.map { kind in
+      (
+        kind,
+        {
+          let row = try MixerRow.make(kind, on: device)
+          let bytes = row.variables.reduce(0) { $0 + $1.byteCount } + 2 * row.x.byteCount
+          let cotangent = Tensor.full(1, row.x.shape, on: device)
+          return [
+            try Measurement(
+              kind, "forward+backward", bytes: Double(3 * bytes), flops: 3 * row.flops,
+              tokens: MixerRow.batch * MixerRow.length, on: device, machine: machine
+            ) {
+              let tape = Tape()
+              tape.watch(row.variables + [row.x])
+              let y = tape.record { row.run(row.x) }
+              _ = tape.gradients(of: [(y, cotangent)], for: row.variables + [row.x])
+            }
+          ]
+        }
+      )
+    }
+  }
+
+  private func measureLearning(_ device: any Device) throws {
+    let rows = try ComputePrecision.$current.withValue(dtype.compute) {
+      try LearningRows(on: device, wants: { only.map($0.contains) ?? true }) {
+        if Terminal.isErrorInteractive { Terminal.writeError("\r\u{1B}[2K\($0)") }
+      }
+    }
+    if Terminal.isErrorInteractive { Terminal.writeError("\r\u{1B}[2K") }
+    if json { try JSONOutput.document(rows) } else { rows.print() }
   }
 
   private func products(_ device: any Device, _ machine: MachinePeaks) -> [Job] {

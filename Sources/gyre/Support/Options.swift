@@ -37,6 +37,21 @@ enum HeldWeights: String, ExpressibleByArgument, CaseIterable {
   case stored, f32, bf16
 }
 
+/// What to do as the original library's code does, although it is a fault there.
+struct CompatibilityOptions: ParsableArguments {
+  @Option(
+    name: .customLong("compat"),
+    help: ArgumentHelp(
+      "Repeat a fault of the original library's code; may be given several times.",
+      discussion: """
+        fla_mom: flash-linear-attention's mixture of memories on a CPU, which sorts tokens unstably, so \
+        that they see later ones. By default models compute what their equations say.
+        """))
+  var faults: [Compatibility] = []
+}
+
+extension Compatibility: ExpressibleByArgument {}
+
 /// How weights are held.
 struct WeightOptions: ParsableArguments {
   @Option(
