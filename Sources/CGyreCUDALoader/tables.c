@@ -38,6 +38,7 @@ static const gyre_symbol driver_symbols[] = {
     DRIVER(module_unload, "cuModuleUnload"),
     DRIVER(module_function, "cuModuleGetFunction"),
     DRIVER(function_set, "cuFuncSetAttribute"),
+    DRIVER(tensor_map, "cuTensorMapEncodeTiled"),
     DRIVER(occupancy, "cuOccupancyMaxActiveBlocksPerMultiprocessor"),
     DRIVER(launch, "cuLaunchKernel"),
     DRIVER(launch_cooperative, "cuLaunchCooperativeKernel"),

@@ -66,6 +66,12 @@ static const char attention_cu[] = {
 static const char attention_mma_cu[] = {
 #embed "cuda/attention_mma.cu" suffix(, 0)
 };
+static const char attention_tiles_cu[] = {
+#embed "cuda/attention_tiles.cu" suffix(, 0)
+};
+static const char attention_tiles_gradient_cu[] = {
+#embed "cuda/attention_tiles_gradient.cu" suffix(, 0)
+};
 static const char linear_attention_base_cu[] = {
 #embed "cuda/linear_attention_base.cu" suffix(, 0)
 };
@@ -101,6 +107,15 @@ static const char delta_rule_cu[] = {
 };
 static const char chunk_gradient_mixed_cu[] = {
 #embed "cuda/chunk_gradient_mixed.cu" suffix(, 0)
+};
+static const char egg_streams_cu[] = {
+#embed "cuda/egg_streams.cu" suffix(, 0)
+};
+static const char egg_forward_cu[] = {
+#embed "cuda/egg_forward.cu" suffix(, 0)
+};
+static const char egg_update_cu[] = {
+#embed "cuda/egg_update.cu" suffix(, 0)
 };
 static const char token_step_cu[] = {
 #embed "cuda/token_step.cu" suffix(, 0)
@@ -169,6 +184,12 @@ static const char chunk_gradient_scalar_cuh[] = {
 static const char chunk_solve_cuh[] = {
 #embed "cuda/chunk_solve.cuh" suffix(, 0)
 };
+static const char wgmma_cuh[] = {
+#embed "cuda/wgmma.cuh" suffix(, 0)
+};
+static const char attention_tiles_cuh[] = {
+#embed "cuda/attention_tiles.cuh" suffix(, 0)
+};
 static const char token_machine_cuh[] = {
 #embed "cuda/token_machine.cuh" suffix(, 0)
 };
@@ -189,6 +210,18 @@ static const char args_h[] = {
 };
 static const char engine_args_h[] = {
 #embed "include/gyre_cuda_engine_args.h" suffix(, 0)
+};
+static const char egg_cuh[] = {
+#embed "cuda/egg.cuh" suffix(, 0)
+};
+static const char egg_products_cuh[] = {
+#embed "cuda/egg_products.cuh" suffix(, 0)
+};
+static const char egg_pipeline_cuh[] = {
+#embed "cuda/egg_pipeline.cuh" suffix(, 0)
+};
+static const char egg_args_h[] = {
+#embed "include/gyre_cuda_egg_args.h" suffix(, 0)
 };
 static const char token_args_h[] = {
 #embed "include/gyre_cuda_token_args.h" suffix(, 0)
@@ -216,6 +249,8 @@ static const gyre_cuda_source kernels[] = {
     {"selective_scan", selective_scan_cu},
     {"attention", attention_cu},
     {"attention_mma", attention_mma_cu},
+    {"attention_tiles", attention_tiles_cu},
+    {"attention_tiles_gradient", attention_tiles_gradient_cu},
     {"linear_attention_base", linear_attention_base_cu},
     {"delta_rule_base", delta_rule_base_cu},
     {"head_sums", head_sums_cu},
@@ -228,6 +263,9 @@ static const gyre_cuda_source kernels[] = {
     {"linear_attention", linear_attention_cu},
     {"delta_rule", delta_rule_cu},
     {"chunk_gradient_mixed", chunk_gradient_mixed_cu},
+    {"egg_streams", egg_streams_cu},
+    {"egg_forward", egg_forward_cu},
+    {"egg_update", egg_update_cu},
     {"token_step", token_step_cu},
     {"token_sample", token_sample_cu},
     {NULL, NULL},
@@ -240,6 +278,8 @@ static const gyre_cuda_source headers[] = {
     {"scan.cuh", scan_cuh},
     {"head.cuh", head_cuh},
     {"mma.cuh", mma_cuh},
+    {"wgmma.cuh", wgmma_cuh},
+    {"attention_tiles.cuh", attention_tiles_cuh},
     {"cell_team.cuh", cell_team_cuh},
     {"cell_code.cuh", cell_code_cuh},
     {"cell_products.cuh", cell_products_cuh},
@@ -262,6 +302,10 @@ static const gyre_cuda_source headers[] = {
     {"gyre_cuda_args.h", args_h},
     {"gyre_cuda_engine_args.h", engine_args_h},
     {"gyre_cuda_token_args.h", token_args_h},
+    {"egg.cuh", egg_cuh},
+    {"egg_products.cuh", egg_products_cuh},
+    {"egg_pipeline.cuh", egg_pipeline_cuh},
+    {"gyre_cuda_egg_args.h", egg_args_h},
     {NULL, NULL},
 };
 

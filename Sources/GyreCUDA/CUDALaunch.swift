@@ -70,18 +70,19 @@ final class CUDALaunch {
 
   /// Queues a kernel whose blocks wait for each other: all are on the device at once.
   func runTogether<Arguments>(
-    _ function: CUDAFunction, grid: (Int, Int), threads: Int, _ arguments: Arguments
+    _ function: CUDAFunction, grid: (Int, Int), threads: Int, shared: Int = 0,
+    _ arguments: Arguments
   ) {
     guard !device.failure.isSet else { return }
     do throws(DeviceError) {
-      let handle = try device.compiler.function(function, shared: 0)
+      let handle = try device.compiler.function(function, shared: shared)
       var arguments = arguments
       let code = withUnsafeMutablePointer(to: &arguments) { pointer in
         var parameters: UnsafeMutableRawPointer? = UnsafeMutableRawPointer(pointer)
         return device.times.measure(name(function)) {
           device.driver.current.launch_cooperative(
-            handle, UInt32(grid.0), UInt32(grid.1), 1, UInt32(threads), 1, 1, 0, device.stream,
-            &parameters)
+            handle, UInt32(grid.0), UInt32(grid.1), 1, UInt32(threads), 1, 1, UInt32(shared),
+            device.stream, &parameters)
         }
       }
       device.check(code, name(function))
@@ -90,11 +91,11 @@ final class CUDALaunch {
 
   /// Blocks of a kernel that the device holds at once; 0 where it cannot be compiled, and the device
   /// keeps the error.
-  func blocksAtOnce(_ function: CUDAFunction, threads: Int) -> Int {
+  func blocksAtOnce(_ function: CUDAFunction, threads: Int, shared: Int = 0) -> Int {
     do throws(DeviceError) {
-      let handle = try device.compiler.function(function, shared: 0)
+      let handle = try device.compiler.function(function, shared: shared)
       var blocks: Int32 = 0
-      let code = device.driver.current.occupancy(&blocks, handle, Int32(threads), 0)
+      let code = device.driver.current.occupancy(&blocks, handle, Int32(threads), shared)
       guard device.check(code, name(function)) else { return 0 }
       return Int(blocks) * device.multiprocessors
     } catch {

@@ -60,10 +60,10 @@ public struct CellSource {
 
   private var rows: String {
     let (inputs, states) = (parts.inputs.count, parts.states.count)
-    func at(_ space: Int) -> String { "(b * a.tokens + t) * a.widths[\(space)] + u" }
+    func at(_ space: Int) -> String { "(v.b * a.tokens + t) * a.widths[\(space)] + v.u" }
     func input(_ i: Int) -> String {
       let before = parts.inputs[..<i].map { " + a.widths[\($0.space)]" }.joined()
-      return "(b * a.tokens + t) * a.width\(before) + u"
+      return "(v.b * a.tokens + t) * a.width\(before) + v.u"
     }
     func ifPresent(_ array: String, _ index: String, _ value: String) -> String {
       "if (present(\(array))) store(\(array), \(index), \(value));"
@@ -71,6 +71,8 @@ public struct CellSource {
     var lines = preamble
     lines += [
       "#include \"cell_products.cuh\"",
+      "enum { FORWARD_TILES = \(plan.forward.tileSpaces.count) };",
+      "enum { ADJOINT_TILES = \(plan.adjoint.tileSpaces.count) };",
       integers("state_space", parts.states.map(\.space)),
       integers("parameter_space", parts.parameters.map(\.space)),
     ]
@@ -113,39 +115,105 @@ public struct CellSource {
     var lines = ["GYRE_DEVICE long \(name)_tile(const gyre_described_args &a, int i) {"]
     lines.append("  long at = 0;")
     for (i, space) in code.tileSpaces.enumerated() {
-      lines.append("  if (i > \(i)) at += a.widths[\(space)];")
+      lines.append("  if (i > \(i)) at += tile_size(a, \(space));")
     }
     lines += ["  return at;", "}"]
     lines.append(
-      "GYRE_DEVICE void \(name)_step(const gyre_described_args &a, long b, long t, float *memory) {"
-    )
+      "GYRE_DEVICE void \(name)_step(const gyre_described_args &a, const Team &team, long t, "
+        + "float *memory) {")
     for i in code.tileSpaces.indices {
       lines.append("float *const t\(i) = memory + \(name)_tile(a, \(i));")
     }
-    for group in code.groups {
-      let instructions = code.instructions[group.first..<group.first + group.count]
-      if let only = instructions.first, let product = product(only) {
-        lines.append(product)
-      } else {
-        lines.append("EACH_UNIT(u, \(group.space)) {")
+    lines.append("long told = 0;")
+    for stage in Self.stages(code) {
+      if let group = stage.units {
+        lines.append("EACH_UNIT(\(group.space)) {")
         lines += slots(code)
-        lines += instructions.compactMap {
-          statement($0, tile: { "t\($0)[u]" }, load: load, store: store)
+        lines += code.instructions[group.first..<group.first + group.count].compactMap {
+          statement($0, tile: { "t\($0)[i]" }, load: load, store: store)
         }
-        lines.append("}")
+        lines += ["}", "__syncthreads();"]
+      } else {
+        lines += products(stage.products)
       }
-      lines.append("__syncthreads();")
     }
     return lines + ["}"]
   }
 
-  private func product(_ i: CellCode.Instruction) -> String? {
-    guard case .compute(let operation) = i.action, operation.isProduct else { return nil }
+  /// What lies between two barriers of a step: units one by one, or products.
+  private struct Stage {
+    var units: CellCode.Group?
+    var products: [CellCode.Instruction] = []
+    /// The distinct tiles that are multiplied.
+    var operands: [Int] {
+      products.reduce(into: []) { if !$0.contains(~$1.a) { $0.append(~$1.a) } }
+    }
+  }
+
+  private static func stages(_ code: CellCode) -> [Stage] {
+    code.groups.reduce(into: []) { stages, group in
+      let first = code.instructions[group.first..<group.first + group.count].first
+      guard let first, case .compute(let operation) = first.action, operation.isProduct else {
+        return stages.append(Stage(units: group))
+      }
+      // A product of a product waits for it.
+      let goesOn =
+        stages.last.map { last in
+          last.units == nil && !last.products.contains { $0.target == first.a }
+        } ?? false
+      if !goesOn { stages.append(Stage()) }
+      stages[stages.count - 1].products.append(first)
+    }
+  }
+
+  /// The widths of the vectors that the blocks of a team tell each other at a token.
+  static func told(_ code: CellCode, _ parts: CellParts) -> [Int] {
+    stages(code).flatMap { $0.operands.map { parts.spaces[code.tileSpaces[$0]] } }
+  }
+
+  /// All vectors are told, then one after the other heard and multiplied.
+  private func products(_ products: [CellCode.Instruction]) -> [String] {
+    let stage = Stage(products: products)
+    let members = stage.operands.map { operand in products.filter { ~$0.a == operand } }
+    var lines = ["{", "const long slot = t - a.first;"]
+    for (i, (operand, members)) in zip(stage.operands, members).enumerated() {
+      guard let width = members.first.map({ "a.widths[\(ends($0).from)]" }) else { continue }
+      lines += [
+        "const long told\(i) = told;", "told += a.rows * told_width(\(width));",
+        "tell_team(team, slot, told\(i), t\(operand), \(width));",
+      ]
+    }
+    for (i, (operand, members)) in zip(stage.operands, members).enumerated() {
+      lines += ["{", "Need need;"]
+      for p in members {
+        let (to, from) = ends(p)
+        lines.append(
+          "need.add(team, a.widths[\(to)], a.widths[\(from)], \(parts.matrices[p.index].heads));")
+      }
+      guard let from = members.first.map({ ends($0).from }) else { continue }
+      lines += [
+        "const float *x = hear_team(team, slot, told\(i), t\(operand), a.widths[\(from)], need);",
+        "int done = 0;",
+      ]
+      for p in members {
+        let (to, matrix) = (ends(p).to, parts.matrices[p.index])
+        let name = isTransposed(p) ? "transposed" : "matrices"
+        lines.append(
+          "done = team_product(team, done, a.\(name)[\(p.index)], t\(~p.target), x, "
+            + "a.widths[\(to)], a.widths[\(from)], \(matrix.heads), \(matrix.isShared));")
+      }
+      lines += ["__syncthreads();", "}"]
+    }
+    return lines + ["}"]
+  }
+
+  private func isTransposed(_ i: CellCode.Instruction) -> Bool {
+    i.action == .compute(.transposed)
+  }
+  /// The spaces of a product's result and operand.
+  private func ends(_ i: CellCode.Instruction) -> (to: Int, from: Int) {
     let matrix = parts.matrices[i.index]
-    let isTransposed = operation == .transposed
-    let (to, from) = isTransposed ? (matrix.from, matrix.to) : (matrix.to, matrix.from)
-    return "row_product(a.\(isTransposed ? "transposed" : "matrices")[\(i.index)], t\(~i.target), "
-      + "t\(~i.a), a.widths[\(to)], a.widths[\(from)], \(matrix.heads), \(matrix.isShared));"
+    return isTransposed(i) ? (matrix.from, matrix.to) : (matrix.to, matrix.from)
   }
 
   // MARK: - Instructions

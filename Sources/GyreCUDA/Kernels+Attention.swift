@@ -23,6 +23,10 @@ extension CUDAKernel {
       (a.y, a.sums) = (call.outputs[0].array, (op.keepsSums ? call.outputs[1] : nil).array)
       if let size = matrixSize(a) {
         makeHalf(&a, call.inputs, launch)
+        if var tiles = AttentionTiles(a, launch) {
+          tiles.runForward()
+          return true
+        }
         launch.run(
           mmaForward[size], grid: (a.batch * a.heads * ((a.queries + 63) / 64), 1, 1),
           threads: (128, 1), shared: matrixBytes(size, blocks: 1), a)
@@ -47,19 +51,28 @@ extension CUDAKernel {
       (a.y, a.sums) = (call.inputs[op.inputCount].array, call.inputs[op.inputCount + 1].array)
       a.dy = call.inputs[op.inputCount + 2].array
       (a.dq, a.dk, a.dv) = (call.outputs[0].array, call.outputs[1].array, call.outputs[2].array)
+      let matrix = matrixSize(a)
+      if matrix != nil {
+        makeHalf(&a, call.inputs, launch)
+        a.dy = gyre_array(launch.bfloat16(call.inputs[op.inputCount + 2]), .bfloat16)
+        if var tiles = AttentionTiles(a, launch) {
+          tiles.runBackward()
+          return true
+        }
+      }
       let rows = a.batch * a.queries * a.heads
       a.delta = launch.floats(rows)
       launch.run(
         rowDot, grid: ((rows * 32 + 255) / 256, 1, 1),
-        gyre_row_dot_args(rows: rows, columns: a.value_size, x: a.dy, y: a.y, out: a.delta))
+        gyre_row_dot_args(
+          rows: rows, columns: a.value_size, x: call.inputs[op.inputCount + 2].array, y: a.y,
+          out: a.delta))
       let dg = op.forward.optional[3].map { call.outputs[$0] }
       if dg != nil {
         a.columns = launch.floats(a.batch * a.heads * a.keys)
         a.rows = launch.floats(a.batch * a.heads * a.queries)
       }
-      if let size = matrixSize(a) {
-        makeHalf(&a, call.inputs, launch)
-        a.dy = gyre_array(launch.bfloat16(call.inputs[op.inputCount + 2]), .bfloat16)
+      if let size = matrix {
         let bytes = matrixBytes(size, blocks: 2)
         launch.run(
           mmaKeys[size], grid: (a.batch * a.key_heads * ((a.keys + 63) / 64), 1, 1),

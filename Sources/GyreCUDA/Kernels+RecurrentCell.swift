@@ -4,7 +4,7 @@ import GyreTensors
 import Synchronization
 
 /// Described cells: their code is compiled at first use (`CellSource`). Units that do not mix take a
-/// thread each, or Newton's method; others a block for each row of the batch.
+/// thread each, or Newton's method; others a team of blocks for some rows of the batch (`CellRows`).
 extension CUDAKernel {
   static let recurrentCells: [CUDAKernel] = [
     CUDAKernel(RecurrentCellForward.self) { op, call, launch in
@@ -21,14 +21,14 @@ extension CUDAKernel {
         state.history = op.historyPlace(s).map { call.outputs[$0] }.array
         return state
       }
-      fill(&a.states, states)
       fill(
         &a.products,
         op.plan.products.indices.map { p in
           op.keptPlace(p).map { call.outputs[$0] }.array
         })
       a.report = report.array
-      cell.run(.forward, isNewton: op.isNewton && op.plan.isDiagonal && a.tokens > 0, &a, launch)
+      cell.run(
+        .forward, isNewton: op.isNewton && op.plan.isDiagonal && a.tokens > 0, states, &a, launch)
       return true
     },
     CUDAKernel(RecurrentCellBackward.self) { op, call, launch in
@@ -47,7 +47,6 @@ extension CUDAKernel {
         state.history = op.extra.pick(s, rest).array
         return state
       }
-      fill(&a.states, states)
       fill(&a.products, plan.products.indices.map { op.extra.pick(op.keptPlace($0), rest).array })
       fill(&a.dproducts, plan.products.indices.map { call.outputs[op.productPlace($0)].array })
       fill(&a.operands, plan.operandSpaces.indices.map { call.outputs[op.operandPlace($0)].array })
@@ -61,14 +60,14 @@ extension CUDAKernel {
           })
       }
       cell.run(
-        .backward, isNewton: forward.isNewton && forward.plan.isDiagonal && a.tokens > 0, &a, launch
-      )
+        .backward, isNewton: forward.isNewton && forward.plan.isDiagonal && a.tokens > 0, states,
+        &a, launch)
       return true
     },
   ]
 
   /// Writes elements into a C array.
-  fileprivate static func fill<Storage, Element>(_ array: inout Storage, _ elements: [Element]) {
+  static func fill<Storage, Element>(_ array: inout Storage, _ elements: [Element]) {
     withUnsafeMutableBytes(of: &array) { bytes in
       elements.withUnsafeBytes { bytes.copyMemory(from: $0) }
     }
@@ -139,9 +138,15 @@ private final class DescribedCell: Sendable {
   }
 
   func run(
-    _ direction: Direction, isNewton: Bool, _ a: inout gyre_described_args, _ launch: CUDALaunch
+    _ direction: Direction, isNewton: Bool, _ states: [gyre_described_state],
+    _ a: inout gyre_described_args, _ launch: CUDALaunch
   ) {
-    if !plan.isDiagonal { return rows(direction, &a, launch) }
+    if !plan.isDiagonal {
+      let code = direction == .forward ? plan.forward : plan.adjoint
+      return CellRows(plan.parts, code, function("cell_rows_\(direction)"), a, launch)
+        .run(states, reversed: direction == .backward)
+    }
+    CUDAKernel.fill(&a.states, states)
     let units = a.batch * plan.parts.spaces[0]
     guard isNewton, plan.parts.states.count <= CellPlan.newtonStates else {
       // One warp a block until every multiprocessor has some.
@@ -164,23 +169,6 @@ private final class DescribedCell: Sendable {
       launch.run(
         function("cell_newton_report", defines), grid: (1, 1, 1), threads: (32, 1), a)
     }
-  }
-
-  private func rows(
-    _ direction: Direction, _ a: inout gyre_described_args, _ launch: CUDALaunch
-  ) {
-    let code = direction == .forward ? plan.forward : plan.adjoint
-    let floats = code.tileSpaces.reduce(0) { $0 + plan.parts.spaces[$1] }
-    let fits = 4 * floats <= launch.device.sharedPerBlock
-    if !fits {
-      a.memory = launch.floats(floats * a.batch)
-      a.memory_stride = floats
-    }
-    let widest = plan.parts.spaces.max() ?? 1
-    let threads = min(512, max(64, (widest + 31) / 32 * 32))
-    launch.run(
-      function("cell_rows_\(direction)"), grid: (a.batch, 1, 1), threads: (threads, 1),
-      shared: fits ? 4 * floats : 0, a)
   }
 }
 

@@ -38,6 +38,7 @@ struct Train: ParsableCommand {
 
         gyre train
         gyre train book.txt --model mingru-10m --steps 5000 --dtype bf16
+      gyre train book.txt --tokenizer bpe:4096
         gyre train corpus/ notes.jsonl --model config.json --batch 8 --length 512 --out runs/mine
         gyre train --resume --out runs/mine --steps 20000
         gyre train corpus/ --model rwkv7-350m --device cuda:0 --devices 2
@@ -57,7 +58,11 @@ struct Train: ParsableCommand {
     help: ArgumentHelp(
       "A preset or a config.json.", discussion: Presets.names.joined(separator: ", ")))
   var model: String?
-  @Option(help: "A tokenizer.json, an RWKV vocabulary, or a folder with one; none: bytes.")
+  @Option(
+    help: """
+      A tokenizer.json, an RWKV vocabulary, a folder with one, or bpe:N: N byte-level pieces learnt from \
+      the text; none: bytes.
+      """)
   var tokenizer: String?
   @Option(
     help: ArgumentHelp(
@@ -244,8 +249,8 @@ struct Train: ParsableCommand {
       throw Failure(
         "'\(folder.path)' holds a run already; --resume goes on with it, or name another --out")
     }
-    let encoder: any Tokenizer =
-      try tokenizer.map { try TokenizerFile.load(path: $0) } ?? ByteTokenizer()
+    let corpus = texts.isEmpty ? Corpus.embedded() : try Corpus(paths: texts)
+    let encoder = try TokenizerChoice.make(tokenizer, corpus: corpus)
     var configuration: ModelConfiguration
     if let model, model.hasSuffix(".json") {
       do throws(ConfigurationError) {
@@ -263,7 +268,6 @@ struct Train: ParsableCommand {
     }
     try change(&training)
     try configuration.validate()
-    let corpus = texts.isEmpty ? Corpus.embedded() : try Corpus(paths: texts)
     try folder.create(
       corpus: corpus, tokenizer: encoder, model: configuration, training: training)
     return (configuration, training)

@@ -30,6 +30,12 @@ enum {
   GYRE_CUDA_CAPABILITY_MINOR = 76,
   GYRE_CUDA_FUNCTION_MAX_SHARED = 8,
 };
+// Of tensor maps: the element type, rows of 128 bytes exchanged in pieces, reads of 128 bytes.
+enum {
+  GYRE_CUDA_MAP_BF16 = 9,
+  GYRE_CUDA_MAP_SWIZZLE_128 = 3,
+  GYRE_CUDA_MAP_PROMOTION_128 = 2,
+};
 
 // libcuda: the driver.
 typedef struct gyre_cuda_driver {
@@ -76,6 +82,11 @@ typedef struct gyre_cuda_driver {
     int, module_function, gyre_cuda_handle *_Nonnull function, gyre_cuda_handle module,
     const char *_Nonnull name);
   GYRE_CUDA_FN(int, function_set, gyre_cuda_handle function, int attribute, int value);
+  // Encodes 128 bytes at a multiple of 64: boxes of a tensor for the copy engine of sm_90.
+  GYRE_CUDA_FN(
+    int, tensor_map, void *_Nonnull map, int dtype, unsigned rank, gyre_cuda_address address,
+    const uint64_t *_Nonnull sizes, const uint64_t *_Nonnull strides, const uint32_t *_Nonnull box,
+    const uint32_t *_Nonnull steps, int interleave, int swizzle, int promotion, int fill);
   GYRE_CUDA_FN(
     int, occupancy, int *_Nonnull blocks, gyre_cuda_handle function, int threads, size_t shared);
   GYRE_CUDA_FN(

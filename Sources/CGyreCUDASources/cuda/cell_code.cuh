@@ -16,5 +16,3 @@ GYRE_DEVICE float cell_maximum(float a, float b) { return a > b ? a : b; }
 GYRE_DEVICE bool is_reset(const gyre_described_args &a, long b, long t) {
   return a.reset && a.reset[b * a.tokens + t];
 }
-// Every unit of a space, over the threads of a block.
-#define EACH_UNIT(u, space) for (long u = threadIdx.x; u < a.widths[space]; u += blockDim.x)

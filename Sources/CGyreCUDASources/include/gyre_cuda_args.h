@@ -30,6 +30,18 @@ typedef struct gyre_array {
   int unused;
 } gyre_array;
 
+// What the copy engine of sm_90 knows of a tensor, as the driver encodes it. Lies at a multiple of 64
+// bytes; on the host, which cannot say so, structs that begin with maps have the device's layout when
+// their size is a multiple of 64.
+#ifdef __CUDACC_RTC__
+#define GYRE_CUDA_MAP_ALIGN __align__(64)
+#else
+#define GYRE_CUDA_MAP_ALIGN
+#endif
+typedef struct GYRE_CUDA_MAP_ALIGN gyre_tensor_map {
+  unsigned long long opaque[16];
+} gyre_tensor_map;
+
 // MARK: pointwise.cu
 
 // y = value.

@@ -63,6 +63,53 @@ typedef struct gyre_attention_args {
   GYRE_CUDA_PTR(float) rows;         // and over keys, [batch, heads, queries]
 } gyre_attention_args;
 
+// MARK: attention_tiles.cu
+
+// For heads of up to 64 or 128 channels: groups of warps that multiply, each with 64 rows of an item,
+// and tiles on their way.
+#define GYRE_TILES_FORWARD_GROUPS(size) ((size) == 64 ? 3 : 2)
+#define GYRE_TILES_FORWARD_STAGES(size) ((size) == 64 ? 4 : 2)
+#define GYRE_TILES_QUERY_GROUPS(size) ((size) == 64 ? 3 : 2)
+#define GYRE_TILES_QUERY_STAGES(size) ((size) == 64 ? 4 : 3)
+#define GYRE_TILES_KEY_GROUPS(size) 2
+#define GYRE_TILES_KEY_STAGES(size) ((size) == 64 ? 4 : 2)
+#ifndef __CUDACC_RTC__
+// Rows of an item, and shared memory: rows of the groups, tiles (128 keys and values; 64 of both; 64
+// queries and slopes with three numbers each), barriers, room to begin at a multiple of 1,024 bytes.
+typedef struct gyre_tiles_launch {
+  long height, shared;
+} gyre_tiles_launch;
+static inline gyre_tiles_launch gyre_tiles_forward(long size) {
+  const long groups = GYRE_TILES_FORWARD_GROUPS(size), stages = GYRE_TILES_FORWARD_STAGES(size);
+  return (gyre_tiles_launch){
+      64 * groups, 1024 + 128 * size * (groups + 4 * stages) + 32 + 32 * stages};
+}
+static inline gyre_tiles_launch gyre_tiles_queries(long size) {
+  const long groups = GYRE_TILES_QUERY_GROUPS(size), stages = GYRE_TILES_QUERY_STAGES(size);
+  return (gyre_tiles_launch){
+      64 * groups, 1024 + 128 * size * 2 * (groups + stages) + 32 + 16 * stages};
+}
+static inline gyre_tiles_launch gyre_tiles_keys(long size) {
+  const long groups = GYRE_TILES_KEY_GROUPS(size), stages = GYRE_TILES_KEY_STAGES(size);
+  return (gyre_tiles_launch){
+      64 * groups, 1024 + 128 * size * 2 * (groups + stages) + 32 + (768 + 16) * stages};
+}
+#endif
+
+// Boxes of 64 rows and 64 channels of one head; q, k, v, dy in bfloat16, channels multiples of 8.
+typedef struct gyre_attention_tile_args {
+  gyre_tensor_map q, k, v, dy;
+  gyre_attention_args a;
+  int section;  // rows (sequence and head) whose blocks are neighbours in the order of work
+  int padded;   // queries, up to a multiple of 64
+  // Of each query: log2 of the softmax's sum, <dy, y>, the first key seen; [batch, heads, padded].
+  GYRE_CUDA_PTR(float) exponents;
+  GYRE_CUDA_PTR(float) means;
+  GYRE_CUDA_PTR(int) low;
+  GYRE_CUDA_PTR(int) drawn;  // items taken: of the forward pass, of keys, of queries; zero at first
+  long unused[6];                // to a multiple of 64 bytes
+} gyre_attention_tile_args;
+
 // MARK: linear_attention_base.cu, delta_rule_base.cu
 
 enum { GYRE_DECAY_NONE = 0, GYRE_DECAY_CONSTANT = 1, GYRE_DECAY_SCALAR = 2, GYRE_DECAY_VECTOR = 3 };
@@ -206,7 +253,11 @@ typedef struct gyre_described_args {
   gyre_array products[GYRE_DESCRIBED_MATRICES];
   gyre_array dproducts[GYRE_DESCRIBED_MATRICES];
   gyre_array operands[GYRE_DESCRIBED_MATRICES];
-  GYRE_CUDA_PTR(float) memory;  // tiles of every row where shared memory is too small
+  // Units that mix: rows of the batch and blocks of a team, the first row of the first team, the tokens
+  // of a launch, floats of a team's exchange at one token.
+  long rows, slices, first_row, first, last, told;
+  GYRE_CUDA_PTR(float) exchange;  // [teams, last - first, told], filled with the pattern of no number
+  GYRE_CUDA_PTR(float) memory;    // of every block, where shared memory is too small
   long memory_stride;
   GYRE_CUDA_PTR(float) reports;  // Newton's method: [blocks, 4]
   gyre_array report;             // [4]

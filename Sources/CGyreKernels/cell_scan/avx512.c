@@ -2,6 +2,7 @@
 #define CK_LEVEL avx512
 #include "../common/level.h"
 #include "plan.h"
+#include <immintrin.h>
 #define CELL_ROWS 16
 CK_LEVEL_BEGIN
 #include "../common/vmath.h"

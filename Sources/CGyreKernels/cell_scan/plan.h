@@ -39,12 +39,16 @@ static inline struct cell_plan cell_plan_make(const struct ck_cell_scan_shape *s
   enum { CACHED_BYTES = 2 << 20 };
   p.streams = p.B * p.T * p.H * (long)sizeof(float) > CACHED_BYTES;
   int threads = ck_thread_count();
-  // A thread must have more to do in a step than a barrier costs. By rows, all of R must stay in each
-  // processor's cache beside half a megabyte of operands; tile products want all rows they can get.
-  enum { MIN_STEP_WORK = 200000, MIN_SHARED_PANELS = 384 << 10, OPERANDS = 512 << 10 };
-  const long near = ck_near_cache_bytes() - OPERANDS;
-  const long shared = tiles || near < MIN_SHARED_PANELS ? MIN_SHARED_PANELS : near;
-  p.by_rows = p.B >= 2 * threads && panel_bytes < shared;
+  // A thread must have more to do in a step than a barrier costs. By rows, no operand crosses between
+  // processors, and all of R must stay in each one's cache beside half a megabyte of operands, or be
+  // small enough for the shared cache to bring it to eight rows or more in time. Tile products want all
+  // rows they can get.
+  enum { MIN_STEP_WORK = 200000, TILE_PANELS = 384 << 10, OPERANDS = 512 << 10,
+         SHARED_PANELS = 1792 << 10, SHARED_ROWS = 8 };
+  long most = TILE_PANELS;
+  if (!tiles && ck_near_cache_bytes() - OPERANDS > most) most = ck_near_cache_bytes() - OPERANDS;
+  if (!tiles && p.B >= SHARED_ROWS * threads && SHARED_PANELS > most) most = SHARED_PANELS;
+  p.by_rows = p.B >= 2 * threads && panel_bytes < most;
   if (!p.by_rows) {
     if (threads > p.blocks) threads = (int)p.blocks;
     while (threads > 1 && step_work < (long)threads * MIN_STEP_WORK) threads--;

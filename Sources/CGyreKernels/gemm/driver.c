@@ -10,6 +10,7 @@
 enum {
   COLUMN_BLOCK = 512,           // columns of B that a sliver of A meets before the next sliver
   SLIVER_GROUP = 8,             // slivers that share a block of B before k moves on
+  GROUP_PACK_K = 8,             // lines of A that a group's slivers read before the next ones
   PACKED_CHUNK = 8 << 20,       // bytes of packed B alive at once
   SMALL_PROBLEM = 32 * 32 * 32, // multiplications not worth a second thread
   PACK_GRAIN = 1 << 15,         // units of B worth handing to another thread
@@ -139,18 +140,37 @@ static void multiply_sliver(const struct plan *p, struct ck_gemm_tile *t, long k
   }
 }
 
+// Whether rows of A lie side by side and a sliver of them ends within cache lines: then the slivers of a
+// group are packed together, a few lines of A at a time. One after the other they would fetch most lines
+// twice, and lines a multiple of 4 KB apart not from the first cache.
+static bool packs_groups(const struct plan *p) {
+  return !p->strided_a && p->a.x_stride == 1 && p->kernel->mr % p->kernel->lanes != 0;
+}
+
+static void pack_group(const struct plan *p, uint32_t *slivers, long words, long first, long last,
+                       long k0, long k_count) {
+  const struct ck_gemm_kernel *kernel = p->kernel;
+  const long step = round_up(GROUP_PACK_K, (long)kernel->step * kernel->unit), mr = kernel->mr;
+  for (long k = 0; k < k_count; k += step)
+    for (long s = first; s < last; s++)
+      kernel->pack_a(slivers + (s - first) * words + k / kernel->unit * kernel->planes * mr, &p->a,
+                     s * mr, min_long(mr, p->args->m - s * mr), k0 + k, min_long(step, k_count - k));
+}
+
 // Slivers [first, last) against one block of columns, all of k.
 static void multiply_group(const struct plan *p, long first, long last, long column, long columns) {
   const struct ck_gemm_args *args = p->args;
   const struct ck_gemm_kernel *kernel = p->kernel;
   const long mr = kernel->mr, block = kernel->block_units * kernel->unit;
   const ck_scratch_mark mark = ck_scratch_begin();
-  uint32_t *sliver = NULL;
-  if (!p->strided_a)
-    sliver = ck_scratch((size_t)(kernel->block_units * kernel->planes * mr) * 4);
+  const bool together = packs_groups(p);
+  const long words = kernel->block_units * kernel->planes * mr;
+  uint32_t *slivers = NULL;
+  if (!p->strided_a) slivers = ck_scratch((size_t)((together ? last - first : 1) * words) * 4);
   float *sums = p->c32 ? NULL : ck_scratch((size_t)((last - first) * mr * columns) * 4);
   for (long k0 = 0; k0 < args->k; k0 += block) {
     const long k_count = min_long(block, args->k - k0);
+    if (together) pack_group(p, slivers, words, first, last, k0, k_count);
     for (long s = first; s < last; s++) {
       const long row = s * mr, rows = min_long(mr, args->m - row);
       struct ck_gemm_tile tile = {
@@ -161,9 +181,11 @@ static void multiply_group(const struct plan *p, long first, long last, long col
       };
       if (p->strided_a) {
         tile.a = (const uint32_t *)p->a.data + row * p->a.x_stride + k0 * p->a.k_stride;
+      } else if (together) {
+        tile.a = slivers + (s - first) * words;
       } else {
-        kernel->pack_a(sliver, &p->a, row, rows, k0, k_count);
-        tile.a = sliver;
+        kernel->pack_a(slivers, &p->a, row, rows, k0, k_count);
+        tile.a = slivers;
       }
       float *out = p->c32 ? p->c32 + row * args->ldc + column : sums + (row - first * mr) * columns;
       const long ld = p->c32 ? args->ldc : columns;

@@ -146,12 +146,15 @@ public struct CellForward: Op {
     return SavedValues(keepsInput: { _ in true }, keepsOutput: { kept.contains($0) })
   }
 
-  /// Small ones in float32, and one of a size and a precision for which devices keep the weights on
-  /// chip.
+  /// Small ones in float32, one of whole tiles of rows and units, and one of a size and a precision for
+  /// which devices keep the weights on chip.
   public static let cases: [OpCase] = CellScan.Cell.allCases.flatMap { cell in
     [(1, true), (3, true), (2, false)].map { heads, full in
       example(cell, heads: heads, full: full, (2, 23, 12), .float32)
-    } + [example(cell, heads: 2, full: true, (3, 7, 80), .bfloat16)]
+    } + [
+      example(cell, heads: 1, full: true, (16, 4, 32), .float32),
+      example(cell, heads: 2, full: true, (3, 7, 80), .bfloat16),
+    ]
   }
   private static func example(
     _ cell: CellScan.Cell, heads: Int, full: Bool, _ sizes: (Int, Int, Int),
@@ -173,7 +176,8 @@ public struct CellForward: Op {
     ]
     let isExact = precision == .float32
     return OpCase(
-      "\(cell) \(heads) heads\(full ? " full" : "")\(isExact ? "" : " bfloat16")",
+      "\(cell) \(heads) heads\(full ? " full" : "")\(B == 16 ? " tiles" : "")"
+        + (isExact ? "" : " bfloat16"),
       CellForward(
         cell: cell, heads: heads, precision: precision, keepsGates: true,
         optional: OptionalInputs(inputs.map { $0 != nil })), inputs.compactMap { $0 },

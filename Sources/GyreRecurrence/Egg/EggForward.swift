@@ -79,6 +79,12 @@ public struct EggForward: Op {
     item(
       "generated noise", EggShape(width: 18, layers: 2), members: 70,
       EggNoise(.generated(seed: 0x1_2345_6789, epoch: 7, firstPair: 40)), tokens: 3, group: 2),
+    item(
+      "width 256", EggShape(width: 256, layers: 1), members: 4,
+      EggNoise(.generated(seed: 9, epoch: 2, firstPair: 0)), tokens: 2),
+    item(
+      "width 130", EggShape(width: 130, layers: 1), members: 2,
+      EggNoise(.generated(seed: 9, epoch: 2, firstPair: 3), sigmaShift: 1), tokens: 2),
   ]
 
   private static func item(

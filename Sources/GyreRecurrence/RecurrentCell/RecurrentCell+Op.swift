@@ -174,7 +174,8 @@ public struct RecurrentCellForward: Op {
 }
 
 extension Cell {
-  /// Examples of the op for this cell: dense and diagonal, both executions, every variant.
+  /// Examples of the op for this cell: dense and diagonal, both executions, every variant, and wide
+  /// enough for the executions that share a row's units out.
   static var opCases: [OpCase] {
     func plan(_ cell: Self, _ matrix: RecurrentMatrix) -> CellPlan {
       CellPlan(cell.description(hidden: 6, matrix: matrix))
@@ -187,6 +188,11 @@ extension Cell {
     let mixed = plan(Self(), .dense)
     if !mixed.products.isEmpty {
       cases.append(opCase("\(kind) frozen", mixed, full: true, isNewton: true))
+      let wide = CellPlan(
+        Self().description(hidden: 188, heads: mixed.products.count < 3 ? 1 : 2, matrix: .dense))
+      cases.append(
+        opCase(
+          "\(kind) wide", wide, batch: 9, tokens: 4, scale: 0.06, full: true, isNewton: false))
     }
     if diagonal.isDiagonal {
       cases.append(opCase("\(kind) newton", diagonal, full: true, isNewton: true))
@@ -200,17 +206,17 @@ extension Cell {
       }
   }
 
-  private static func opCase(_ label: String, _ plan: CellPlan, full: Bool, isNewton: Bool)
-    -> OpCase
-  {
-    let (B, T) = (2, 13)
+  private static func opCase(
+    _ label: String, _ plan: CellPlan, batch B: Int = 2, tokens T: Int = 13, scale: Double = 0.3,
+    full: Bool, isNewton: Bool
+  ) -> OpCase {
     let parts = plan.parts
     func weights(_ shape: Shape, _ constant: [Float]?, _ scale: Double) -> TestInput {
       constant.map { TestInput(shape, .elements($0.map(Double.init)), differentiable: false) }
         ?? TestInput(shape, .normal(scale: scale))
     }
     var inputs: [TestInput?] = [TestInput([B, T, parts.inputWidth])]
-    inputs += parts.matrices.map { weights(parts.shape($0), $0.constant, 0.3) }
+    inputs += parts.matrices.map { weights(parts.shape($0), $0.constant, scale) }
     inputs += parts.parameters.map { weights([parts.spaces[$0.space]], $0.constant, 0.4) }
     inputs += parts.states.map {
       full ? TestInput([B, parts.spaces[$0.space]], .normal(scale: 0.5)) : nil

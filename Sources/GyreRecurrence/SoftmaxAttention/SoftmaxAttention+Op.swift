@@ -168,6 +168,8 @@ public struct AttentionForward: Op {
       make("causal", queries: 100, keys: 100, keyHeads: 4, size: 24),
       make("window", queries: 100, keys: 100, window: 33, keyHeads: 2, size: 20, starts: true),
       make("cache, gates", queries: 70, keys: 140, keyHeads: 1, size: 72, gates: true),
+      make("tiles", queries: 150, keys: 210, window: 70, keyHeads: 2, size: 40, starts: true),
+      make("large tiles", queries: 140, keys: 140, keyHeads: 1, size: 120, starts: true),
     ]
   }()
 }

@@ -81,8 +81,13 @@ struct CellRows: Encodable {
       return times[times.count / 2]
     }
     let reports = NewtonReports()
-    let newton = try NewtonReports.$current.withValue(reports) { try seconds(.newton) }
     let sequential = try seconds(.sequential)
+    // Graphics processors have no sweeps over products: they run token by token, too.
+    let hasNewton =
+      !device.storesBFloat16 || (job.structure != .dense && job.structure != .fused)
+    let newton =
+      hasNewton
+      ? try NewtonReports.$current.withValue(reports) { try seconds(.newton) } : sequential
     return Row(
       cell: job.cell,
       times: .init(

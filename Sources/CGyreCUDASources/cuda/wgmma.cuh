@@ -1,0 +1,139 @@
+// Products of four warps at once (wgmma), tiles brought by the copy engine, and barriers between those
+// who fill tiles and those who read them: Hopper's own instructions, sm_90a only.
+//
+// A tile in shared memory is a row of panels, each of 64 columns of bf16: rows of 128 bytes whose
+// 16-byte pieces are exchanged as `at<64>` does, from a multiple of 1,024 bytes on. That is what a
+// tensor map with 128-byte swizzle writes and what wgmma reads.
+#pragma once
+#include "gyre_cuda_args.h"
+#include "mma.cuh"
+
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+
+/// A panel as an operand; `next` is the distance in bytes to the panel of the next 64 columns, where
+/// columns are the operand's outer side.
+DEV u64 panel_operand(const u16 *panel, u32 next = 16) {
+  return (u64)((shared_address(panel) & 0x3ffff) >> 4) | (u64)(next >> 4) << 16 |
+         (u64)(1024 >> 4) << 32 | (u64)1 << 62;
+}
+
+#define GYRE_OUT4(d, n) "+f"(d[n][0]), "+f"(d[n][1]), "+f"(d[n][2]), "+f"(d[n][3])
+#define GYRE_OUT32(d, n)                                                                          \
+  GYRE_OUT4(d, n), GYRE_OUT4(d, n + 1), GYRE_OUT4(d, n + 2), GYRE_OUT4(d, n + 3), GYRE_OUT4(d, n + 4), \
+      GYRE_OUT4(d, n + 5), GYRE_OUT4(d, n + 6), GYRE_OUT4(d, n + 7)
+#define GYRE_R32                                                                                 \
+  "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25," \
+  "%26,%27,%28,%29,%30,%31"
+#define GYRE_R64                                                                                   \
+  GYRE_R32                                                                                         \
+  ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55," \
+  "%56,%57,%58,%59,%60,%61,%62,%63"
+
+// d (+)= a b for 64 rows and 64 or 128 columns, 16 deep; `add` 0 forgets what d held. With TURNED b
+// lies as [depth][column], else as [column][depth].
+template <int TURNED>
+DEV void wgmma(float (&d)[8][4], u64 a, u64 b, int add) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" GYRE_R32
+      "}, %32, %33, p, 1, 1, 0, %35;\n}"
+      : GYRE_OUT32(d, 0)
+      : "l"(a), "l"(b), "r"(add), "n"(TURNED));
+}
+template <int TURNED>
+DEV void wgmma(float (&d)[8][4], const u32 (&a)[4], u64 b, int add) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" GYRE_R32
+      "}, {%32,%33,%34,%35}, %36, p, 1, 1, %38;\n}"
+      : GYRE_OUT32(d, 0)
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add), "n"(TURNED));
+}
+template <int TURNED>
+DEV void wgmma(float (&d)[16][4], u64 a, u64 b, int add) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" GYRE_R64
+      "}, %64, %65, p, 1, 1, 0, %67;\n}"
+      : GYRE_OUT32(d, 0), GYRE_OUT32(d, 8)
+      : "l"(a), "l"(b), "r"(add), "n"(TURNED));
+}
+template <int TURNED>
+DEV void wgmma(float (&d)[16][4], const u32 (&a)[4], u64 b, int add) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %69, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" GYRE_R64
+      "}, {%64,%65,%66,%67}, %68, p, 1, 1, %70;\n}"
+      : GYRE_OUT32(d, 0), GYRE_OUT32(d, 8)
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add), "n"(TURNED));
+}
+DEV void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+DEV void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+/// Until at most N of the groups that were committed are under way.
+template <int N>
+DEV void wgmma_wait() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
+}
+/// Keeps the compiler from moving uses of accumulators over a fence or a wait.
+template <int N>
+DEV void pin(float (&d)[N][4]) {
+#pragma unroll
+  for (int n = 0; n < N; n++) asm volatile("" : GYRE_OUT4(d, n)::"memory");
+}
+/// Keeps registers that a product reads from being used for anything else before here.
+template <int N>
+DEV void hold(u32 (&p)[N][4]) {
+#pragma unroll
+  for (int n = 0; n < N; n++)
+    asm volatile("" : "+r"(p[n][0]), "+r"(p[n][1]), "+r"(p[n][2]), "+r"(p[n][3])::"memory");
+}
+
+DEV void barrier_init(u64 *b, u32 count) {
+  asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_address(b)), "r"(count) : "memory");
+}
+DEV void barrier_arrive(u64 *b) {
+  asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(shared_address(b)) : "memory");
+}
+/// One thread: the barrier also waits for `bytes` that the copy engine brings.
+DEV void barrier_expect(u64 *b, u32 bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(shared_address(b)),
+               "r"(bytes)
+               : "memory");
+}
+/// One thread: one box of a tensor [.., .., .., channels] into a panel; zeros beyond its ends.
+DEV void load_box(
+    u16 *panel, const gyre_tensor_map &map, int channel, int head, int row, int batch, u64 *b) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, "
+      "{%3, %4, %5, %6}], [%2];" ::"r"(shared_address(panel)),
+      "l"(&map), "r"(shared_address(b)), "r"(channel), "r"(head), "r"(row), "r"(batch)
+      : "memory");
+}
+/// One thread: contiguous bytes, counted by a barrier that expects them.
+DEV void load_bytes(void *to, const void *from, u32 bytes, u64 *b) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+          "r"(shared_address(to)),
+      "l"(from), "r"(bytes), "r"(shared_address(b))
+      : "memory");
+}
+template <int R>
+DEV void more_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(R));
+}
+template <int R>
+DEV void fewer_registers() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(R));
+}
+
+/// A place in a ring of tiles and how often it was passed.
+struct Ring {
+  int stage = 0;
+  u32 parity = 0;
+  template <int STAGES>
+  DEV_MEMBER void advance() {
+    if (++stage == STAGES) stage = 0, parity ^= 1;
+  }
+};
+
+#endif
