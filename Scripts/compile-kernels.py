@@ -4,7 +4,7 @@
 Says so and succeeds where NVRTC is not found (`pip install nvidia-cuda-nvrtc`, or GYRE_CUDA_PATH).
 With --resources also prints registers, spills and shared memory of each kernel.
 """
-import argparse, ctypes, glob, os, re, sys, time
+import argparse, ctypes, functools, glob, multiprocessing, os, re, sys, time
 
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "Sources", "CGyreCUDASources")
 PLACES = [
@@ -54,6 +54,34 @@ def compile(nvrtc, text, name, arch, headers, defines, verbose):
     return code, log.value.decode(errors="replace")
 
 
+def check(headers, resources, job):
+    """A file for one architecture, in all variants: lines to print, and whether it compiles."""
+    file, arch = job
+    nvrtc, _ = find()
+    start = time.time()
+    text = open(file, "rb").read()
+    code, log, count = 0, "", 0
+    for defines in variants(text):
+        result, part = compile(nvrtc, text, os.path.basename(file), arch, headers, defines, resources)
+        code, log, count = code or result, log + part, count + 1
+        if code:
+            break
+    what = f" {count} variants" if count > 1 else ""
+    out = [f"{os.path.basename(file):32} {arch:7} {'ok' if code == 0 else 'FAILED'} {time.time() - start:5.1f} s{what}"]
+    if resources and code == 0:
+        name = ""
+        for line in log.splitlines():
+            found = re.search(r"Compiling entry function '(\w+)'", line)
+            name = found.group(1) if found else name
+            if "Used" in line:
+                out.append(f"    {name}: {line.split('Used')[1].strip()}")
+            elif "spill" in line and " 0 bytes spill stores" not in line:
+                out.append(f"    {name}: SPILLS {line.strip()}")
+    elif log.strip():
+        out.append(log)
+    return "\n".join(out), code == 0
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("files", nargs="*", help="names without extension; all by default")
@@ -69,32 +97,13 @@ def main():
     files = sorted(glob.glob(ROOT + "/cuda/*.cu"))
     if o.files:
         files = [f for f in files if os.path.basename(f)[:-3] in o.files]
-    failed = 0
-    for file in files:
-        for arch in o.arch or ["sm_80", "sm_90a"]:
-            start = time.time()
-            text = open(file, "rb").read()
-            code, log, count = 0, "", 0
-            for defines in variants(text):
-                result, part = compile(nvrtc, text, os.path.basename(file), arch, headers, defines, o.resources)
-                code, log, count = code or result, log + part, count + 1
-                if code:
-                    break
-            what = f" {count} variants" if count > 1 else ""
-            print(f"{os.path.basename(file):32} {arch:7} {'ok' if code == 0 else 'FAILED'} {time.time() - start:5.1f} s{what}", flush=True)
-            failed += code != 0
-            lines = log.splitlines()
-            if o.resources and code == 0:
-                name = ""
-                for line in lines:
-                    found = re.search(r"Compiling entry function '(\w+)'", line)
-                    name = found.group(1) if found else name
-                    if "Used" in line:
-                        print(f"    {name}: {line.split('Used')[1].strip()}")
-                    elif "spill" in line and " 0 bytes spill stores" not in line:
-                        print(f"    {name}: SPILLS {line.strip()}")
-            elif log.strip():
-                print(log)
+    jobs = [(file, arch) for file in files for arch in o.arch or ["sm_80", "sm_90a"]]
+    # Processes of their own: NVRTC takes turns within one.
+    with multiprocessing.get_context("fork").Pool(min(len(jobs), os.cpu_count() or 1)) as pool:
+        failed = 0
+        for text, is_good in pool.imap(functools.partial(check, headers, o.resources), jobs, 1):
+            print(text, flush=True)
+            failed += not is_good
     print(f"{len(files)} files with {path}: {'all compile' if not failed else f'{failed} FAILED'}")
     return failed != 0
 

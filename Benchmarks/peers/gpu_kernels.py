@@ -25,7 +25,7 @@ class MixerArgs(C.Structure):
     """chunk_common.cuh"""
     _fields_ = [(n, C.c_void_p) for n in (
         "q k v a b gate beta reset initial y final records extras states state_gradients dy d_final "
-        "dq dk dv da db d_gate d_beta d_initial norms").split()] + [(n, C.c_int) for n in (
+        "dq dk dv da db d_gate d_beta d_initial norms mild").split()] + [(n, C.c_int) for n in (
             "batch tokens heads key_heads keys values chunks gate_kind gate_is_float beta_is_float"
         ).split()] + [("scale", C.c_float), ("normalize", C.c_int)]
 
@@ -169,6 +169,15 @@ def gradient_bytes(rule, K, V):
     return (stage + max(first, second) + 2 * 4096 + 8 * 1280 + 512 + 2048 + 1024 + 256 + 128 + 128 + 256) * 2
 
 
+def mild_prepare_bytes(rule, K):
+    tiles = 64 * K * (2, 4, 4)[rule] + 4096 * (1, 3, 5)[rule]
+    return (tiles + 8 * K + 128 + 2 * K) * 2
+
+
+def mild_gradient_bytes(rule):
+    return ((8, 12, 13)[rule] * 4096 + 2 * 512 + 1024 + 256 + 128 + 512) * 2
+
+
 def round_size(K):
     return next(n for n in (64, 128) if K <= n)
 
@@ -177,8 +186,8 @@ class Mixer:
     """One problem: inputs, outputs, workspaces, launches."""
 
     def __init__(self, dev, rule, B, T, H, K, V, dtype, gate_kind=0, gate_dtype=torch.float32, key_heads=None,
-                 state=False, reset=False, beta_max=1.0, gate_low=-0.2, seed=0, scale=None, backward=True, team=None, normalize=False):
-        self.normalize = normalize
+                 state=False, reset=False, beta_max=1.0, gate_low=-0.2, seed=0, scale=None, backward=True, team=None, normalize=False, has_mild=True):
+        self.normalize, self.has_mild = normalize, has_mild
         self.dev, self.rule = dev, rule
         self.B, self.T, self.H, self.K, self.V, self.dtype = B, T, H, K, V, dtype
         self.Hk = key_heads or H
@@ -234,6 +243,10 @@ class Mixer:
         self.records = torch.full((B * H * N * record_bytes(self.rule, self.KP),), 255, device=d, dtype=torch.uint8)
         self.states = self.state_gradients = self.extras = None
         self.norms = nan(B * H * N * 128)
+        # The kernels for mild decays leave steep chunks to the others.
+        self.mild = None
+        if self.gate_kind == 3 and self.has_mild:
+            self.mild = torch.full((B * H * N,), -1, device=d, dtype=torch.int32)
         self.grads = {}
         if self.backward:
             self.states = nan(B * H * N * ((V + 15) // 16) * 16 * self.KP, dtype=torch.bfloat16)
@@ -256,7 +269,7 @@ class Mixer:
     def args(self):
         p = lambda x: None if x is None else x.data_ptr()
         i = self.inputs
-        a = MixerArgs(**{n: p(x) for n, x in i.items()}, reset=p(self.reset), norms=p(self.norms), y=p(self.y), final=p(self.final),
+        a = MixerArgs(**{n: p(x) for n, x in i.items()}, reset=p(self.reset), norms=p(self.norms), mild=p(self.mild), y=p(self.y), final=p(self.final),
                       records=p(self.records), extras=p(self.extras), states=p(self.states),
                       state_gradients=p(self.state_gradients), dy=p(self.dy), d_final=p(self.d_final),
                       **{n: p(x) for n, x in self.grads.items()})
@@ -274,9 +287,21 @@ class Mixer:
     def scalar(self):
         return "_scalar" if self.gate_kind < 3 and self.rule != GENERAL else ""
 
+    def rest(self, name, threads, size, is_shared):
+        """The kernel of any gate: over the chunks that the mild kernel has left, or all."""
+        grid = (self.N, self.B * self.H, 1)
+        args = self.args()
+        if not self.scalar():
+            grid = (min(self.N * self.B * self.H, 264) if is_shared else self.N * self.B * self.H, 1, 1)
+            if not is_shared:
+                args.mild = None
+        self.dev.launch(self.name(name + self.scalar()), grid, threads, size, args)
+
     def prepare(self):
-        self.dev.launch(self.name("prepare" + self.scalar()), (self.N, self.B * self.H, 1), 128,
-                        prepare_bytes(self.rule, self.KP, bool(self.scalar())), self.args())
+        if self.mild is not None:
+            self.dev.launch(self.name("prepare_mild"), (self.N, self.B * self.H, 1), 256,
+                            mild_prepare_bytes(self.rule, self.KP), self.args())
+        self.rest("prepare", 128, prepare_bytes(self.rule, self.KP, bool(self.scalar())), self.mild is not None)
 
     def walk(self, back=False):
         name = self.name(("walk_back" if back else "walk") + ("_team" if self.team else ""))
@@ -286,8 +311,11 @@ class Mixer:
         self.dev.launch(name, ((self.V + VT - 1) // VT, self.B * self.H, 1), 256 if self.team else 128, size, self.args())
 
     def gradient(self):
-        self.dev.launch(self.name("gradient" + self.scalar()), (self.N, self.B * self.H, 1), 256,
-                        gradient_bytes(self.rule, self.KP, self.KP), self.args())
+        does = self.mild is not None and self.KP == 64
+        if does:
+            self.dev.launch(self.name("gradient_mild"), (self.N, self.B * self.H, 1), 256,
+                            mild_gradient_bytes(self.rule), self.args())
+        self.rest("gradient", 256, gradient_bytes(self.rule, self.KP, self.KP), does)
 
     def forward(self):
         self.prepare()
@@ -455,6 +483,16 @@ def cases(small):
     yield "delta beta 2", (BETA, 2, T, 2, 64, 64, bf), dict(beta_max=2.0)
     yield "kda", (BETA, 2, T, 2, 64, 64, bf), dict(gate_kind=3, gate_low=-2, **full)
     yield "rwkv7", (GENERAL, 2, T, 2, 64, 64, bf), dict(gate_kind=3, gate_low=-0.6, gate_dtype=bf, **full)
+    open = dict(state=True)
+    yield "mild gla", (LINEAR, 2, T, 2, 64, 64, bf), dict(gate_kind=3, gate_low=-0.5, **open)
+    yield "mild kda", (BETA, 2, T, 2, 64, 64, bf), dict(gate_kind=3, gate_low=-0.5, **open)
+    yield "mild rwkv7", (GENERAL, 2, T, 2, 64, 64, bf), dict(gate_kind=3, gate_low=-0.6, gate_dtype=bf, **open)
+    yield "mild strong", (GENERAL, 1, T, 2, 64, 64, bf), dict(gate_kind=3, gate_low=-1.4, **open)
+    yield "mild groups", (BETA, 1, T, 4, 64, 64, bf), dict(gate_kind=3, gate_low=-0.5, key_heads=2, normalize=True, **open)
+    yield "mild gla 128", (LINEAR, 1, T, 2, 128, 128, bf), dict(gate_kind=3, gate_low=-0.5, **open)
+    yield "mild kda 128", (BETA, 1, T, 2, 128, 128, bf), dict(gate_kind=3, gate_low=-0.5, normalize=True, **open)
+    yield "mild rwkv7 128", (GENERAL, 1, T, 2, 128, 128, bf), dict(gate_kind=3, gate_low=-0.6, **open)
+    yield "mild 40 24", (GENERAL, 1, T, 2, 40, 24, bf), dict(gate_kind=3, gate_low=-0.6, **open)
     yield "linear scalar", (LINEAR, 1, T, 2, 64, 64, bf), dict(gate_kind=2, gate_low=-1, **full)
     yield "linear constant", (LINEAR, 1, T, 2, 64, 64, bf), dict(gate_kind=1, gate_low=-0.1)
     yield "linear closed", (LINEAR, 1, T, 2, 64, 64, bf), dict(gate_kind=3, gate_low=-60, **full)

@@ -166,6 +166,15 @@ static const char chunk_common_cuh[] = {
 static const char chunk_prepare_cuh[] = {
 #embed "cuda/chunk_prepare.cuh" suffix(, 0)
 };
+static const char chunk_mild_cuh[] = {
+#embed "cuda/chunk_mild.cuh" suffix(, 0)
+};
+static const char chunk_gradient_mild_cuh[] = {
+#embed "cuda/chunk_gradient_mild.cuh" suffix(, 0)
+};
+static const char chunk_prepare_mild_cuh[] = {
+#embed "cuda/chunk_prepare_mild.cuh" suffix(, 0)
+};
 static const char chunk_walk_cuh[] = {
 #embed "cuda/chunk_walk.cuh" suffix(, 0)
 };
@@ -211,8 +220,14 @@ static const char args_h[] = {
 static const char engine_args_h[] = {
 #embed "include/gyre_cuda_engine_args.h" suffix(, 0)
 };
+static const char philox_cuh[] = {
+#embed "cuda/philox.cuh" suffix(, 0)
+};
 static const char egg_cuh[] = {
 #embed "cuda/egg.cuh" suffix(, 0)
+};
+static const char egg_numbers_cuh[] = {
+#embed "cuda/egg_numbers.cuh" suffix(, 0)
 };
 static const char egg_products_cuh[] = {
 #embed "cuda/egg_products.cuh" suffix(, 0)
@@ -288,6 +303,9 @@ static const gyre_cuda_source headers[] = {
     {"cell_rows.cuh", cell_rows_cuh},
     {"chunk_common.cuh", chunk_common_cuh},
     {"chunk_prepare.cuh", chunk_prepare_cuh},
+    {"chunk_mild.cuh", chunk_mild_cuh},
+    {"chunk_gradient_mild.cuh", chunk_gradient_mild_cuh},
+    {"chunk_prepare_mild.cuh", chunk_prepare_mild_cuh},
     {"chunk_walk.cuh", chunk_walk_cuh},
     {"chunk_gradient.cuh", chunk_gradient_cuh},
     {"chunk_gradient_layout.cuh", chunk_gradient_layout_cuh},
@@ -302,7 +320,9 @@ static const gyre_cuda_source headers[] = {
     {"gyre_cuda_args.h", args_h},
     {"gyre_cuda_engine_args.h", engine_args_h},
     {"gyre_cuda_token_args.h", token_args_h},
+    {"philox.cuh", philox_cuh},
     {"egg.cuh", egg_cuh},
+    {"egg_numbers.cuh", egg_numbers_cuh},
     {"egg_products.cuh", egg_products_cuh},
     {"egg_pipeline.cuh", egg_pipeline_cuh},
     {"gyre_cuda_egg_args.h", egg_args_h},

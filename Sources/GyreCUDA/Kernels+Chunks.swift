@@ -24,6 +24,9 @@ struct ChunkedHeads {
   /// Which kernels there are, compiled once a name.
   private struct Functions {
     var prepare, gradient, mixedGradient: [CUDAFunction]
+    /// For chunks with mild decays of channels; gradients of keys and values up to 64.
+    var mildPrepare: CUDAFunction
+    var mildGradient: CUDAFunction?
     var walk, back: [CUDAFunction]
   }
   private static func functions(_ file: String, _ prefix: String) -> [Int: Functions] {
@@ -41,6 +44,8 @@ struct ChunkedHeads {
         prepare: make(prefix, ["prepare", "prepare_scalar"], in: file),
         gradient: make(prefix, gradients, in: file),
         mixedGradient: make(prefix, gradients, in: "chunk_gradient_mixed", "_mixed"),
+        mildPrepare: make(prefix, ["prepare_mild"], in: file)[0],
+        mildGradient: size == 64 ? make(prefix, ["gradient_mild"], in: file)[0] : nil,
         walk: make(file, ["walk", "walk_team"], in: file),
         back: make(file, ["walk_back", "walk_back_team"], in: file))
     }
@@ -157,11 +162,30 @@ struct ChunkedHeads {
         gyre_cuda_mixer_walk_shared(rule, size, isBack ? 1 : 0, isTeam ? 1 : 0, isNew)), a)
   }
 
-  private func prepare() {
+  private mutating func prepare() {
     guard let functions else { return }
-    launch.run(
-      functions.prepare[isScalar ? 1 : 0], grid: (Int(a.chunks), rows, 1), threads: (128, 1),
-      shared: Int(gyre_cuda_mixer_prepare_shared(rule, size, isScalar ? 1 : 0)), a)
+    launchAll(
+      functions.prepare[isScalar ? 1 : 0], 128,
+      Int(gyre_cuda_mixer_prepare_shared(rule, size, isScalar ? 1 : 0)),
+      mild: functions.mildPrepare, Int(gyre_cuda_mixer_mild_prepare_shared(rule, size)))
+  }
+
+  /// A kernel over all chunks. Where channels have decays, one for mild chunks goes first and says which
+  /// it has left.
+  private mutating func launchAll(
+    _ function: CUDAFunction, _ threads: Int, _ shared: Int,
+    mild: CUDAFunction?, _ mildShared: Int
+  ) {
+    let all = (Int(a.chunks), rows, 1)
+    if isScalar { return launch.run(function, grid: all, threads: (threads, 1), shared: shared, a) }
+    a.mild = nil
+    var blocks = parts
+    if let mild, a.gate_kind == 3 {
+      a.mild = .init(bitPattern: UInt(launch.scratch(4 * parts)))
+      launch.run(mild, grid: all, threads: (256, 1), shared: mildShared, a)
+      blocks = min(parts, 2 * launch.device.multiprocessors)
+    }
+    launch.run(function, grid: (blocks, 1, 1), threads: (threads, 1), shared: shared, a)
   }
 
   /// Chunks of all heads.
@@ -199,7 +223,7 @@ struct ChunkedHeads {
     var gate, beta, a, b, state: Tensor?
   }
 
-  private static let headSum = CUDAFunction("reduce", "sum_to")
+  private static let groupSums = CUDAFunction("head_sums", "group_sums")
 
   mutating func differentiate(dy: Tensor, dFinal: Tensor?, _ g: Gradients) {
     a.state_gradients = Self.memory(launch.scratch(stateBytes))
@@ -251,12 +275,18 @@ struct ChunkedHeads {
     walk(true)
     if let functions {
       let gradient = size == valueSize ? functions.gradient : functions.mixedGradient
-      launch.run(
-        gradient[isScalar ? 1 : 0], grid: (Int(a.chunks), rows, 1), threads: (256, 1),
-        shared: Int(gyre_cuda_mixer_gradient_shared(rule, size, valueSize)), a)
+      launchAll(
+        gradient[isScalar ? 1 : 0], 256,
+        Int(gyre_cuda_mixer_gradient_shared(rule, size, valueSize)),
+        mild: size == valueSize ? functions.mildGradient : nil,
+        Int(gyre_cuda_mixer_mild_gradient_shared(rule)))
     }
-    finish(g.dq, from: dq, group)
-    finish(g.dk, from: dk, group)
+    if group > 1 {
+      sumGroups([(dq, g.dq), (dk, g.dk)], group)
+    } else {
+      convert(gyre_array(dq, .bfloat16), to: g.dq)
+      convert(gyre_array(dk, .bfloat16), to: g.dk)
+    }
     convert(gyre_array(dv, .bfloat16), to: g.dv)
     convert(gyre_array(da, .bfloat16), to: g.a)
     convert(gyre_array(db, .bfloat16), to: g.b)
@@ -275,18 +305,14 @@ struct ChunkedHeads {
   }
 
   /// Sums over the heads that share a key.
-  private func finish(_ t: Tensor, from address: UInt64, _ group: Int) {
-    guard group > 1 else { return convert(gyre_array(address, .bfloat16), to: t) }
-    let keys = Int(a.keys)
-    var s = gyre_sum_to_args()
-    (s.count, s.reduced, s.rank) = (t.elementCount, group, 3)
-    let outer = t.elementCount / keys
-    setAxes(&s.kept_shape, [outer, 1, keys])
-    setAxes(&s.kept_stride, [group * keys, 0, 1])
-    setAxes(&s.reduced_shape, [1, group, 1])
-    setAxes(&s.reduced_stride, [0, keys, 0])
-    (s.x, s.out) = (gyre_array(address, .bfloat16), t.array)
-    launch.run(Self.headSum, over: s.count * 32, s)
+  private func sumGroups(_ pairs: [(from: UInt64, to: Tensor)], _ group: Int) {
+    var s = gyre_group_sum_args()
+    (s.rows, s.group, s.columns) = (pairs[0].to.elementCount / Int(a.keys), group, Int(a.keys))
+    s.x = (pairs[0].from, pairs[1].from)
+    s.out = (pairs[0].to.array, pairs[1].to.array)
+    let blocks = (s.rows * s.columns / 8 + 255) / 256
+    launch.run(
+      Self.groupSums, grid: (min(blocks, launch.device.multiprocessors * 16), 2, 1), s)
   }
 }
 

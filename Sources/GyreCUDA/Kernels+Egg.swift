@@ -97,9 +97,10 @@ private struct EggPlan {
     guard let block = block(tiles: wanted) ?? block(tiles: 1) else { return false }
     let bytesOfTile = records * record + embeddingBytes + stateBytes
     let wave = device.multiprocessors * block.tiles
-    let waves = max(1, min(Self.streamBytes / (bytesOfTile * wave), 8192 / wave))
+    let most = max(1, min(Self.streamBytes / bytesOfTile, 8192))
     // Whole waves, so that only the last launch leaves multiprocessors without work.
-    let each = divided(min(tiles, waves * wave), block.tiles) * block.tiles
+    let whole = most < wave ? most : most / wave * wave
+    let each = divided(min(tiles, whole), block.tiles) * block.tiles
 
     var pack = gyre_egg_pack_args()
     (pack.layers, pack.pieces_count) = (shape.layers, pieces)
@@ -169,7 +170,9 @@ private struct EggPlan {
       launch.run(function("egg_update", "egg_votes"), grid: (tiles, parts, 1), v)
       launch.run(
         function("egg_update", "egg_vote_vectors"),
-        grid: (vectors, min(divided(16 * device.multiprocessors, vectors), divided(v.count, 128)), 1),
+        grid: (
+          vectors, min(divided(16 * device.multiprocessors, vectors), divided(v.count, 128)), 1
+        ),
         threads: (128, 1), v)
     }
     var m = gyre_egg_move_args()

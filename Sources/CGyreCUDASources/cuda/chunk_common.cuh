@@ -55,6 +55,7 @@ struct MixerArgs {
   float *d_beta;     // [B, T, H]
   float *d_initial;  // [B, H, K, V] or null
   float *norms;      // [B·H, N, 2, 64] or null: 1 / length of the rows of q and k, by prepare
+  int *mild;         // [B·H, N] or null: 1 where the mild kernel has done a chunk (chunk_mild.cuh)
   int batch, tokens, heads, key_heads, keys, values;
   int chunks;         // N
   int gate_kind;      // 0: none, 1: [H], 2: [B, T, H], 3: [B, T, H, K]

@@ -15,12 +15,12 @@
 #include "chunk_gradient_levels.cuh"
 #include "chunk_gradient_scalar.cuh"
 
-/// Grid (N, B·H), 256 threads, GradientLayout::bytes of shared memory; V: values rounded up to 64
-/// or 128. Reads q, k, v, a, b, gate, beta, reset, records, extras, states, state_gradients, dy;
-/// writes dq, dk, dv, da, db, d_gate, d_beta. SCALAR: gate kinds 0 to 2, linear attention and the
-/// delta rule only, and faster; without it any kind.
+/// Chunk `chunk` of row `index` of B·H, 256 threads, GradientLayout::bytes of shared memory; V:
+/// values rounded up to 64 or 128. Reads q, k, v, a, b, gate, beta, reset, records, extras, states,
+/// state_gradients, dy; writes dq, dk, dv, da, db, d_gate, d_beta. SCALAR: gate kinds 0 to 2,
+/// linear attention and the delta rule only, and faster; without it any kind.
 template <int RULE, int K, int V, bool SCALAR, typename E>
-DEV void gradient(const MixerArgs &p) {
+DEV void gradient(const MixerArgs &p, int chunk, int index) {
   typedef GradientLayout<RULE, K, V> L;
   typedef Record<RULE, K> R;
   constexpr int grams = RULE == LINEAR ? 1 : RULE == BETA ? 2 : 4;
@@ -32,10 +32,10 @@ DEV void gradient(const MixerArgs &p) {
   float *strengths = (float *)(m + L::strength);
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, c = (lane & 3) * 2;
   const int w = warp & 3, half = warp >> 2;
-  const int chunk = blockIdx.x, batch = blockIdx.y / p.heads, head = blockIdx.y % p.heads;
+  const int batch = index / p.heads, head = index % p.heads;
   const int start = chunk * CHUNK;
   const int key_head = head / (p.heads / p.key_heads);
-  const long long place = (long long)blockIdx.y * p.chunks + chunk;
+  const long long place = (long long)index * p.chunks + chunk;
   const u16 *record = (const u16 *)(p.records + place * R::bytes);
   const int rows = p.tokens - start < CHUNK ? p.tokens - start : CHUNK;
   const long long token = (long long)batch * p.tokens + start;

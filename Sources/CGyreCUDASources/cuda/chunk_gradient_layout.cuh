@@ -34,9 +34,9 @@ struct GradientLayout {
 };
 
 /// A kept state on its way from the walk's order to a [V, K] tile: fetched early, put later.
-template <int K, int V>
+template <int K, int V, int THREADS = 256>
 struct KeptState {
-  static constexpr int pieces = V / 16 * (K / 16) * 32 / 256;
+  static constexpr int pieces = V / 16 * (K / 16) * 32 / THREADS;
   uint4 piece[pieces];
 
   DEV_MEMBER void fetch(const void *kept, long long chunk, int values) {
@@ -44,7 +44,7 @@ struct KeptState {
     const uint4 *from = (const uint4 *)kept + chunk * blocks * (K / 16) * 32;
 #pragma unroll
     for (int n = 0; n < pieces; n++) {
-      const int i = threadIdx.x + n * 256;
+      const int i = threadIdx.x + n * THREADS;
       piece[n] = {0, 0, 0, 0};
       if ((i >> 5) / (K / 16) < blocks) piece[n] = from[i];
     }
@@ -52,7 +52,7 @@ struct KeptState {
   DEV_MEMBER void put(u16 *tile) const {
 #pragma unroll
     for (int n = 0; n < pieces; n++) {
-      const int i = threadIdx.x + n * 256, lane = i & 31;
+      const int i = threadIdx.x + n * THREADS, lane = i & 31;
       const int row = (i >> 5) / (K / 16) * 16 + (lane >> 2);
       const int column = (i >> 5) % (K / 16) * 16 + (lane & 3) * 2;
       *(u32 *)(tile + at<K>(row, column)) = piece[n].x;

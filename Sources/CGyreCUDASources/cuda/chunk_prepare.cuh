@@ -180,11 +180,11 @@ DEV_CONST bool is_compact(int rule, int keys, bool is_scalar) {
   return is_scalar && rule == BETA && keys == 64;
 }
 
-/// Grid (N, B·H), 128 threads, PrepareLayout::bytes of shared memory.
-/// Reads q, k, a, b, gate, beta, reset; writes records, and extras where given. SCALAR: gate kinds
-/// 0 to 2 only, and faster; without it any kind.
+/// Chunk `chunk` of row `index` of B·H, 128 threads, PrepareLayout::bytes of shared memory. Reads q,
+/// k, a, b, gate, beta, reset; writes records, and extras where given. SCALAR: gate kinds 0 to 2
+/// only, and faster; without it any kind.
 template <int RULE, int K, bool SCALAR, typename E>
-DEV void prepare(const MixerArgs &p) {
+DEV void prepare(const MixerArgs &p, int chunk, int index) {
   constexpr bool COMPACT = is_compact(RULE, K, SCALAR);
   typedef PrepareLayout<RULE, K, COMPACT> L;
   typedef Record<RULE, K> R;
@@ -194,10 +194,11 @@ DEV void prepare(const MixerArgs &p) {
   float *diagonal = (float *)(m + L::diagonal), *total = (float *)(m + L::total);
   float *beta = (float *)(m + L::beta), *scalar = (float *)(m + L::scalar);
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-  const int chunk = blockIdx.x, batch = blockIdx.y / p.heads, head = blockIdx.y % p.heads;
+  const int batch = index / p.heads, head = index % p.heads;
+  const long long place = (long long)index * p.chunks + chunk;
   const int start = chunk * CHUNK, first = start + warp * 16;
   const int key_head = head / (p.heads / p.key_heads);
-  unsigned char *record = p.records + ((long long)blockIdx.y * p.chunks + chunk) * R::bytes;
+  unsigned char *record = p.records + place * R::bytes;
 
   const int rows = p.tokens - start < CHUNK ? p.tokens - start : CHUNK;
   const long long token = (long long)batch * p.tokens + start;
@@ -225,12 +226,12 @@ DEV void prepare(const MixerArgs &p) {
     copy_wait<0>();
     __syncthreads();
     if (p.normalize) {
-      normalize_rows<K>(p, m + L::Q, m + L::H, (long long)blockIdx.y * p.chunks + chunk);
+      normalize_rows<K>(p, m + L::Q, m + L::H, place);
       __syncthreads();
     }
     prepare_scalar<RULE, K, COMPACT>(p, m, decays, beta, diagonal, d_out);
     __syncthreads();
-    finish<RULE, K, COMPACT>(p, m, diagonal, beta, record);
+    finish<RULE, K, COMPACT>(p, m, diagonal, beta, record, place);
     return;
   }
   load_scalar_decays(scalar, p, batch, head, start);
@@ -241,7 +242,7 @@ DEV void prepare(const MixerArgs &p) {
   copy_wait<0>();
   __syncthreads();
   if (p.normalize) {
-    normalize_rows<K>(p, m + L::Q, m + L::H, (long long)blockIdx.y * p.chunks + chunk);
+    normalize_rows<K>(p, m + L::Q, m + L::H, place);
     __syncthreads();
   }
 
@@ -358,5 +359,5 @@ DEV void prepare(const MixerArgs &p) {
   }
   __syncthreads();
 
-  finish<RULE, K, COMPACT>(p, m, diagonal, beta, record);
+  finish<RULE, K, COMPACT>(p, m, diagonal, beta, record, place);
 }

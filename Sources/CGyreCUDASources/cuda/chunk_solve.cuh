@@ -32,25 +32,28 @@ struct PrepareLayout {
 };
 
 /// T = (I + A)⁻¹ of a 64×64 strictly lower A: `diagonal` holds its 16×16 diagonal blocks in
-/// float32, `a` the blocks below them. `t` must be free; its blocks above the diagonal become 0.
-/// Four warps.
-DEV void invert(u16 *t, const float *diagonal, const u16 *a) {
+/// float32, `stride` apart, `a` the blocks below them. `t` must be free but for diagonal blocks in a
+/// warp's own rows; its blocks above the diagonal become 0. The first four of all warps.
+DEV void invert(u16 *t, const float *diagonal, int stride, const u16 *a) {
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, column = lane & 15;
-  float x[16];
-  const float *block = diagonal + warp * 256;
+  if (warp < 4) {
+    float x[16];
+    const float *block = diagonal + warp * stride;
 #pragma unroll
-  for (int i = 0; i < 16; i++) {
-    float s = i == column ? 1.0f : 0.0f;
+    for (int i = 0; i < 16; i++) {
+      float s = i == column ? 1.0f : 0.0f;
 #pragma unroll
-    for (int l = 0; l < i; l++) s -= block[i * 16 + l] * x[l];
-    x[i] = s;
-  }
-  if (lane < 16)
+      for (int l = 0; l < i; l++) s -= block[i * 16 + l] * x[l];
+      x[i] = s;
+    }
+    __syncwarp();
+    if (lane < 16)
 #pragma unroll
-    for (int i = 0; i < 16; i++) t[at<64>(warp * 16 + i, warp * 16 + column)] = bits_of(x[i]);
-  for (int i = lane; i < 16 * 32; i += 32) {
-    const int c = (i & 31) * 2;
-    if (c >= warp * 16 + 16) *(u32 *)(t + at<64>(warp * 16 + (i >> 5), c)) = 0;
+      for (int i = 0; i < 16; i++) t[at<64>(warp * 16 + i, warp * 16 + column)] = bits_of(x[i]);
+    for (int i = lane; i < 16 * 32; i += 32) {
+      const int c = (i & 31) * 2;
+      if (c >= warp * 16 + 16) *(u32 *)(t + at<64>(warp * 16 + (i >> 5), c)) = 0;
+    }
   }
   __syncthreads();
   if (warp < 2) {
@@ -112,13 +115,13 @@ DEV void invert(u16 *t, const float *diagonal, const u16 *a) {
 /// The triangular inverse, what follows from it, and the record.
 template <int RULE, int K, bool COMPACT>
 DEV void finish(const MixerArgs &p, u16 *m, const float *diagonal, const float *beta,
-                unsigned char *record) {
+                unsigned char *record, long long place) {
   typedef PrepareLayout<RULE, K, COMPACT> L;
   typedef Record<RULE, K> R;
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, c = (lane & 3) * 2;
   if (RULE != LINEAR) {
     u16 *t = m + L::T;
-    invert(t, diagonal, m + L::G);
+    invert(t, diagonal, 256, m + L::G);
     u32 rows_of_t[4][4], rows_of_p[4][4];
 #pragma unroll
     for (int j = 0; j < 4; j++)
@@ -249,7 +252,7 @@ DEV void finish(const MixerArgs &p, u16 *m, const float *diagonal, const float *
     }
     __syncthreads();
     if (p.extras) {
-      uint4 *to = (uint4 *)(p.extras + ((long long)blockIdx.y * p.chunks + blockIdx.x) * R::extra);
+      uint4 *to = (uint4 *)(p.extras + place * R::extra);
       for (int i = threadIdx.x; i < 512; i += 128) {
         to[i] = *(const uint4 *)(m + L::T + i * 8);
         if (RULE == GENERAL) {

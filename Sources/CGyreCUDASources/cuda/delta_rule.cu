@@ -5,26 +5,50 @@
 // One module a size and element type, as linear_attention.cu. Both rules have the same records, so
 // they share the walks.
 #include "chunk_gradient.cuh"
+#include "chunk_gradient_mild.cuh"
 #include "chunk_prepare.cuh"
+#include "chunk_prepare_mild.cuh"
 #include "chunk_walk.cuh"
 
-#define DELTA_RULE(E, e, K)                                                                      \
-  ENTRY_BLOCKS(delta_rule_beta_prepare_##e##_k##K, MixerArgs, 128, (K == 64 ? 3 : 2),            \
-               prepare<BETA, K, false, E>(args))                                                 \
-  ENTRY_BLOCKS(delta_rule_beta_prepare_scalar_##e##_k##K, MixerArgs, 128, (K == 64 ? 4 : 2),     \
-               prepare<BETA, K, true, E>(args))                                                  \
-  ENTRY_BLOCKS(delta_rule_general_prepare_##e##_k##K, MixerArgs, 128, 2,                         \
-               prepare<GENERAL, K, false, E>(args))                                              \
-  ENTRY(delta_rule_walk_##e##_k##K, MixerArgs, 128, walk<BETA, K, 64, false, E>(args))           \
-  ENTRY(delta_rule_walk_back_##e##_k##K, MixerArgs, 128, walk<BETA, K, 64, true, E>(args))       \
-  ENTRY(delta_rule_walk_team_##e##_k##K, MixerArgs, 256, walk_team<BETA, K, 32, false, E>(args)) \
-  ENTRY(delta_rule_walk_back_team_##e##_k##K, MixerArgs, 256,                                    \
-        walk_team<BETA, K, 32, true, E>(args))                                                   \
-  ENTRY_BLOCKS(delta_rule_beta_gradient_##e##_k##K, MixerArgs, 256, (K == 64 ? 2 : 1),           \
-               gradient<BETA, K, K, false, E>(args))                                             \
-  ENTRY_BLOCKS(delta_rule_beta_gradient_scalar_##e##_k##K, MixerArgs, 256, (K == 64 ? 2 : 1),    \
-               gradient<BETA, K, K, true, E>(args))                                              \
-  ENTRY(delta_rule_general_gradient_##e##_k##K, MixerArgs, 256,                                  \
-        gradient<GENERAL, K, K, false, E>(args))
+#define DELTA_RULE(E, e, K)                                                                       \
+  ENTRY_BLOCKS(delta_rule_beta_prepare_##e##_k##K, MixerArgs, 128, (K == 64 ? 3 : 2),             \
+               each_steep(args, [&](int chunk, int row) {                                         \
+                 prepare<BETA, K, false, E>(args, chunk, row);                                    \
+               }))                                                                                \
+  ENTRY_BLOCKS(delta_rule_beta_prepare_mild_##e##_k##K, MixerArgs, 256, (K == 64 ? 3 : 2),        \
+               mild_prepare<BETA, K, E>(args))                                                    \
+  ENTRY_BLOCKS(delta_rule_beta_prepare_scalar_##e##_k##K, MixerArgs, 128, (K == 64 ? 4 : 2),      \
+               prepare<BETA, K, true, E>(args, blockIdx.x, blockIdx.y))                           \
+  ENTRY_BLOCKS(delta_rule_general_prepare_##e##_k##K, MixerArgs, 128, 2,                          \
+               each_steep(args, [&](int chunk, int row) {                                         \
+                 prepare<GENERAL, K, false, E>(args, chunk, row);                                 \
+               }))                                                                                \
+  ENTRY_BLOCKS(delta_rule_general_prepare_mild_##e##_k##K, MixerArgs, 256, (K == 64 ? 3 : 2),     \
+               mild_prepare<GENERAL, K, E>(args))                                                 \
+  ENTRY(delta_rule_walk_##e##_k##K, MixerArgs, 128, walk<BETA, K, 64, false, E>(args))            \
+  ENTRY(delta_rule_walk_back_##e##_k##K, MixerArgs, 128, walk<BETA, K, 64, true, E>(args))        \
+  ENTRY(delta_rule_walk_team_##e##_k##K, MixerArgs, 256, walk_team<BETA, K, 32, false, E>(args))  \
+  ENTRY(delta_rule_walk_back_team_##e##_k##K, MixerArgs, 256,                                     \
+        walk_team<BETA, K, 32, true, E>(args))                                                    \
+  ENTRY_BLOCKS(delta_rule_beta_gradient_##e##_k##K, MixerArgs, 256, (K == 64 ? 2 : 1),            \
+               each_steep(args, [&](int chunk, int row) {                                         \
+                 gradient<BETA, K, K, false, E>(args, chunk, row);                                \
+               }))                                                                                \
+  ENTRY_BLOCKS(delta_rule_beta_gradient_scalar_##e##_k##K, MixerArgs, 256, (K == 64 ? 2 : 1),     \
+               gradient<BETA, K, K, true, E>(args, blockIdx.x, blockIdx.y))                       \
+  ENTRY(delta_rule_general_gradient_##e##_k##K, MixerArgs, 256,                                   \
+        each_steep(args, [&](int chunk, int row) {                                                \
+          gradient<GENERAL, K, K, false, E>(args, chunk, row);                                    \
+        }))
 
 MIXER_MODULE(DELTA_RULE)
+
+#if GYRE_KEYS == 64
+#define MILD_GRADIENTS(E, e, K)                                                                   \
+  ENTRY_BLOCKS(delta_rule_beta_gradient_mild_##e##_k##K, MixerArgs, 256, 2,                       \
+               mild_gradient<BETA, E>(args))                                                      \
+  ENTRY_BLOCKS(delta_rule_general_gradient_mild_##e##_k##K, MixerArgs, 256, 2,                    \
+               mild_gradient<GENERAL, E>(args))
+
+MIXER_MODULE(MILD_GRADIENTS)
+#endif

@@ -1,6 +1,6 @@
 // EGG, the integer language model: what its kernels share. Compiled for one width: -DWIDTH=256.
 #pragma once
-#include "prelude.cuh"
+#include "philox.cuh"
 #include "gyre_cuda_egg_args.h"
 
 #ifndef WIDTH
@@ -61,17 +61,6 @@ GYRE_DEVICE leaf head_leaf(int layers) {
 }
 
 // MARK: noise
-
-GYRE_DEVICE uint4 philox(uint4 c, u32 k0, u32 k1) {
-#pragma unroll
-  for (int round = 0; round < 10; round++) {
-    const u32 high0 = __umulhi(c.x, 0xD2511F53u), low0 = c.x * 0xD2511F53u;
-    const u32 high1 = __umulhi(c.z, 0xCD9E8D57u), low1 = c.z * 0xCD9E8D57u;
-    c = make_uint4(high1 ^ c.y ^ k0, low1, high0 ^ c.w ^ k1, low0);
-    k0 += 0x9E3779B9u, k1 += 0xBB67AE85u;
-  }
-  return c;
-}
 
 /// The numbers of the 256 bytes, in shared memory of the whole block.
 GYRE_DEVICE void fill_table(const gyre_egg_noise &noise, s8 *table) {

@@ -69,7 +69,6 @@ GYRE_DEVICE void wgmma(int (&d)[128], u32 a0, u32 a1, u32 a2, u32 a3, u64 b, boo
 #undef DOWN_16
 #undef DOWN_32
 
-GYRE_DEVICE void products_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 GYRE_DEVICE void products_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 GYRE_DEVICE void products_wait() { asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory"); }
 
@@ -79,12 +78,12 @@ template <int OUTPUTS, int STEPS>
 GYRE_DEVICE void multiply(int (&d)[OUTPUTS / 2], const u32 *x0, const u32 *x1, u32 weights, bool adds) {
   // No swizzle: groups of 8 rows of 16 bytes lie 128 bytes apart, the next 16 inputs 16 OUTPUTS.
   const u64 b = (u64)((weights & 0x3ffff) >> 4) | (u64)OUTPUTS << 16 | (u64)(128 >> 4) << 32;
+  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #pragma unroll
   for (int s = 0; s < STEPS; s++)
     wgmma(d, x0[2 * s], x1[2 * s], x0[2 * s + 1], x1[2 * s + 1], b + (u64)(2 * s * OUTPUTS), adds || s > 0);
 }
 #else
-GYRE_DEVICE void products_begin() {}
 GYRE_DEVICE void products_commit() {}
 GYRE_DEVICE void products_wait() {}
 

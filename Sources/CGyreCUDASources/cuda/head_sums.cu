@@ -53,3 +53,32 @@ GYRE_KERNEL head_sums(gyre_head_sum_args a) {
     if (present(a.dscalar)) store(a.dscalar, token, a.scalar_is_gate ? dgate : dbeta);
   }
 }
+
+// Sums of bfloat16 gradients over the heads that share keys: eight columns a thread, blockIdx.y of two
+// arrays. Four heads are on their way at a time.
+GYRE_KERNEL __launch_bounds__(256) group_sums(const __grid_constant__ gyre_group_sum_args a) {
+  const unsigned short *x = (const unsigned short *)a.x[blockIdx.y];
+  gyre_array out = blockIdx.y ? a.out[1] : a.out[0];
+  long pieces = a.columns / 8, count = a.rows * pieces;
+  for (long i = (long)blockIdx.x * blockDim.x + threadIdx.x; i < count;
+       i += (long)gridDim.x * blockDim.x) {
+    const uint4 *from = (const uint4 *)x + i / pieces * a.group * pieces + i % pieces;
+    float sum[8] = {0.f, 0.f, 0.f, 0.f, 0.f, 0.f, 0.f, 0.f};
+    for (long g0 = 0; g0 < a.group; g0 += 4) {
+      uint4 part[4];
+#pragma unroll
+      for (int n = 0; n < 4; n++)
+        part[n] = g0 + n < a.group ? from[(g0 + n) * pieces] : make_uint4(0, 0, 0, 0);
+#pragma unroll
+      for (int n = 0; n < 4; n++) {
+        const unsigned word[4] = {part[n].x, part[n].y, part[n].z, part[n].w};
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+          sum[j * 2] += __uint_as_float(word[j] << 16);
+          sum[j * 2 + 1] += __uint_as_float(word[j] & 0xffff0000u);
+        }
+      }
+    }
+    store8(out, i * 8, sum);
+  }
+}

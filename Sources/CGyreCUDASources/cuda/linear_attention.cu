@@ -5,14 +5,20 @@
 // One module a size and element type: -DGYRE_KEYS=64 (default) or 128 is K rounded up, and V in the
 // gradients; -DGYRE_FLOAT takes float32 q, k, v, y and their gradients instead of bf16.
 #include "chunk_gradient.cuh"
+#include "chunk_gradient_mild.cuh"
 #include "chunk_prepare.cuh"
+#include "chunk_prepare_mild.cuh"
 #include "chunk_walk.cuh"
 
 #define LINEAR_ATTENTION(E, e, K)                                                                  \
   ENTRY_BLOCKS(linear_attention_prepare_##e##_k##K, MixerArgs, 128, 4,                             \
-               prepare<LINEAR, K, false, E>(args))                                                 \
+               each_steep(args, [&](int chunk, int row) {                                          \
+                 prepare<LINEAR, K, false, E>(args, chunk, row);                                   \
+               }))                                                                                 \
+  ENTRY_BLOCKS(linear_attention_prepare_mild_##e##_k##K, MixerArgs, 256, 4,                        \
+               mild_prepare<LINEAR, K, E>(args))                                                   \
   ENTRY_BLOCKS(linear_attention_prepare_scalar_##e##_k##K, MixerArgs, 128, 4,                      \
-               prepare<LINEAR, K, true, E>(args))                                                  \
+               prepare<LINEAR, K, true, E>(args, blockIdx.x, blockIdx.y))                          \
   ENTRY(linear_attention_walk_##e##_k##K, MixerArgs, 128, walk<LINEAR, K, 64, false, E>(args))     \
   ENTRY(linear_attention_walk_back_##e##_k##K, MixerArgs, 128, walk<LINEAR, K, 64, true, E>(args)) \
   ENTRY(linear_attention_walk_team_##e##_k##K, MixerArgs, 256,                                     \
@@ -20,8 +26,18 @@
   ENTRY(linear_attention_walk_back_team_##e##_k##K, MixerArgs, 256,                                \
         walk_team<LINEAR, K, 32, true, E>(args))                                                   \
   ENTRY_BLOCKS(linear_attention_gradient_##e##_k##K, MixerArgs, 256, (K == 64 ? 2 : 1),            \
-               gradient<LINEAR, K, K, false, E>(args))                                             \
+               each_steep(args, [&](int chunk, int row) {                                          \
+                 gradient<LINEAR, K, K, false, E>(args, chunk, row);                               \
+               }))                                                                                 \
   ENTRY_BLOCKS(linear_attention_gradient_scalar_##e##_k##K, MixerArgs, 256, (K == 64 ? 2 : 1),     \
-               gradient<LINEAR, K, K, true, E>(args))
+               gradient<LINEAR, K, K, true, E>(args, blockIdx.x, blockIdx.y))
 
 MIXER_MODULE(LINEAR_ATTENTION)
+
+#if GYRE_KEYS == 64
+#define MILD_GRADIENTS(E, e, K)                                                                    \
+  ENTRY_BLOCKS(linear_attention_gradient_mild_##e##_k##K, MixerArgs, 256, 2,                       \
+               mild_gradient<LINEAR, E>(args))
+
+MIXER_MODULE(MILD_GRADIENTS)
+#endif

@@ -1,6 +1,6 @@
 // Choices of routers and what they select, perturbations of a population, rotary positions at rates.
 #include "gyre_cuda_engine_args.h"
-#include "prelude.cuh"
+#include "philox.cuh"
 
 #define EACH(i, count)                                                                        \
   for (long i = (long)blockIdx.x * blockDim.x + threadIdx.x; i < (count); \
@@ -69,17 +69,6 @@ GYRE_KERNEL selected_history(const __grid_constant__ gyre_selected_history_args 
 
 // MARK: noise of a population
 
-GYRE_DEVICE uint4 philox(unsigned c0, unsigned c1, unsigned c2, unsigned c3, unsigned k0, unsigned k1) {
-#pragma unroll
-  for (int i = 0; i < 10; i++) {
-    const unsigned h0 = __umulhi(0xD2511F53u, c0), l0 = 0xD2511F53u * c0;
-    const unsigned h1 = __umulhi(0xCD9E8D57u, c2), l1 = 0xCD9E8D57u * c2;
-    c0 = h1 ^ c1 ^ k0, c1 = l1, c2 = h0 ^ c3 ^ k1, c3 = l0;
-    k0 += 0x9E3779B9u, k1 += 0xBB67AE85u;
-  }
-  return make_uint4(c0, c1, c2, c3);
-}
-
 // Four numbers a thread: one call of the generator.
 GYRE_KERNEL evolution_noise(const __grid_constant__ gyre_evolution_noise_args a) {
   const long quads = (a.count + 3) / 4;
@@ -89,7 +78,7 @@ GYRE_KERNEL evolution_noise(const __grid_constant__ gyre_evolution_noise_args a)
     uint4 v = make_uint4(0, 0, 0, 0);
     if (member >= 0)
       v = philox(
-          (a.first >> 2) + (unsigned)(i >> 2), (unsigned)member >> 1, a.leaf, a.epoch,
+          make_uint4((a.first >> 2) + (unsigned)(i >> 2), (unsigned)member >> 1, a.leaf, a.epoch),
           (unsigned)a.seed, (unsigned)(a.seed >> 32));
     const unsigned words[4] = {v.x, v.y, v.z, v.w};
     const float factor = a.is_signed && (member & 1) ? -a.factor : a.factor;

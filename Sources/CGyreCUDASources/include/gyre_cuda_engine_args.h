@@ -167,6 +167,13 @@ typedef struct gyre_head_sum_args {
   int scalar_is_gate, unused;      // d input gate = <k, dk>
 } gyre_head_sum_args;
 
+// out[r, c] = sum over g of x[r, g, c] in bfloat16, columns a multiple of 8; two arrays at once.
+typedef struct gyre_group_sum_args {
+  long rows, group, columns;
+  GYRE_CUDA_PTR(const void) x[2];
+  gyre_array out[2];
+} gyre_group_sum_args;
+
 // out[r] = <x[r], y[r]>.
 typedef struct gyre_row_dot_args {
   long rows, columns;

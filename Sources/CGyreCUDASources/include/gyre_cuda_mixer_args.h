@@ -34,6 +34,7 @@ struct gyre_cuda_mixer_args {
   float *d_initial;  // [B, H, K, V] or null
   float *norms;      // [B·H, N, 2, 64] or null: 1 / length of the rows of q and k; by prepare, for
                      // gradient
+  int *mild;         // [B·H, N] or null: written by the _mild kernels, read by the others
   int batch, tokens, heads, key_heads, keys, values;
   int chunks;         // N = ⌈T / 64⌉
   int gate_kind;      // 0: none, 1: [H], 2: [B, T, H], 3: [B, T, H, K]
@@ -98,6 +99,15 @@ static inline int gyre_cuda_mixer_walk_shared(enum gyre_cuda_mixer_rule rule, in
   const long fit = ((is_sm90 ? 225 : 160) * 1024L - 1024) / stage;
   const long bytes = (fit > 4 ? 4 : fit < 2 ? 2 : fit) * stage + 1024;
   return (int)(bytes + (is_team ? 2 * (16L * size + 1024) * 2 : 0));
+}
+static inline int gyre_cuda_mixer_mild_prepare_shared(enum gyre_cuda_mixer_rule rule, int size) {
+  const int tiles = (rule == GYRE_CUDA_MIXER_LINEAR ? 2 : 4) * 64 * size;
+  return (tiles + (2 * rule + 1) * 4096 + 10 * size + 128) * 2;
+}
+/// Keys and values of up to 64.
+static inline int gyre_cuda_mixer_mild_gradient_shared(enum gyre_cuda_mixer_rule rule) {
+  const int tiles = rule == GYRE_CUDA_MIXER_LINEAR ? 8 : rule == GYRE_CUDA_MIXER_BETA ? 12 : 13;
+  return (tiles * 4096 + 2944) * 2;
 }
 /// `values` is gyre_cuda_mixer_size's of V.
 static inline int gyre_cuda_mixer_gradient_shared(enum gyre_cuda_mixer_rule rule, int size,

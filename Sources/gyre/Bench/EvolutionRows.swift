@@ -23,15 +23,22 @@ struct EvolutionRows: Encodable {
   init(on device: any Device, wants: (String) -> Bool, report: (String) -> Void) throws {
     self.device = Devices.detail(of: device)
     int8MultiplyAddsPerS = try int8Rate(on: device)
-    for (width, layers, members, tokens) in [(64, 2, 1024, 16), (256, 6, 256, 8)] {
+    let isCard = device.id.name.hasPrefix("cuda")
+    let sizes = isCard ? [(256, 6, 1 << 18, 100)] : [(64, 2, 1024, 16), (256, 6, 256, 8)]
+    for (width, layers, members, tokens) in sizes {
       let name = "egg, width \(width), \(layers) layers, \(members) members × \(tokens) bytes"
-      guard wants(name), int8MultiplyAddsPerS != nil else { continue }
+      guard wants(name), isCard || int8MultiplyAddsPerS != nil else { continue }
       report(name)
-      try egg(name, EggShape(width: width, layers: layers), members, tokens, device)
+      try egg(
+        name, EggShape(width: width, layers: layers), members, tokens, device,
+        streams: isCard ? 16 : members)
     }
-    for preset in ["rwkv7-100m", "mingru-100m"] where wants(preset) {
-      report(preset)
-      try forward(preset, members: 32, tokens: 32, device)
+    for preset in isCard ? ["rwkv7-350m"] : ["rwkv7-100m", "mingru-100m"] where wants(preset) {
+      for vectors in [true, false] {
+        report(preset)
+        try forward(
+          preset, members: isCard ? 1024 : 32, tokens: isCard ? 16 : 32, vectors: vectors, device)
+      }
     }
     if wants("linear 8192") {
       report("linear 8192")
@@ -62,6 +69,8 @@ struct EvolutionRows: Encodable {
   }
 
   private func int8Rate(on device: any Device) throws -> Double? {
+    // What NVIDIA states for dense products of its Hopper cards with 132 multiprocessors.
+    if ["H100", "H200"].contains(where: self.device.contains) { return 1979e12 / 2 }
     let size = 1024
     let numbers = (0..<size * size).map { Int8(truncatingIfNeeded: $0 &* 31 % 251 - 125) }
     guard Devices.int8Product(numbers, numbers, size: size, on: device) != nil else { return nil }
@@ -73,18 +82,21 @@ struct EvolutionRows: Encodable {
 
   /// One generation: every member's forward pass with its noise, and the update.
   private mutating func egg(
-    _ name: String, _ shape: EggShape, _ members: Int, _ tokens: Int, _ device: any Device
+    _ name: String, _ shape: EggShape, _ members: Int, _ tokens: Int, _ device: any Device,
+    streams: Int
   ) throws {
+    let isCard = device.id.name.hasPrefix("cuda")
     let model = EggModel(shape, seed: 1, device: device)
     let generator = CounterGenerator(seed: 1, name: "text")
     let text = Tensor(
-      (0..<members * (tokens + 1)).map { UInt8(generator.integer(UInt64($0), below: 255) + 1) },
-      shape: [members, tokens + 1], on: device)
+      (0..<streams * (tokens + 1)).map { UInt8(generator.integer(UInt64($0), below: 255) + 1) },
+      shape: [streams, tokens + 1], on: device)
     let noise = EggNoise(.generated(seed: 1, epoch: 0, firstPair: 0))
     let signs = Tensor(
       (0..<members / 2).map { Int8($0 % 3 - 1) }, shape: [members / 2], on: device)
     let state = model.state(members: members)
-    func forward() { _ = apply(EggForward(shape, noise: noise), [model.weights, text, state]) }
+    let op = EggForward(shape, noise: noise, group: members / streams)
+    func forward() { _ = apply(op, [model.weights, text, state]) }
     let whole = try Measurement.times(on: device, 0.5) {
       forward()
       _ = apply(EggUpdate(shape, noise: noise, threshold: 20), [model.weights, signs])
@@ -97,20 +109,23 @@ struct EvolutionRows: Encodable {
     add("  multiply-adds of the step's products", products / step, "/s")
     add("  the same, forward alone", products / pass, "/s")
     if let peak = int8MultiplyAddsPerS {
+      add(
+        "  whole step, of the rate of int8 products", products / step / peak * 100, "%",
+        floor: isCard ? 25 : nil)
       add("  forward alone, of the rate of int8 products", products / pass / peak * 100, "%")
     }
   }
 
   /// A whole forward pass to the loss, one member a row, beside the plain one.
   private mutating func forward(
-    _ preset: String, members: Int, tokens: Int, _ device: any Device
+    _ preset: String, members: Int, tokens: Int, vectors: Bool, _ device: any Device
   ) throws {
     let model = try LanguageModel(
       try Presets.configuration(preset), source: RandomParameters(seed: 1, device: device),
       device: device)
     let ids = (0..<members * tokens).map { Int32($0 * 37 % 251) }
     let text = Tensor(ids, shape: [members, tokens], on: device)
-    let strategy = Perturbation.Strategy(seed: 3, sigma: 0.01)
+    let strategy = Perturbation.Strategy(seed: 3, sigma: 0.01, includesVectors: vectors)
     var epoch: UInt32 = 0
     func plain() {
       var state = model.makeState(batch: members)
@@ -127,10 +142,14 @@ struct EvolutionRows: Encodable {
         _ = model.loss(text, targets: text, state: &state).rows
       }
     }
-    let share = try EvolutionRows.ratio(plain, perturbed, on: device)
+    let precision: ComputePrecision =
+      device.id.name.hasPrefix("cuda") ? .bfloat16 : ComputePrecision.current
+    let share = try ComputePrecision.$current.withValue(precision) {
+      try EvolutionRows.ratio(plain, perturbed, on: device)
+    }
     add(
-      "\(preset), \(members) members × \(tokens) tokens, rank 1: of plain inference", share * 100,
-      "%", floor: 85)
+      "\(preset), \(members) members × \(tokens) tokens, rank 1"
+        + "\(vectors ? "" : ", matrices only"): of plain inference", share * 100, "%", floor: 85)
   }
 
   /// One linear layer of 8,192 × 8,192, rows that are members each, noise made on the fly.
@@ -139,18 +158,25 @@ struct EvolutionRows: Encodable {
     let (size, rows) = (isCard ? 8192 : 2048, isCard ? 1024 : 256)
     let values = CounterGenerator(seed: 1, name: "linear").uniforms(size * size, -0.01, 0.01)
     let weight = Parameter(name: "weight", value: Tensor(values, shape: [size, size], on: device))
-    let x = Tensor.full(0.5, [rows, 1, size], on: device)
+    let some = CounterGenerator(seed: 2, name: "rows").uniforms(rows * size, -1, 1)
+    let whole = Tensor(some, shape: [rows, 1, size], on: device)
+    let x = isCard ? whole.cast(to: .bfloat16) : whole
     let strategy = Perturbation.Strategy(seed: 3, sigma: 0.01)
     var epoch: UInt32 = 0
+    // Several in a row, as a model's layers come; each makes its noise anew.
+    let repeats = isCard ? 16 : 1
+    func times(_ body: () -> Void) { for _ in 0..<repeats { body() } }
     let share = try ComputePrecision.$current.withValue(isCard ? .bfloat16 : .float32) {
       try EvolutionRows.ratio(
-        { _ = x.linear(weight.value) },
+        { times { _ = x.linear(weight.value) } },
         {
-          epoch += 1
-          let population = Perturbation(
-            strategy, epoch: epoch, members: (0..<Int32(rows)).map { $0 }, parameters: [weight],
-            on: device)
-          Perturbation.$current.withValue(population) { _ = x.linear(weight.value) }
+          times {
+            epoch += 1
+            let population = Perturbation(
+              strategy, epoch: epoch, members: (0..<Int32(rows)).map { $0 }, parameters: [weight],
+              on: device)
+            Perturbation.$current.withValue(population) { _ = x.linear(weight.value) }
+          }
         }, on: device)
     }
     add(

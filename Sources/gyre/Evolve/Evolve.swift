@@ -11,6 +11,7 @@ struct Evolve: ParsableCommand {
 
         gyre evolve --model egg                      EGG, a language model of whole numbers
         gyre evolve --model egg book.txt --population 16384 --generations 2000 --out runs/egg
+        gyre evolve --model egg --device cuda:0 --width 256 --population 262144 --streams 16
         gyre evolve --model tiny book.txt --reward loss          EGGROLL: any model, low rank
         gyre evolve --model runs/tiny-1 --reward accuracy --population 512 --sigma 0.01
         gyre evolve --model runs/tiny-1 --reward "python3 score.py" --prompts prompts.txt
