@@ -5,7 +5,7 @@
 #if defined(__linux__)
 #define _GNU_SOURCE
 #endif
-#include "ahead.h"
+#include "ck_common.h"
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -57,15 +57,14 @@ static int64_t nanoseconds(void) {
   return now.tv_sec * INT64_C(1000000000) + now.tv_nsec;
 }
 
-// Spins until `condition` holds or the spinning time is over; says whether it holds. `idle` is done
-// in between.
-#define SPIN_UNTIL(condition, idle)                                     \
+// Spins until `condition` holds or the spinning time is over; says whether it holds.
+#define SPIN_UNTIL(condition)                                           \
   ({                                                                    \
     bool ready = (condition);                                           \
     if (!ready) {                                                       \
       const int64_t deadline = nanoseconds() + SPIN_NANOSECONDS;        \
       do {                                                              \
-        for (int i = 0; i < 32 && !(ready = (condition)); i++) idle;    \
+        for (int i = 0; i < 32 && !(ready = (condition)); i++) relax(); \
       } while (!ready && nanoseconds() < deadline);                     \
     }                                                                   \
     ready;                                                              \
@@ -101,15 +100,10 @@ static void run_chunks(void) {
   }
 }
 
-static void read_ahead(void) {
-  if (!ck_read_ahead_piece()) relax();
-}
-
 static void *worker_main(void *unused) {
   (void)unused;
   for (;;) {
-    if (!SPIN_UNTIL(ticket_open() || atomic_load_explicit(&pool.stopping, memory_order_relaxed),
-                    read_ahead())) {
+    if (!SPIN_UNTIL(ticket_open() || atomic_load_explicit(&pool.stopping, memory_order_relaxed))) {
       pthread_mutex_lock(&pool.mutex);
       atomic_fetch_add(&pool.sleeping, 1);
       while (!ticket_open() && !atomic_load(&pool.stopping))
@@ -200,8 +194,7 @@ static void run_job(uint64_t chunks) {
     pthread_mutex_unlock(&pool.mutex);
   }
   run_chunks();
-  if (SPIN_UNTIL(atomic_load_explicit(&pool.finished, memory_order_acquire) == chunks, relax()))
-    return;
+  if (SPIN_UNTIL(atomic_load_explicit(&pool.finished, memory_order_acquire) == chunks)) return;
   pthread_mutex_lock(&pool.mutex);
   atomic_store(&pool.caller_sleeping, true);
   while (atomic_load(&pool.finished) != chunks) pthread_cond_wait(&pool.done, &pool.mutex);
