@@ -122,7 +122,9 @@ let package = Package(
       "GyreModels",
       ["GyreCheckpoints", "GyrePlatform", "GyreRecurrence", "GyreTensors"],
       exclude: ["Fixtures"]),
-    test("GyreInference", ["GyreModels", "GyreLayers", "GyrePlatform", "GyreTokenizers"]),
+    test(
+      "GyreInference",
+      ["GyreModels", "GyreLayers", "GyrePlatform", "GyreTokenizers", "GyreCheckpoints"]),
     .testTarget(
       name: "gyreTests", dependencies: ["gyre", arguments], swiftSettings: swiftSettings),
     test("GyreTensors"),

@@ -226,6 +226,9 @@ static const char philox_cuh[] = {
 static const char egg_cuh[] = {
 #embed "cuda/egg.cuh" suffix(, 0)
 };
+static const char egg_numbers_cuh[] = {
+#embed "cuda/egg_numbers.cuh" suffix(, 0)
+};
 static const char egg_products_cuh[] = {
 #embed "cuda/egg_products.cuh" suffix(, 0)
 };
@@ -319,6 +322,7 @@ static const gyre_cuda_source headers[] = {
     {"gyre_cuda_token_args.h", token_args_h},
     {"philox.cuh", philox_cuh},
     {"egg.cuh", egg_cuh},
+    {"egg_numbers.cuh", egg_numbers_cuh},
     {"egg_products.cuh", egg_products_cuh},
     {"egg_pipeline.cuh", egg_pipeline_cuh},
     {"gyre_cuda_egg_args.h", egg_args_h},

@@ -97,9 +97,10 @@ private struct EggPlan {
     guard let block = block(tiles: wanted) ?? block(tiles: 1) else { return false }
     let bytesOfTile = records * record + embeddingBytes + stateBytes
     let wave = device.multiprocessors * block.tiles
-    let waves = max(1, min(Self.streamBytes / (bytesOfTile * wave), 8192 / wave))
+    let most = max(1, min(Self.streamBytes / bytesOfTile, 8192))
     // Whole waves, so that only the last launch leaves multiprocessors without work.
-    let each = divided(min(tiles, waves * wave), block.tiles) * block.tiles
+    let whole = most < wave ? most : most / wave * wave
+    let each = divided(min(tiles, whole), block.tiles) * block.tiles
 
     var pack = gyre_egg_pack_args()
     (pack.layers, pack.pieces_count) = (shape.layers, pieces)

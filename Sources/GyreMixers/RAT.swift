@@ -67,7 +67,7 @@ public struct RAT: SequenceMixer {
   }
 
   public var stateSpec: StateSpec {
-    let kind = StateSpec.Kind.cache(limit: nil)
+    let kind = StateSpec.Kind.cache(limit: nil, every: c.chunk)
     return scan.stateSpec + counter.stateSpec
       + StateSpec([
         .init("keys", [0, c.heads, size], kind), .init("values", [0, c.heads, size], kind),

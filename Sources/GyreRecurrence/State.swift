@@ -7,8 +7,9 @@ public struct StateSpec: Sendable, Hashable {
     case recurrent
     /// The last few inputs of a short convolution or token shift.
     case window
-    /// Keys or values of attention: the first axis grows with the tokens seen, up to `limit`.
-    case cache(limit: Int?)
+    /// Keys or values of attention: the first axis grows by one with every so many tokens seen, up to
+    /// `limit`.
+    case cache(limit: Int?, every: Int = 1)
   }
   public struct Entry: Sendable, Hashable {
     public var name: String
@@ -46,9 +47,9 @@ public struct StateSpec: Sendable, Hashable {
     entries.reduce(0) { sum, entry in
       switch entry.kind {
       case .recurrent, .window: sum + 4 * entry.shape.elementCount
-      case .cache(let limit):
+      case .cache(let limit, let every):
         sum + 4 * entry.shape.dimensions.dropFirst().reduce(1, *)
-          * min(limit ?? tokenCount, tokenCount)
+          * min(limit ?? tokenCount, tokenCount / every)
       }
     }
   }

@@ -63,6 +63,28 @@ import Testing
     #expect(y.count == r.count && worst <= 2e-4 * largest, "\(path) \(form): \(worst / largest)")
   }
 
+  /// The library's own numbers on a CPU, where its sort is not stable: the last tokens of the first row.
+  @Test(arguments: [SequenceForm.recurrent, .chunkwise, .parallel])
+  func unstableOrderOnRequest(_ form: SequenceForm) throws {
+    let path = try #require(Self.folders.first { $0.hasSuffix("/mom") })
+    let expected = try SafetensorsFile(path: path + "/unstable.safetensors")
+    let device = try Devices.open("cpu")
+    let model = try ModelFolder(path: path, compatibility: [.flaMomOrder]).load(on: device)
+    let file = try SafetensorsFile(path: path + "/expected.safetensors")
+    let tokens = Tensor(
+      try file.readInt32("input_ids"), shape: try file.info("input_ids").shape, on: device)
+    var state = model.makeState(batch: tokens.shape[0])
+    let (r, count) = (try expected.readFloat32("logits"), tokens.shape[1])
+    let y = try model.logits(model.hidden(tokens, state: &state, form: form))
+      .sliced(0..<1, axis: 0).sliced(count - 4..<count, axis: 1).floats()
+    let worst = zip(y, r).map { abs($0 - $1) }.max() ?? .infinity
+    #expect(y.count == r.count && worst <= 1e-5 * (r.map(abs).max() ?? 0))
+    #expect(throws: ModelFolderError.self) {
+      try ModelFolder(
+        path: path.dropLast(3) + "abc_plain", compatibility: [.flaMomOrder])
+    }
+  }
+
   @Test(arguments: folders)
   func lossAndGradients(_ path: String) throws {
     let golden = try Golden(path)

@@ -112,14 +112,15 @@ DEV void sum_to_end(float (&x)[N][4], float *totals, int column) {
 /// has left; for all of them where there is none.
 template <typename Body>
 DEV void each_steep(const MixerArgs &p, const Body &body) {
-  const int count = p.chunks * p.batch * p.heads, lane = threadIdx.x & 31;
-  for (int base = blockIdx.x; base < count; base += gridDim.x * 32) {
-    const long long mine = base + (long long)lane * gridDim.x;
+  const long long count = (long long)p.chunks * p.batch * p.heads;
+  const long long step = (long long)gridDim.x * 32;
+  for (long long base = blockIdx.x; base < count; base += step) {
+    const long long mine = base + (long long)(threadIdx.x & 31) * gridDim.x;
     u32 left = __ballot_sync(0xffffffffu, mine < count && !(p.mild && p.mild[mine]));
     while (left) {
-      const int place = base + (__ffs(left) - 1) * gridDim.x;
+      const long long place = base + (long long)(__ffs(left) - 1) * gridDim.x;
       left &= left - 1;
-      body(place % p.chunks, place / p.chunks);
+      body((int)(place % p.chunks), (int)(place / p.chunks));
       __syncthreads();
     }
   }

@@ -20,6 +20,8 @@ extension Study {
       StudyTask(
         "selective copying", "selective_copying:symbols=8,count=6", length: 32, steps: 600),
       StudyTask("copying", "copying:symbols=8", length: 33, shortest: 3, steps: 600),
+      StudyTask("passkey", "passkey", length: 48, shortest: 14, steps: 600),
+      StudyTask("needle", "needle", length: 48, shortest: 20, steps: 800),
       StudyTask("random automata", "random_automata:states=4,symbols=8", length: 48, steps: 600),
     ],
     models: [

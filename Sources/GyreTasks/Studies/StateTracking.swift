@@ -6,6 +6,7 @@ extension Study {
     name: "state-tracking", title: "State tracking",
     tasks: [
       task("parity", "parity", steps: 800),
+      task("even pairs", "even_pairs", steps: 500),
       task("flip-flop", "flip_flop", steps: 300),
       task("Dyck 2, depth 4", "dyck", steps: 500),
       task("Z3", "modular_addition:modulus=3", steps: 800),
@@ -14,6 +15,7 @@ extension Study {
       task("brackets", "bracket_arithmetic", steps: 600),
       task("S3", "s3", steps: 800),
       task("A5", "a5:generators=1", steps: 1000),
+      task("S5", "s5:generators=1", steps: 1000),
     ],
     models: [
       StudyModel("attention", "attention", "softmax_attention", ["heads": .integer(4)]),
