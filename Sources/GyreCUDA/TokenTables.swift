@@ -77,7 +77,7 @@ package struct TokenTables {
     guard (1...4).contains(program.batch) else { return nil }
     self.init(program, (isFloat ? 1 : 0) | (program.batch > 1 ? 2 : 0), blocks, places)
     guard isCovered else { return nil }
-    // A batch of units may reach over this many stages.
+    // Fewer stages would not run ahead of anything.
     while sharedBytes > shared { if depth > 3 { depth -= 1 } else { return nil } }
   }
 
@@ -117,7 +117,7 @@ package struct TokenTables {
     for parts in 1...max(units, 1) {
       let own = (units + parts - 1) / parts
       // A lane takes one unit of a slice.
-      if own > 32 * Int(GYRE_TOKEN_THREADS) / 32 { continue }
+      if own > Int(GYRE_TOKEN_THREADS) { continue }
       let rows = Int(GYRE_TOKEN_STAGE) / (16 * own)
       let share = Double(rows * own * 16) / Double(GYRE_TOKEN_STAGE)
       if share > filled + 0.1 { (best, filled) = (own * unit, share) }
