@@ -8,7 +8,7 @@ import GyreTensors
 final class CUDATokenRunner: TokenRunner {
   /// Steps that may be under way, and slots of the ring of drawn tokens.
   static let slots = 8
-  private static let steps = (0..<8).map {
+  private static let steps = (0..<4).map {
     CUDAFunction("token_step", "token_step", ["-DTOKEN_VARIANT=\($0)"])
   }
   private static let sampling = CUDAFunction("token_sample", "token_sample")
@@ -257,7 +257,9 @@ final class CUDATokenRunner: TokenRunner {
       phases: phases.address, entries: entries.address, arrived: integers.address,
       tokens: integers.address + 256, position: integers.address + UInt64(256 + 4 * batch),
       phase_count: Int32(tables.phases.count), entry_count: Int32(tables.entries.count),
-      batch: Int32(batch), operand_floats: Int32(tables.operandFloats))
+      batch: Int32(batch), operand_floats: Int32(tables.operandFloats),
+      partial_floats: Int32(tables.partialFloats), depth: Int32(tables.depth),
+      flight: Int32(tables.flight))
   }
 
   private func sampleArguments(draws isDrawn: Bool) -> gyre_token_sample_args {
@@ -290,7 +292,7 @@ final class CUDATokenRunner: TokenRunner {
     let (blocks, batch) = (device.multiprocessors, batch)
     func run() {
       launch.run(
-        function, grid: (blocks, 1, 1), threads: (Int(GYRE_TOKEN_THREADS), 1), shared: shared, step)
+        function, grid: (blocks, 1, 1), threads: (Int(GYRE_TOKEN_LAUNCH), 1), shared: shared, step)
       launch.run(
         Self.sampling, grid: (batch, 1, 1), threads: (Int(GYRE_TOKEN_SAMPLE_THREADS), 1), sample)
     }

@@ -5,9 +5,16 @@ extension CUDAKernel {
   private static let convolve = CUDAFunction("sequence", "short_convolution")
   private static let convolveBackward = CUDAFunction("sequence", "short_convolution_backward")
   private static let convolveWeights = CUDAFunction("sequence", "short_convolution_weights")
-  private static let convolveFour = CUDAFunction("convolution", "convolution")
-  private static let convolveFourBackward = CUDAFunction("convolution", "convolution_backward")
+  private static let convolveFour = ["convolution", "convolution_half"].map {
+    CUDAFunction("convolution", $0)
+  }
+  private static let convolveFourBackward = [
+    "convolution_backward", "convolution_backward_half",
+  ].map { CUDAFunction("convolution", $0) }
   private static let rotary = CUDAFunction("sequence", "rotary")
+  private static let rotaryWide = ["rotary_wide", "rotary_wide_half"].map {
+    CUDAFunction("sequence", $0)
+  }
   private static let shift = CUDAFunction("sequence", "token_shift")
   private static let shiftBackward = CUDAFunction("sequence", "token_shift_backward")
   private static let shiftMixes = CUDAFunction("sequence", "token_shift_mix_gradient")
@@ -43,10 +50,22 @@ extension CUDAKernel {
       a.base = op.base
       (a.interleaved, a.inverts) = (op.interleaved ? 1 : 0, op.inverts ? 1 : 0)
       (a.x, a.y) = (call.inputs[0].array, call.outputs[0].array)
+      let rows = s[1] * s[2]
+      let groups = op.rotated / 16 + (s[3] - op.rotated) / 8
+      if op.rotated % 16 == 0, (s[3] - op.rotated) % 8 == 0, a.x.data % 16 == 0,
+        a.y.data % 16 == 0, a.x.dtype == a.y.dtype, op.rotated <= 2 * Int(GYRE_ROTARY_PAIRS),
+        rows * groups > 0, rows * groups < 1 << 30
+      {
+        let blocks = (rows * groups + 255) / 256
+        let parts = max(1, min(s[0], launch.device.multiprocessors * 8 / blocks))
+        launch.run(
+          rotaryWide[isHalf([call.inputs[0]]) ? 1 : 0], grid: (blocks, parts, 1), a)
+        return true
+      }
       let across = max(op.rotated / 2, s[3] - op.rotated)
       let blocks = (s[1] * across + 255) / 256
-      let rows = max(1, min(s[0] * s[2], launch.device.multiprocessors * 8 / max(blocks, 1)))
-      launch.run(rotary, grid: (blocks, rows, 1), a)
+      let parts = max(1, min(s[0] * s[2], launch.device.multiprocessors * 8 / max(blocks, 1)))
+      launch.run(rotary, grid: (blocks, parts, 1), a)
       return true
     },
     CUDAKernel(TokenShift.self) { op, call, launch in
@@ -84,7 +103,8 @@ extension CUDAKernel {
     var a = arguments(op, inputs, launch)
     a.window_final = window.array
     if divideFour(&a, pieces, launch) {
-      launch.run(convolveFour, grid: grid(a, 4), threads: threads(a, 4), a)
+      let half = isHalf([inputs[0]] + pieces) ? 1 : 0
+      launch.run(convolveFour[half], grid: grid(a, 4), threads: threads(a, 4), a)
       return true
     }
     guard pieces.count == 1 else { return false }
@@ -108,8 +128,10 @@ extension CUDAKernel {
     let grid = grid(a, each)
     a.partial = launch.floats(grid.1 * (Int(a.taps) + 1) * a.width)
     if !isFour { a.dy = dy[0].array }
+    let half = isHalf([inputs[0], outputs[0]] + dy) ? 1 : 0
     launch.run(
-      isFour ? convolveFourBackward : convolveBackward, grid: grid, threads: threads(a, each), a)
+      isFour ? convolveFourBackward[half] : convolveBackward, grid: grid,
+      threads: threads(a, each), a)
     var sum = gyre_convolution_sum_args()
     (sum.parts, sum.width, sum.taps) = (grid.1, a.width, a.taps)
     sum.partial = a.partial
@@ -162,11 +184,15 @@ extension CUDAKernel {
           of: t.array, toByteOffset: MemoryLayout<gyre_array>.stride * i, as: gyre_array.self)
       }
     }
-    let wanted = launch.device.multiprocessors * 1024
+    let wanted = launch.device.multiprocessors * 512
     let chunks = max(
       1, min(a.tokens / 32, wanted / max(a.batch * a.width / 4, 1), 60_000 / max(a.batch, 1)))
     a.chunk = Int32(max(1, (a.tokens + chunks - 1) / chunks))
     return true
+  }
+
+  private static func isHalf(_ tensors: [Tensor]) -> Bool {
+    tensors.allSatisfy { $0.dtype == .bfloat16 }
   }
 
   private static func threads(_ a: gyre_convolution_args, _ each: Int) -> (Int, Int) {

@@ -9,17 +9,19 @@ package struct TokenTables {
   package var entries: [gyre_token_entry] = []
   /// Floats of shared memory for operands.
   package var operandFloats = Int(GYRE_TOKEN_WORK)
-  /// The kernel's variant: element type of weights, rows, pieces under way.
+  /// Floats of shared memory for what warps sum.
+  package var partialFloats = 0
+  /// The kernel's variant: element type of weights, rows.
   package let variant: Int
+  /// Stages of the ring that weights come through.
+  package private(set) var depth = Int(GYRE_TOKEN_DEPTH)
   /// Bytes of shared memory of a block.
   package var sharedBytes: Int {
-    let depth = variant & 4 != 0 ? 6 : 10
-    let fixed =
-      MemoryLayout<gyre_token_phase>.stride
-      + 4 * Int(GYRE_TOKEN_THREADS + GYRE_TOKEN_PARTIALS)
-      + Int(GYRE_TOKEN_THREADS / 32 * 2 * GYRE_TOKEN_STREAM)
-    return Int(GYRE_TOKEN_THREADS / 32 * GYRE_TOKEN_CHUNK) * depth + 4 * operandFloats + fixed
+    Int(GYRE_TOKEN_STAGE) * depth + 4 * (operandFloats + partialFloats)
+      + MemoryLayout<gyre_token_shared>.stride
   }
+  /// Stages that are under way at most: enough to keep memory busy.
+  package var flight: Int { min(depth, 4) }
 
   /// Where things lie.
   package struct Places {
@@ -73,13 +75,10 @@ package struct TokenTables {
     _ program: TokenProgram, isFloat: Bool, blocks: Int, shared: Int, places: Places
   ) {
     guard (1...4).contains(program.batch) else { return nil }
-    let variant = (isFloat ? 1 : 0) | (program.batch > 1 ? 2 : 0)
-    for depth in [0, 4] {
-      self.init(program, variant | depth, blocks, places)
-      guard isCovered else { return nil }
-      if sharedBytes <= shared { return }
-    }
-    return nil
+    self.init(program, (isFloat ? 1 : 0) | (program.batch > 1 ? 2 : 0), blocks, places)
+    guard isCovered else { return nil }
+    // A batch of units may reach over this many stages.
+    while sharedBytes > shared { if depth > 3 { depth -= 1 } else { return nil } }
   }
 
   private init(_ program: TokenProgram, _ variant: Int, _ blocks: Int, _ places: Places) {
@@ -108,9 +107,23 @@ package struct TokenTables {
     phases.append(phase)
   }
 
-  private func padded(_ size: Int) -> Int {
-    let piece = Int(GYRE_TOKEN_CHUNK) / (isFloat ? 4 : 2)
-    return (size + piece - 1) / piece * piece
+  private func padded(_ size: Int) -> Int { (size + 7) / 8 * 8 }
+
+  /// Columns of a row that come together: all, or so few that stages are well filled with rows.
+  private func slice(_ columns: Int) -> Int {
+    let unit = isFloat ? 4 : 8
+    let units = (columns + unit - 1) / unit
+    var (best, filled) = (0, 0.0)
+    for parts in 1...max(units, 1) {
+      let own = (units + parts - 1) / parts
+      // A lane takes one unit of a slice.
+      if own > 32 * Int(GYRE_TOKEN_THREADS) / 32 { continue }
+      let rows = Int(GYRE_TOKEN_STAGE) / (16 * own)
+      let share = Double(rows * own * 16) / Double(GYRE_TOKEN_STAGE)
+      if share > filled + 0.1 { (best, filled) = (own * unit, share) }
+      if filled >= 0.8 || own < 64 { break }
+    }
+    return best
   }
 
   // MARK: - Phases
@@ -129,7 +142,7 @@ package struct TokenTables {
       p.embedding.bias = norm.bias.map(places.array) ?? gyre_array()
       p.embedding.epsilon = Float(norm.epsilon)
     }
-    operandFloats = max(operandFloats, e.table.shape[1])
+    operandFloats = max(operandFloats, padded(e.table.shape[1]))
     append(p)
   }
 
@@ -193,9 +206,10 @@ package struct TokenTables {
   private mutating func multiply(
     _ products: [TokenProgram.Product], _ operands: [gyre_token_operand], _ phase: gyre_token_phase
   ) {
-    let kept = Int(GYRE_TOKEN_PARTIALS) / rows
+    let row = (Int(GYRE_TOKEN_THREADS) / 32 * rows) + 4
+    let kept = Int(GYRE_TOKEN_PARTIALS) * (rows > 1 ? 2 : 1) / row
     var total = 0
-    var pieces = 0
+    var isPaired = false
     for product in products {
       guard operands.indices.contains(product.operand),
         Int(operands[product.operand].size) == product.columns, product.columns > 0,
@@ -203,14 +217,17 @@ package struct TokenTables {
         places.weight(product.weight) % 16 == 0
       else { return isCovered = false }
       total += product.rows
-      pieces = max(pieces, padded(product.columns) / padded(1) * (product.isPaired ? 2 : 1))
+      if product.isPaired { isPaired = true }
     }
-    if (total + blocks - 1) / blocks * pieces <= kept {
+    let own = (total + blocks - 1) / blocks * (isPaired ? 2 : 1)
+    if own <= kept {
+      partialFloats = max(partialFloats, own * row)
       return append(phase, products.map { ($0, 0..<$0.rows) })
     }
-    guard products.count == 1, let product = products.first, !product.isPaired, pieces <= kept
+    guard products.count == 1, let product = products.first, !product.isPaired
     else { return isCovered = false }
-    let most = kept / pieces * blocks
+    partialFloats = max(partialFloats, kept * row)
+    let most = kept * blocks
     for start in stride(from: 0, to: product.rows, by: most) {
       var part = phase
       if start > 0 { (part.waits, part.moves, part.ranges) = (0, 0, 0) }
@@ -251,9 +268,8 @@ package struct TokenTables {
         q.rule = Int32(GYRE_TOKEN_CAP)
         q.alpha = Float(cap)
       }
-      let pieces = padded(product.columns) / padded(1)
       (q.rows, q.first) = (Int32(part.rows.count), Int32(first))
-      (q.columns, q.pieces) = (Int32(product.columns), Int32(pieces))
+      (q.columns, q.slice) = (Int32(product.columns), Int32(slice(product.columns)))
       q.operand = Int32(product.operand)
       q.paired = product.isPaired ? 1 : 0
       put(q, at: i, into: &p.product)
@@ -261,7 +277,7 @@ package struct TokenTables {
       entries.append(
         gyre_token_entry(
           weight: places.weight(product.weight) + UInt64(part.rows.lowerBound * rowBytes),
-          rows: q.rows, first: q.first, total: Int32(total), columns: q.columns, pieces: q.pieces,
+          rows: q.rows, first: q.first, total: Int32(total), columns: q.columns, slice: q.slice,
           paired: q.paired))
       first += part.rows.count
     }

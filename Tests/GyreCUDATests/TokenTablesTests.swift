@@ -58,7 +58,7 @@ import Testing
     #expect(t.phases.map(\.waits) == [0, 1, 1, 1])
     #expect(t.phases.map(\.next_waits) == [1, 1, 1, 0])
     #expect(t.entries.map(\.rows) == [1376, 512, 32_000])
-    #expect(t.entries.map(\.pieces) == [1, 3, 1])
+    #expect(t.entries.map(\.slice) == [512, 1376, 512])
     #expect(t.entries.map(\.paired) == [1, 0, 0])
     #expect(t.phases.map(\.last_entry) == [0, 1, 2, 3])
     #expect(t.sharedBytes <= 232_448)
@@ -73,7 +73,7 @@ import Testing
     #expect(t.entries.dropFirst(2).reduce(0) { $0 + Int($1.rows) } == 200_000)
     for entry in t.entries {
       let rows = (Int(entry.total) + 131) / 132 * (entry.paired != 0 ? 2 : 1)
-      #expect(rows * Int(entry.pieces) * 4 <= 2048)
+      #expect(rows * (8 * 4 + 4) <= 2 * 4096)
     }
   }
 

@@ -1,6 +1,6 @@
 // Short convolutions without resets, of at most four taps, over channels in fours: as in sequence.cu,
-// with the loads of several tokens on their way before the first is used. A thread walks `chunk`
-// tokens of four channels.
+// with the loads of the next tokens on their way while those before are worked on. A thread walks
+// `chunk` tokens of four channels.
 #include "four.cuh"
 
 // One thread's place and taps; w[3] is the newest token's.
@@ -54,25 +54,35 @@ template <bool HALF> GYRE_DEVICE void forward(const gyre_convolution_args &a) {
   Four x[4];
 #pragma unroll
   for (int j = 0; j < 3; j++) x[j + 1] = k.token(k.first - 3 + j);
-  for (long t0 = k.first; t0 < k.last; t0 += 8) {
-    Four next[8];
+  auto step = [&](const Raw4<HALF> &raw, long t) {
+    x[0] = x[1], x[1] = x[2], x[2] = x[3], x[3] = raw.four();
+    Four y;
+    EACH_CHANNEL(i) {
+      float sum = k.bias.c[i];
+#pragma unroll
+      for (int j = 0; j < 4; j++) sum += k.w[j].c[i] * x[j].c[i];
+      y.c[i] = a.silu ? sum * quick_sigmoid(sum) : sum;
+    }
+    store4<HALF>(k.piece, k.in_piece(t), y);
+  };
+  Raw4<HALF> now[8], next[8];
+  auto fetch = [&](long t) {
 #pragma unroll
     for (int n = 0; n < 8; n++)
-      next[n] = t0 + n < k.last ? load4<HALF>(a.x, k.at(t0 + n)) : zero4();
+      if (t + n < k.last) next[n] = Raw4<HALF>(a.x, k.at(t + n));
+  };
+  fetch(k.first);
+  long t = k.first;
+  for (; t + 8 <= k.last; t += 8) {
 #pragma unroll
-    for (int n = 0; n < 8; n++) {
-      if (t0 + n >= k.last) break;
-      x[0] = x[1], x[1] = x[2], x[2] = x[3], x[3] = next[n];
-      Four y;
-      EACH_CHANNEL(i) {
-        float sum = k.bias.c[i];
+    for (int n = 0; n < 8; n++) now[n] = next[n];
+    fetch(t + 8);
 #pragma unroll
-        for (int j = 0; j < 4; j++) sum += k.w[j].c[i] * x[j].c[i];
-        y.c[i] = a.silu ? sum * quick_sigmoid(sum) : sum;
-      }
-      store4<HALF>(k.piece, k.in_piece(t0 + n), y);
-    }
+    for (int n = 0; n < 8; n++) step(now[n], t + n);
   }
+#pragma unroll
+  for (int n = 0; n < 8; n++)
+    if (t + n < k.last) step(next[n], t + n);
   if (k.last < a.tokens) return;
 #pragma unroll
   for (int j = 1; j < 4; j++) {
@@ -92,46 +102,63 @@ template <bool HALF> GYRE_DEVICE void backward(const gyre_convolution_args &a) {
     g[j] = dw[j] = zero4();
     if (j < 3) x[j + 1] = k.token(k.first - 3 + j);
   }
-  for (long t0 = k.first; t0 < k.last + 3; t0 += 4) {
-    Four next[4], cotangent[4];
+  // Inside: token t is of the part, and token t - 3 too and of no window.
+  auto step = [&](const Raw4<HALF> &raw, const Raw4<HALF> &slope, long t, bool inside) {
+    const long gone = t - 3;
+    x[0] = x[1], x[1] = x[2], x[2] = x[3], x[3] = raw.four();
+    g[0] = g[1], g[1] = g[2], g[2] = g[3], g[3] = slope.four();
+    Four dx = zero4();
+    EACH_CHANNEL(i) {
+      if (a.silu) {
+        float sum = k.bias.c[i];
 #pragma unroll
-    for (int n = 0; n < 4; n++) {
-      bool is_token = t0 + n < a.tokens && t0 + n < k.last + 3;
-      next[n] = is_token ? load4<HALF>(a.x, k.at(t0 + n)) : zero4();
-      cotangent[n] = is_token ? load4<HALF>(k.piece, k.in_piece(t0 + n)) : zero4();
+        for (int j = 0; j < 4; j++) sum += k.w[j].c[i] * x[j].c[i];
+        float s = quick_sigmoid(sum);
+        g[3].c[i] *= s * (1.f + sum * (1.f - s));
+      }
+      if (inside || t < k.last) {
+        dbias.c[i] += g[3].c[i];
+#pragma unroll
+        for (int j = 0; j < 4; j++) dw[j].c[i] += g[3].c[i] * x[j].c[i];
+      }
+#pragma unroll
+      for (int j = 0; j < 4; j++) dx.c[i] += k.w[j].c[i] * g[3 - j].c[i];
     }
+    const long kept = gone - (a.tokens - (a.taps - 1));  // place in the window that follows
+    if (!inside && present(a.dwindow_final) && kept >= 0 && kept < a.taps - 1) {
+      Four more = load4<false>(a.dwindow_final, (k.b * (a.taps - 1) + kept) * a.width + k.d);
+      EACH_CHANNEL(i) dx.c[i] += more.c[i];
+    }
+    const long place = gone + a.taps - 1;  // in the window before
+    if (inside || gone >= k.first) store4<HALF>(a.dx, k.at(gone), dx);
+    else if (gone < 0 && k.part == 0 && place >= 0 && present(a.dwindow))
+      store4<false>(a.dwindow, (k.b * (a.taps - 1) + place) * a.width + k.d, dx);
+  };
+  const long end = k.last + 3, known = end < a.tokens ? end : a.tokens;
+  Raw4<HALF> now[4], next[4], slopes[4], next_slopes[4];
+  auto fetch = [&](long t) {
 #pragma unroll
     for (int n = 0; n < 4; n++) {
-      long t = t0 + n, gone = t - 3;
-      if (t >= k.last + 3) break;
-      x[0] = x[1], x[1] = x[2], x[2] = x[3], x[3] = next[n];
-      g[0] = g[1], g[1] = g[2], g[2] = g[3], g[3] = cotangent[n];
-      Four dx = zero4();
-      EACH_CHANNEL(i) {
-        if (a.silu) {
-          float sum = k.bias.c[i];
-#pragma unroll
-          for (int j = 0; j < 4; j++) sum += k.w[j].c[i] * x[j].c[i];
-          float s = quick_sigmoid(sum);
-          g[3].c[i] *= s * (1.f + sum * (1.f - s));
-        }
-        if (t < k.last) {
-          dbias.c[i] += g[3].c[i];
-#pragma unroll
-          for (int j = 0; j < 4; j++) dw[j].c[i] += g[3].c[i] * x[j].c[i];
-        }
-#pragma unroll
-        for (int j = 0; j < 4; j++) dx.c[i] += k.w[j].c[i] * g[3 - j].c[i];
+      if (t + n < known) {
+        next[n] = Raw4<HALF>(a.x, k.at(t + n));
+        next_slopes[n] = Raw4<HALF>(k.piece, k.in_piece(t + n));
+      } else {
+        next[n] = next_slopes[n] = Raw4<HALF>();
       }
-      long kept = gone - (a.tokens - (a.taps - 1));  // place in the window that follows
-      if (present(a.dwindow_final) && kept >= 0 && kept < a.taps - 1) {
-        Four more = load4<false>(a.dwindow_final, (k.b * (a.taps - 1) + kept) * a.width + k.d);
-        EACH_CHANNEL(i) dx.c[i] += more.c[i];
-      }
-      long place = gone + a.taps - 1;  // in the window before
-      if (gone >= k.first) store4<HALF>(a.dx, k.at(gone), dx);
-      else if (gone < 0 && k.part == 0 && place >= 0 && present(a.dwindow))
-        store4<false>(a.dwindow, (k.b * (a.taps - 1) + place) * a.width + k.d, dx);
+    }
+  };
+  fetch(k.first);
+  for (long t = k.first; t < end; t += 4) {
+#pragma unroll
+    for (int n = 0; n < 4; n++) now[n] = next[n], slopes[n] = next_slopes[n];
+    fetch(t + 4);
+    if (t > k.first && t + 4 <= k.last) {
+#pragma unroll
+      for (int n = 0; n < 4; n++) step(now[n], slopes[n], t + n, true);
+    } else {
+#pragma unroll
+      for (int n = 0; n < 4; n++)
+        if (t + n < end) step(now[n], slopes[n], t + n, false);
     }
   }
   gyre_array partial = {a.partial + (long)blockIdx.y * (a.taps + 1) * a.width + k.d, GYRE_F32, 0};
@@ -144,11 +171,17 @@ template <bool HALF> GYRE_DEVICE void backward(const gyre_convolution_args &a) {
 }
 
 GYRE_KERNEL __launch_bounds__(128) convolution(const __grid_constant__ gyre_convolution_args a) {
-  if (is_half(a.x) && is_half(a.piece[0])) forward<true>(a);
-  else forward<false>(a);
+  forward<false>(a);
+}
+GYRE_KERNEL __launch_bounds__(128, 5)
+convolution_half(const __grid_constant__ gyre_convolution_args a) {
+  forward<true>(a);
+}
+GYRE_KERNEL __launch_bounds__(128)
+convolution_backward(const __grid_constant__ gyre_convolution_args a) {
+  backward<false>(a);
 }
 GYRE_KERNEL __launch_bounds__(128, 4)
-convolution_backward(const __grid_constant__ gyre_convolution_args a) {
-  if (is_half(a.x) && is_half(a.piece[0]) && is_half(a.dx)) backward<true>(a);
-  else backward<false>(a);
+convolution_backward_half(const __grid_constant__ gyre_convolution_args a) {
+  backward<true>(a);
 }

@@ -46,3 +46,20 @@ template <bool HALF> GYRE_DEVICE void store4(const gyre_array &a, long i, const 
                          (unsigned)float_to_f16(f.c[2 * j + 1]) << 16;
   *(uint2 *)((unsigned short *)a.data + i) = make_uint2(w[0], w[1]);
 }
+
+// Four elements as they lie in memory: converted when they are used, they wait in half the registers.
+template <bool HALF> struct Raw4 {
+  Four f;
+  GYRE_DEVICE Raw4() : f(zero4()) {}
+  GYRE_DEVICE Raw4(const gyre_array &a, long i) : f(load4<false>(a, i)) {}
+  GYRE_DEVICE Four four() const { return f; }
+};
+template <> struct Raw4<true> {
+  uint2 v;
+  GYRE_DEVICE Raw4() : v(make_uint2(0, 0)) {}
+  GYRE_DEVICE Raw4(const gyre_array &a, long i) : v(*(const uint2 *)((const unsigned short *)a.data + i)) {}
+  GYRE_DEVICE Four four() const {
+    return {{__uint_as_float(v.x << 16), __uint_as_float(v.x & 0xffff0000u),
+             __uint_as_float(v.y << 16), __uint_as_float(v.y & 0xffff0000u)}};
+  }
+};

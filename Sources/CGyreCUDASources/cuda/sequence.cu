@@ -188,13 +188,17 @@ GYRE_KERNEL short_convolution_weights(gyre_convolution_sum_args a) {
   long d = (long)blockIdx.x * blockDim.x + threadIdx.x;
   int tap = blockIdx.y;
   if (d >= a.width || (tap == a.taps && !present(a.dbias))) return;
-  // Eight loads on their way at a time.
-  float sums[8] = {0.f, 0.f, 0.f, 0.f, 0.f, 0.f, 0.f, 0.f};
-  for (long p = 0; p < a.parts; p += 8)
+  // Thirty-two loads on their way at a time.
+  float sums[4] = {0.f, 0.f, 0.f, 0.f};
+  for (long p = 0; p < a.parts; p += 32) {
+    float next[32];
 #pragma unroll
-    for (int j = 0; j < 8; j++)
-      if (p + j < a.parts) sums[j] += a.partial[((p + j) * (a.taps + 1) + tap) * a.width + d];
-  float sum = (sums[0] + sums[1]) + (sums[2] + sums[3]) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
+    for (int j = 0; j < 32; j++)
+      next[j] = p + j < a.parts ? a.partial[((p + j) * (a.taps + 1) + tap) * a.width + d] : 0.f;
+#pragma unroll
+    for (int j = 0; j < 32; j++) sums[j & 3] += next[j];
+  }
+  float sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
   if (tap == a.taps) store(a.dbias, d, sum);
   else store(a.dweight, d * a.taps + tap, sum);
 }
@@ -228,6 +232,65 @@ GYRE_KERNEL rotary(gyre_rotary_args a) {
     }
   }
 }
+
+// The same for whole pieces of eight: 16 divides what rotates, 8 the rest, rows are aligned. A thread has
+// eight pairs of one token and head in every sequence; angles are reduced in double, to turns, and
+// then taken in float.
+template <bool HALF> GYRE_DEVICE void rotate_wide(const gyre_rotary_args &a) {
+  __shared__ double rates[GYRE_ROTARY_PAIRS];  // in turns a position
+  const int pairs = (int)a.rotated / 2, heads = (int)a.heads;
+  for (int i = threadIdx.x; i < pairs; i += blockDim.x)
+    rates[i] = pow(a.base, -2. * (double)i / (double)a.rotated) * 0.15915494309189535;
+  __syncthreads();
+  const int turning = pairs / 8, groups = turning + (int)(a.size - a.rotated) / 8;
+  const int n = (int)(blockIdx.x * blockDim.x + threadIdx.x), group = n % groups, row = n / groups;
+  const int t = row / heads;
+  if (t >= a.tokens) return;
+  const long step = a.tokens * a.heads * a.size;
+  long at = (long)row * a.size + blockIdx.y * step;
+  float x[8], y[8], cosine[8], sine[8];
+  if (group >= turning) {
+    at += a.rotated + (group - turning) * 8;
+    for (long b = blockIdx.y; b < a.batch; b += gridDim.y, at += gridDim.y * step) {
+      get8<HALF>(a.x, at, x);
+      put8<HALF>(a.y, at, x);
+    }
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < 8; i++) {
+    const double turns = (double)(a.offset + t) * rates[group * 8 + i];
+    sincospif((float)(2. * (turns - rint(turns))), sine + i, cosine + i);
+    if (a.inverts) sine[i] = -sine[i];
+  }
+  at += group * (a.interleaved ? 16 : 8);
+  const long across = a.interleaved ? 8 : pairs;
+  for (long b = blockIdx.y; b < a.batch; b += gridDim.y, at += gridDim.y * step) {
+    get8<HALF>(a.x, at, x);
+    get8<HALF>(a.x, at + across, y);
+    if (a.interleaved) {
+#pragma unroll
+      for (int i = 0; i < 8; i += 2) {
+        const float u = x[i], v = y[i];
+        x[i] = u * cosine[i / 2] - x[i + 1] * sine[i / 2];
+        x[i + 1] = u * sine[i / 2] + x[i + 1] * cosine[i / 2];
+        y[i] = v * cosine[4 + i / 2] - y[i + 1] * sine[4 + i / 2];
+        y[i + 1] = v * sine[4 + i / 2] + y[i + 1] * cosine[4 + i / 2];
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < 8; i++) {
+        const float u = x[i];
+        x[i] = u * cosine[i] - y[i] * sine[i];
+        y[i] = u * sine[i] + y[i] * cosine[i];
+      }
+    }
+    put8<HALF>(a.y, at, x);
+    put8<HALF>(a.y, at + across, y);
+  }
+}
+GYRE_KERNEL __launch_bounds__(256) rotary_wide(gyre_rotary_args a) { rotate_wide<false>(a); }
+GYRE_KERNEL __launch_bounds__(256) rotary_wide_half(gyre_rotary_args a) { rotate_wide<true>(a); }
 
 // MARK: token shift
 

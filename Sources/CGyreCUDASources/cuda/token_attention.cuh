@@ -19,7 +19,7 @@ static __device__ __noinline__ void place_head(
     const gyre_token_attention &a, long b, int offset, const gyre_array &norm, double position,
     float *to, float *scale) {
   for (int i = threadIdx.x; i < a.size; i += GYRE_TOKEN_THREADS) to[i] = fresh(a.x, b, offset + i);
-  __syncthreads();
+  block_barrier();
   if (present(norm)) {
     if (threadIdx.x < 32) {
       float s = 0.f;
@@ -27,9 +27,9 @@ static __device__ __noinline__ void place_head(
       s = warp_sum(s);
       if (threadIdx.x == 0) *scale = 1.f / sqrtf(s / a.size + a.epsilon);
     }
-    __syncthreads();
+    block_barrier();
     for (int i = threadIdx.x; i < a.size; i += GYRE_TOKEN_THREADS) to[i] *= *scale * load(norm, i);
-    __syncthreads();
+    block_barrier();
   }
   int i = threadIdx.x, pairs = a.rotated / 2;
   if (i < pairs) {
@@ -40,7 +40,7 @@ static __device__ __noinline__ void place_head(
     to[first] = x * cosine - y * sine;
     to[second] = x * sine + y * cosine;
   }
-  __syncthreads();
+  block_barrier();
 }
 
 GYRE_DEVICE void load_cached(const char *p, long i, float (&x)[8]) {
@@ -69,7 +69,7 @@ static __device__ __noinline__ void attention_step(
     place_head(a, b, a.k + key_head * a.size, a.key_norm, (double)position, w.k, w.scalar + 1);
     for (int i = threadIdx.x; i < a.size; i += GYRE_TOKEN_THREADS)
       w.v[i] = fresh(a.x, b, a.v + key_head * a.size + i);
-    __syncthreads();
+    block_barrier();
     if (split == a.splits - 1 && h % per == 0)
       for (int i = threadIdx.x; i < a.size; i += GYRE_TOKEN_THREADS) {
         long at = ((b * a.capacity + slot) * a.key_heads + key_head) * a.size + i;
@@ -165,7 +165,7 @@ static __device__ __noinline__ void attention_step(
 #pragma unroll
         for (int i = 0; i < 8; i++) w.y[warp][p * 8 * LANES + lane * 8 + i] = y[p][i];
     }
-    __syncthreads();
+    block_barrier();
     float top = -INFINITY, total = 0.f;
     for (int i = 0; i < WARPS; i++) top = fmaxf(top, w.largest[i]);
     for (int i = threadIdx.x; i < a.size; i += GYRE_TOKEN_THREADS) {
@@ -181,6 +181,6 @@ static __device__ __noinline__ void attention_step(
       out[0] = top;
       out[1] = total;
     }
-    __syncthreads();
+    block_barrier();
   }
 }

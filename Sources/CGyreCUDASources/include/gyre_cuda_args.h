@@ -331,6 +331,7 @@ typedef struct gyre_convolution_sum_args {
   gyre_array dweight, dbias;
 } gyre_convolution_sum_args;
 
+#define GYRE_ROTARY_PAIRS 256  // most of the wide kernel
 typedef struct gyre_rotary_args {
   long batch, tokens, heads, size, rotated, offset;
   double base;

@@ -4,15 +4,16 @@
 #pragma once
 #include "gyre_cuda_args.h"
 
-#define GYRE_TOKEN_THREADS 512
-#define GYRE_TOKEN_CHUNK 1024     // bytes of weights that a warp takes at a time
-#define GYRE_TOKEN_PARTIALS 2048  // sums of chunks that a block keeps
-#define GYRE_TOKEN_STREAM 128     // bytes that a warp's place in the stream may take
+#define GYRE_TOKEN_THREADS 256    // that compute: more would have too few registers; a warp that copies weights and one for small things join them
+#define GYRE_TOKEN_LAUNCH (GYRE_TOKEN_THREADS + 64)
+#define GYRE_TOKEN_STAGE 16384    // bytes of weights that come together
+#define GYRE_TOKEN_DEPTH 12       // most stages of a block's ring
+#define GYRE_TOKEN_PARTIALS 4096  // most floats of warps' sums that a block keeps; twice as many for four rows
 #define GYRE_TOKEN_PRODUCTS 8
 #define GYRE_TOKEN_OPERANDS 6
 #define GYRE_TOKEN_MOVES 2
 #define GYRE_TOKEN_RANGES 16
-#define GYRE_TOKEN_TILE 16        // columns of a matrix state that a block takes
+#define GYRE_TOKEN_TILE 32        // most columns of a matrix state that a block takes
 #define GYRE_TOKEN_KEYS 256       // largest K of a matrix state and size of an attention head
 #define GYRE_TOKEN_TAPS 8         // most taps of a convolution
 #define GYRE_TOKEN_WORK 6144      // least floats for operands: what states and attention need
@@ -40,6 +41,7 @@ typedef struct gyre_token_operand {
   int function;  // of z
   int period;    // of weight and bias
   int splits, value_size;  // ATTENTION: x [splits, heads * value_size], score [splits, heads, 2]
+  int path, offset;        // made on the card: how it is made; its place among the phase's operands
 } gyre_token_operand;
 
 enum {
@@ -54,15 +56,17 @@ typedef struct gyre_token_product {
   gyre_token_vector y, state;
   float alpha, beta;
   int rows, first;  // outputs, and those of the phase before them
-  int columns, pieces;
+  int columns, slice;  // columns that come together
   int operand, rule, function;  // function: position in Unary.Kind, or -1
   int paired;
+  int from, own, before;  // made on the card: the block's first output, outputs, rows before them
+  int unused;
 } gyre_token_product;
 
 // The same as the stream of weights sees it.
 typedef struct gyre_token_entry {
   GYRE_CUDA_PTR(const char) weight;
-  int rows, first, total, columns, pieces, paired;
+  int rows, first, total, columns, slice, paired;
 } gyre_token_entry;
 
 // Work beside a phase's own: dst = src, or the window of a convolution moved on by one token.
@@ -72,7 +76,7 @@ typedef struct gyre_token_move {
 } gyre_token_move;
 
 enum { GYRE_TOKEN_LINEAR = 0, GYRE_TOKEN_DELTA = 1, GYRE_TOKEN_RWKV7 = 2 };
-// S = diag(d) S + b (a' S) + k v',  y = scale * S' q + skip * v: units of a head and 16 columns.
+// S = diag(d) S + b (a' S) + k v',  y = scale * S' q + skip * v: units of a head and up to 32 columns.
 typedef struct gyre_token_matrix {
   int rule, heads, key_heads, keys, values, taps, channels, function;
   int q, k, v, is_first;  // offsets in x; RWKV-7: whether this layer's v is the first
@@ -130,7 +134,7 @@ typedef struct gyre_token_phase {
   gyre_token_operand operand[GYRE_TOKEN_OPERANDS];
   gyre_token_product product[GYRE_TOKEN_PRODUCTS];
   gyre_token_move move[GYRE_TOKEN_MOVES];
-  gyre_token_range range[GYRE_TOKEN_RANGES];  // read soon: brought nearer while the grid waits before it
+  gyre_token_range range[GYRE_TOKEN_RANGES];  // brought nearer during the phase before
   gyre_token_matrix matrix;
   gyre_token_attention attention;
   gyre_token_embedding embedding;
@@ -143,8 +147,18 @@ typedef struct gyre_token_step_args {
   GYRE_CUDA_PTR(const int) tokens;   // [B]
   GYRE_CUDA_PTR(const int) position;
   int phase_count, entry_count, batch;
-  int operand_floats;  // of shared memory
+  int operand_floats, partial_floats;  // of shared memory
+  int depth, flight;  // stages of the ring; of them, at most under way
 } gyre_token_step_args;
+
+// Behind ring, operands and the warps' sums in shared memory.
+typedef struct gyre_token_shared {
+  gyre_token_phase phase[2];
+  unsigned long full[GYRE_TOKEN_DEPTH], empty[GYRE_TOKEN_DEPTH];  // barriers of the ring's stages
+  int progress, ready, moved;  // phase under way; described; whose moves are done
+  int unused;
+  float sums[GYRE_TOKEN_THREADS];
+} gyre_token_shared;
 
 // MARK: token_sample.cu
 

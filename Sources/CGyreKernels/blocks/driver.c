@@ -1,5 +1,6 @@
 // Who multiplies which rows on which thread; portable.
 #include "ck_gemm.h"
+#include "../common/ahead.h"
 #include "kernel.h"
 
 enum {
@@ -122,6 +123,7 @@ void ck_blocks_product_run(const struct ck_blocks_level *level,
   if (is_few) {
     const long bytes = max_long(1, ck_block_row_bytes(args->type, args->k));
     ck_parallel_for(args->n, max_long(1, GRAIN_BYTES / bytes / args->m), dot_body, &run);
+    ck_read_ahead_of(args->w, (size_t)(args->n * bytes));
   } else {
     ck_parallel_for((args->n + CK_BLOCKS_TILE - 1) / CK_BLOCKS_TILE, 1, tiles_body, &run);
   }

@@ -1,10 +1,11 @@
 // The fork-join pool. A job is cut into chunks; who is free claims the next one from a ticket, the
 // caller too, so a worker that is slow to wake costs balance and never completion. Workers spin for
-// some tens of microseconds after a job, then sleep.
+// a while after a job, then sleep: longer than the small ops between two products of a decoding step
+// take, because waking a worker costs the caller some microseconds and the product half its threads.
 #if defined(__linux__)
 #define _GNU_SOURCE
 #endif
-#include "ck_common.h"
+#include "ahead.h"
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -17,7 +18,7 @@
 #include <sys/sysctl.h>
 #endif
 
-enum { SPIN_NANOSECONDS = 40000, MAX_THREADS = 4096, STACK_BYTES = 4 << 20 };
+enum { SPIN_NANOSECONDS = 150000, MAX_THREADS = 4096, STACK_BYTES = 4 << 20 };
 
 static struct {
   // Chunk count in the high half, next unclaimed chunk in the low half: one atomic step both claims
@@ -56,14 +57,15 @@ static int64_t nanoseconds(void) {
   return now.tv_sec * INT64_C(1000000000) + now.tv_nsec;
 }
 
-// Spins until `ready()` holds or the spinning time is over; says whether it holds.
-#define SPIN_UNTIL(condition)                                           \
+// Spins until `condition` holds or the spinning time is over; says whether it holds. `idle` is done
+// in between.
+#define SPIN_UNTIL(condition, idle)                                     \
   ({                                                                    \
     bool ready = (condition);                                           \
     if (!ready) {                                                       \
       const int64_t deadline = nanoseconds() + SPIN_NANOSECONDS;        \
       do {                                                              \
-        for (int i = 0; i < 32 && !(ready = (condition)); i++) relax(); \
+        for (int i = 0; i < 32 && !(ready = (condition)); i++) idle;    \
       } while (!ready && nanoseconds() < deadline);                     \
     }                                                                   \
     ready;                                                              \
@@ -99,10 +101,15 @@ static void run_chunks(void) {
   }
 }
 
+static void read_ahead(void) {
+  if (!ck_read_ahead_piece()) relax();
+}
+
 static void *worker_main(void *unused) {
   (void)unused;
   for (;;) {
-    if (!SPIN_UNTIL(ticket_open() || atomic_load_explicit(&pool.stopping, memory_order_relaxed))) {
+    if (!SPIN_UNTIL(ticket_open() || atomic_load_explicit(&pool.stopping, memory_order_relaxed),
+                    read_ahead())) {
       pthread_mutex_lock(&pool.mutex);
       atomic_fetch_add(&pool.sleeping, 1);
       while (!ticket_open() && !atomic_load(&pool.stopping))
@@ -193,7 +200,8 @@ static void run_job(uint64_t chunks) {
     pthread_mutex_unlock(&pool.mutex);
   }
   run_chunks();
-  if (SPIN_UNTIL(atomic_load_explicit(&pool.finished, memory_order_acquire) == chunks)) return;
+  if (SPIN_UNTIL(atomic_load_explicit(&pool.finished, memory_order_acquire) == chunks, relax()))
+    return;
   pthread_mutex_lock(&pool.mutex);
   atomic_store(&pool.caller_sleeping, true);
   while (atomic_load(&pool.finished) != chunks) pthread_cond_wait(&pool.done, &pool.mutex);

@@ -4,6 +4,7 @@
 // handed out, and each packs its own part of A, which stays in the first-level cache while a block
 // of B of about half a megabyte passes by from the second. Sums over k run in a fixed order, blocks
 // of `block_units`, so the partition over threads does not change a bit of the result.
+#include "../common/ahead.h"
 #include "kernel.h"
 #include <string.h>
 
@@ -337,6 +338,9 @@ static bool run_dot(const struct plan *p) {
   const long row_bytes = args->k * type_size(run.w_type) * ceil_div(run.x_rows, 2);
   const long grain = round_up(max_long(4, (1 << 15) / row_bytes), 4);
   ck_parallel_for(run.w_rows, grain, dot_body, &run);
+  enum { DECODED_ROWS = 4 };
+  if (few_rows && args->m <= DECODED_ROWS)
+    ck_read_ahead_of(run.w, (size_t)(run.w_rows * run.ldw * type_size(run.w_type)));
   ck_scratch_end(mark);
   return true;
 }

@@ -151,17 +151,23 @@ public struct GGUFWriter {
       case .bool(let v): raw.append(v ? 1 : 0)
       case .string(let v): string(v)
       case .array(let elements):
-        // Arrays have one type: integers take the widest of their elements.
+        // Arrays have one type. Readers insist on int32 where integers fit in it (token_type), and on
+        // strings where a list of them is empty (merges).
         let types = Set(elements.map(Bytes.type(of:)))
-        guard types.count <= 1 || types.isSubset(of: [.uint32, .int32, .int64]) else {
+        let areIntegers = types.isSubset(of: [.uint32, .int32, .int64])
+        guard types.count <= 1 || areIntegers else {
           throw .invalid(subject: "metadata '\(key)'", reason: "an array of several types")
         }
-        let type = types.count > 1 ? .int64 : types.first ?? .uint32
+        let areSmall = elements.allSatisfy { $0.int.flatMap(Int32.init(exactly:)) != nil }
+        let type: GGUFValueType =
+          elements.isEmpty
+          ? .string
+          : areIntegers ? (areSmall ? .int32 : .int64) : types.first ?? .string
         number(type.rawValue)
         number(UInt64(elements.count))
         for element in elements {
-          if type == .int64, case .integer(let v) = element {
-            number(v)
+          if case .integer(let v) = element {
+            if type == .int32 { number(Int32(truncatingIfNeeded: v)) } else { number(v) }
           } else {
             try self.value(element, key: key)
           }

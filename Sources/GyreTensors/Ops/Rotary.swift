@@ -49,13 +49,13 @@ public struct Rotary: Op {
   }
   public var saved: SavedValues { .none }
   public static let cases = [false, true].flatMap { interleaved in
-    [16, 12].map { rotated in
+    [(16, 16), (16, 12), (40, 32)].map { size, rotated in
       OpCase(
         "\(interleaved ? "interleaved" : "halves") \(rotated)",
         Rotary(
           base: 10_000, positionOffset: 3, interleaved: interleaved, rotated: rotated,
           inverts: false),
-        [TestInput([2, 11, 3, 16])])
+        [TestInput([2, 11, 3, size])])
     }
   }
 }
