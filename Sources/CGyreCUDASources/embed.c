@@ -42,6 +42,9 @@ static const char rwkv7_cu[] = {
 static const char blend_cu[] = {
 #embed "cuda/blend.cu" suffix(, 0)
 };
+static const char value_scales_cu[] = {
+#embed "cuda/value_scales.cu" suffix(, 0)
+};
 static const char token_mixes_cu[] = {
 #embed "cuda/token_mixes.cu" suffix(, 0)
 };
@@ -256,6 +259,7 @@ static const gyre_cuda_source kernels[] = {
     {"convolution", convolution_cu},
     {"rwkv7", rwkv7_cu},
     {"blend", blend_cu},
+    {"value_scales", value_scales_cu},
     {"token_mixes", token_mixes_cu},
     {"sequence", sequence_cu},
     {"diagonal_scan_base", diagonal_scan_base_cu},

@@ -6,6 +6,7 @@ import GyreTensors
 extension CUDAKernel {
   private static let topMask = CUDAFunction("selection", "top_mask")
   private static let selectedHistory = CUDAFunction("selection", "selected_history")
+  private static let randomChoice = CUDAFunction("selection", "random_choice")
   private static let evolutionNoise = CUDAFunction("selection", "evolution_noise")
   private static let lowRankAdd = CUDAFunction("selection", "low_rank_add")
   private static let rotaryAtRates = CUDAFunction("selection", "rotary_at_rates")
@@ -47,6 +48,16 @@ extension CUDAKernel {
       a.members = call.inputs[0].address
       a.y = call.outputs[0].array
       launch.run(evolutionNoise, over: a.rows * ((a.count + 3) / 4), a)
+      return true
+    },
+    CUDAKernel(RandomChoice.self) { op, call, launch in
+      var a = gyre_choice_args()
+      a.count = call.outputs[0].elementCount
+      (a.seed, a.stream) = (UInt(op.generator.seed), UInt(op.generator.stream))
+      if let step = call.inputs.first { a.step = step.address }
+      (a.below, a.chosen, a.other) = (op.bound, op.chosen, op.other)
+      a.y = call.outputs[0].array
+      launch.run(randomChoice, over: (a.count + 3) / 4, a)
       return true
     },
     CUDAKernel(LowRankAdd.self) { op, call, launch in

@@ -28,6 +28,7 @@ public enum OpCatalog {
     TokenShift.self,
     TokenMixes.self,
     GatedBlend.self,
+    ValueScales.self,
     RWKV7Keys.self,
     RWKV7Readout.self,
     CrossEntropy.self,
@@ -37,6 +38,9 @@ public enum OpCatalog {
     MemoryOrder.self,
     AdamWStep.self,
     MomentumStep.self,
+    StepDecision.self,
+    StateUpdate.self,
+    RandomChoice.self,
     EvolutionNoise.self,
     LowRankAdd.self,
   ]

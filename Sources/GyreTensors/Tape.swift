@@ -83,14 +83,25 @@ public final class Tape: Sendable {
 
   /// The gradient of the sum of `loss` with respect to each of `variables`; nil where `loss` does
   /// not depend on it. Empties the tape, releasing activations as it goes.
-  public func gradients(of loss: Tensor, for variables: [Tensor]) -> [Tensor?] {
-    gradients(of: [(loss, .full(1, loss.shape, on: loss.device))], for: variables)
+  ///
+  /// - Parameter sums: float32 tensors that gradients are added to in place and that are given back for
+  ///   them, one a variable or nil; none shares its storage.
+  public func gradients(
+    of loss: Tensor, for variables: [Tensor], onto sums: [Tensor?] = []
+  ) -> [Tensor?] {
+    gradients(
+      of: [(loss, .full(1, loss.shape, on: loss.device))], for: variables, onto: sums)
   }
 
   /// The gradient of Σ ⟨output, cotangent⟩ with respect to each of `variables`.
-  public func gradients(of outputs: [(Tensor, Tensor)], for variables: [Tensor]) -> [Tensor?] {
+  public func gradients(
+    of outputs: [(Tensor, Tensor)], for variables: [Tensor], onto sums: [Tensor?] = []
+  ) -> [Tensor?] {
     withTape(nil) {
       var table = GradientTable()
+      for (variable, sum) in zip(variables, sums) {
+        if let sum { table.start(variable.id, sum) }
+      }
       for (output, cotangent) in outputs { table.add(cotangent, to: output.id) }
       propagate(&table)
       return variables.map { table[$0.id] }
@@ -105,8 +116,10 @@ public final class Tape: Sendable {
         let cotangents = outputs.map { table.take($0.id) }
         guard cotangents.contains(where: { $0 != nil }) else { continue }
         let needs = inputs.map { tracked.contains($0.id) }
+        let sums = zip(inputs, needs).map { $1 ? table.sum($0.id) : nil }
         let gradients = op.vjp(
-          VJPContext(inputs: inputs, outputs: outputs, cotangents: cotangents, needs: needs))
+          VJPContext(
+            inputs: inputs, outputs: outputs, cotangents: cotangents, needs: needs, sums: sums))
         for (i, gradient) in gradients.enumerated() {
           if needs[i], let gradient { table.add(gradient, to: inputs[i].id) }
         }
@@ -154,11 +167,25 @@ private struct GradientTable {
     return value
   }
 
+  /// Starts from a sum that may be added into.
+  mutating func start(_ id: TensorID, _ sum: Tensor) {
+    values[id] = sum
+    owned.insert(sum.id)
+  }
+
+  /// The sum for a tensor that ops may add into.
+  func sum(_ id: TensorID) -> Tensor? {
+    guard let sum = values[id], owned.contains(sum.id), sum.dtype == .float32 else { return nil }
+    return sum
+  }
+
   mutating func add(_ gradient: Tensor, to id: TensorID) {
     guard let present = values[id] else {
       values[id] = gradient
       return
     }
+    // Added in place by the op.
+    if present.id == gradient.id, owned.contains(present.id) { return }
     precondition(
       present.shape == gradient.shape,
       "gradient: \(gradient.shape) added to \(present.shape)")

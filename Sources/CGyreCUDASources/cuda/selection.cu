@@ -92,6 +92,21 @@ GYRE_KERNEL evolution_noise(const __grid_constant__ gyre_evolution_noise_args a)
   }
 }
 
+// Four numbers a thread.
+GYRE_KERNEL random_choice(gyre_choice_args a) {
+  unsigned long stream = a.stream;
+  if (a.step) stream ^= (unsigned long)a.step[0] * 0x9E3779B97F4A7C15ul;
+  EACH(n, (a.count + 3) / 4) {
+    const uint4 v = philox(
+        make_uint4((unsigned)n, (unsigned)(n >> 32), (unsigned)stream, (unsigned)(stream >> 32)),
+        (unsigned)a.seed, (unsigned)(a.seed >> 32));
+    const unsigned words[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+    for (int j = 0; j < 4; j++)
+      if (4 * n + j < a.count) store(a.y, 4 * n + j, words[j] >> 9 < a.below ? a.chosen : a.other);
+  }
+}
+
 // A block a row: the factors' products with x, then the sum. At most 64 factors at a time.
 GYRE_KERNEL low_rank_add(const __grid_constant__ gyre_low_rank_add_args a) {
   __shared__ float z[64];
