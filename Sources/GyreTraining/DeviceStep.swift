@@ -31,6 +31,8 @@ public final class DeviceStep {
     fileprivate let read: any PendingRead
     fileprivate let next: ModelState?
     fileprivate let tokens: Int
+    /// Whether the state began anew.
+    fileprivate let restarts: Bool
     let reports: NewtonReports
   }
 
@@ -151,7 +153,8 @@ public final class DeviceStep {
       inputs.targets.write(batch.targets)
       if let reset = inputs.reset, let values = batch.reset { reset.write(values) }
     }
-    if carries, batches[0].startsAfresh { restart() }
+    let restarts = carries && batches[0].startsAfresh
+    if restarts { restart() }
     write(step: step, schedule, updates)
     let tokens = batches.reduce(0) { $0 + $1.tokens.count / c.batch }
     let reports = NewtonReports()
@@ -166,7 +169,7 @@ public final class DeviceStep {
     queued += 1
     return Queued(
       read: record.queueRead(), next: carries && !isFixed ? next : nil,
-      tokens: carries ? tokens : 0, reports: reports)
+      tokens: carries ? tokens : 0, restarts: restarts, reports: reports)
   }
 
   /// Waits for a step's outcome; outcomes are asked for in the order of the steps.
@@ -174,10 +177,15 @@ public final class DeviceStep {
   /// - Throws: the device's first failure.
   public func outcome(of queued: Queued) throws -> Outcome {
     let values = ElementCoding.doubles(try queued.read.bytes())
-    guard values.count == 8, let verdict = StepRule.Verdict(rawValue: Int(values[2])) else {
+    guard values.count == 8, let number = Int(exactly: values[2]),
+      let verdict = StepRule.Verdict(rawValue: number)
+    else {
       throw TrainingError.configuration("the device gave no record of a step")
     }
     let ledger = StepRule.Ledger(Array(values[4...]))
+    if queued.restarts, queued.next == nil {
+      for i in state.layers.indices { state.layers[i].tokenCount = 0 }
+    }
     if verdict == .taken {
       if let next = queued.next {
         state = next

@@ -40,7 +40,8 @@ public struct StepRule: Sendable, Hashable {
     }
     package init(_ e: some Collection<Double>) {
       let e = Array(e)
-      self.init(meanLoss: e[1] != 0 ? e[0] : nil, updates: Int(e[2]), skips: Int(e[3]))
+      func count(_ x: Double) -> Int { Int(exactly: x) ?? 0 }
+      self.init(meanLoss: e[1] != 0 ? e[0] : nil, updates: count(e[2]), skips: count(e[3]))
     }
   }
 
