@@ -52,9 +52,12 @@ enum CheckTraining {
     var model = ModelConfiguration()
     (model.vocabulary, model.width, model.layers) = (64, 32, 2)
     model.pattern = subject.pattern
-    model.mixers["gated_delta_net"] = .object(["headSize": .integer(16), "heads": .integer(2)])
-    model.mixers["mamba2"] = .object(["headSize": .integer(16), "stateSize": .integer(16)])
-    model.mixers["rwkv7"] = .object(["headSize": .integer(16)])
+    let heads: [String: [String: JSONValue]] = [
+      "gated_delta_net": ["headSize": .integer(16), "heads": .integer(2)],
+      "mamba2": ["headSize": .integer(16), "stateSize": .integer(16)],
+      "rwkv7": ["headSize": .integer(16)],
+    ]
+    for kind in subject.pattern { model.mixers[kind] = heads[kind].map { .object($0) } }
     var training = TrainingConfiguration()
     (training.batch, training.length, training.steps) = (2, 24, 10)
     (training.warmupSteps, training.precision) = (3, precision)
