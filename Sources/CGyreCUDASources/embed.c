@@ -166,6 +166,9 @@ static const char chunk_common_cuh[] = {
 static const char chunk_prepare_cuh[] = {
 #embed "cuda/chunk_prepare.cuh" suffix(, 0)
 };
+static const char chunk_normalizer_cuh[] = {
+#embed "cuda/chunk_normalizer.cuh" suffix(, 0)
+};
 static const char chunk_mild_cuh[] = {
 #embed "cuda/chunk_mild.cuh" suffix(, 0)
 };
@@ -304,6 +307,7 @@ static const gyre_cuda_source headers[] = {
     {"chunk_common.cuh", chunk_common_cuh},
     {"chunk_prepare.cuh", chunk_prepare_cuh},
     {"chunk_mild.cuh", chunk_mild_cuh},
+    {"chunk_normalizer.cuh", chunk_normalizer_cuh},
     {"chunk_gradient_mild.cuh", chunk_gradient_mild_cuh},
     {"chunk_prepare_mild.cuh", chunk_prepare_mild_cuh},
     {"chunk_walk.cuh", chunk_walk_cuh},

@@ -9,18 +9,21 @@
 template <int RULE, int K, int V, typename E>
 DEV void scalar_gradients(const MixerArgs &p, u16 *m, const ScalarDecays &decays, long long key_row,
                           long long key_stride, long long head_row, long long head_stride, int rows,
-                          long long token, int head) {
+                          long long token, int head, bool has_norm) {
   typedef GradientLayout<RULE, K, V> L;
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, c = (lane & 3) * 2;
   const int w = warp & 3, half = warp >> 2;
-  float *shares = (float *)(m + L::cross);  // [3][2][64]: rows minus columns, after, carry
+  float *shares = (float *)(m + L::cross);  // [3][2][64]: rows minus columns, after, carry; keys
+  const float *vector = (const float *)(m + L::carry), *da = (const float *)(m + L::beta);
   float row_share[2] = {0.0f, 0.0f}, after[2] = {0.0f, 0.0f}, carried = 0.0f;
+  float key_share[2] = {0.0f, 0.0f};
   float lead[2], tail[2];
 #pragma unroll
   for (int h = 0; h < 2; h++) {
     lead[h] = decays.lead[w * 16 + g + h * 8];
     tail[h] = decays.tail[w * 16 + g + h * 8];
   }
+  const auto row_of = [&](int h) { return w * 16 + g + h * 8; };
 #pragma unroll 1
   for (int part = 0; part < K / 64; part++) {
     if (part) {
@@ -62,7 +65,6 @@ DEV void scalar_gradients(const MixerArgs &p, u16 *m, const ScalarDecays &decays
         }
       }
     }
-    const auto row_of = [&](int h) { return w * 16 + g + h * 8; };
     const auto pair_of = [&](const u16 *tile, int n, int h) {
       const u32 x = *(const u32 *)(tile + at<64>(row_of(h), half * 32 + n * 8 + c));
       return two{low_of(x), high_of(x)};
@@ -95,13 +97,26 @@ DEV void scalar_gradients(const MixerArgs &p, u16 *m, const ScalarDecays &decays
 #pragma unroll
         for (int e = 0; e < 4; e++) to[n][e] += r[n][e] * f[e >> 1] * sign;
     };
+    // The normaliser's column of a product with the state: a factor of the row by z or its gradient.
+    const auto add_column = [&](const float *column, float top, float bottom) {
+#pragma unroll
+      for (int n = 0; n < 4; n++) {
+        const two x = *(const two *)(column + part * 64 + half * 32 + n * 8 + c);
+        r[n][0] += top * x.x;
+        r[n][1] += top * x.y;
+        r[n][2] += bottom * x.x;
+        r[n][3] += bottom * x.y;
+      }
+    };
     state_product(m + L::dy, m + L::s);
+    if (has_norm) add_column(vector, da[row_of(0)], da[row_of(1)]);
     add_scaled(dq, lead, p.scale);
     if (RULE == BETA) {
       state_product(m + L::r, m + L::s);
       add_scaled(dk_row, lead, -1.0f);
     }
     state_product(m + (RULE == BETA ? L::n : L::v), m + L::ds);
+    if (has_norm) add_column(vector + K, 1.0f, 1.0f);
 #pragma unroll
     for (int n = 0; n < 4; n++)
 #pragma unroll
@@ -110,6 +125,7 @@ DEV void scalar_gradients(const MixerArgs &p, u16 *m, const ScalarDecays &decays
         row_share[h] += query.x * dq[n][h * 2] + query.y * dq[n][h * 2 + 1];
         if (RULE == BETA) row_share[h] += key.x * dk_row[n][h * 2] + key.y * dk_row[n][h * 2 + 1];
         after[h] += tail[h] * (key.x * r[n][h * 2] + key.y * r[n][h * 2 + 1]);
+        if (RULE == LINEAR) key_share[h] += key.x * dk[n][h * 2] + key.y * dk[n][h * 2 + 1];
       }
     add_scaled(dk, tail, 1.0f);
 #pragma unroll
@@ -132,6 +148,10 @@ DEV void scalar_gradients(const MixerArgs &p, u16 *m, const ScalarDecays &decays
         const u32 y = *(const u32 *)(m + L::ds + at<K>(v, part * 64 + pair * 2));
         carried += low_of(x) * low_of(y) + high_of(x) * high_of(y);
       }
+      if (has_norm && warp == 0) {
+        const float *x = vector + part * 64 + pair * 2;
+        carried += x[0] * x[K] + x[1] * x[K + 1];
+      }
     }
   }
   if (!p.d_gate) return;
@@ -141,8 +161,11 @@ DEV void scalar_gradients(const MixerArgs &p, u16 *m, const ScalarDecays &decays
     for (int s = 1; s < 4; s *= 2) {
       row_share[h] += __shfl_xor_sync(0xffffffffu, row_share[h], s);
       after[h] += __shfl_xor_sync(0xffffffffu, after[h], s);
+      if (RULE == LINEAR) key_share[h] += __shfl_xor_sync(0xffffffffu, key_share[h], s);
     }
     if ((lane & 3) == 0) {
+      // ⟨k, dk⟩ of the pairs inside the chunk, and of those with the state after it.
+      if (RULE == LINEAR) shares[320 + half * 64 + row_of(h)] = key_share[h] + after[h];
       shares[half * 64 + w * 16 + g + h * 8] = row_share[h];
       shares[128 + half * 64 + w * 16 + g + h * 8] = after[h];
     }
@@ -151,6 +174,10 @@ DEV void scalar_gradients(const MixerArgs &p, u16 *m, const ScalarDecays &decays
   for (int s = 1; s < 32; s *= 2) carried += __shfl_xor_sync(0xffffffffu, carried, s);
   if (lane == 0) shares[256 + warp] = carried;
   __syncthreads();
+  if (RULE == LINEAR && p.n.d_input && threadIdx.x >= 64 && (int)threadIdx.x < 64 + rows) {
+    const int t = threadIdx.x - 64;
+    p.n.d_input[(token + t) * p.heads + head] = shares[320 + t] + shares[384 + t];
+  }
   if (warp) return;
   // Two tokens a lane: sums from the chunk's end, and of what lies before.
   float through = 0.0f;

@@ -8,6 +8,7 @@
 // with Q̄, K̄, Ā decayed from the chunk's start and K̂, B̂ to its end. T comes from 16-row blocks
 // inverted by substitution in float32 and merged 16 → 32 → 64 by T₂₁ = −T₂₂ A₂₁ T₁₁.
 #pragma once
+#include "chunk_normalizer.cuh"
 #include "chunk_solve.cuh"
 
 /// Products of the rows of X with the columns of X, both sets, over 64 channels.
@@ -231,6 +232,7 @@ DEV void prepare(const MixerArgs &p, int chunk, int index) {
     }
     prepare_scalar<RULE, K, COMPACT>(p, m, decays, beta, diagonal, d_out);
     __syncthreads();
+    if (RULE == LINEAR && p.n.row_sums) sum_tiles<K>(p, m + L::P, m + L::H, diagonal, place);
     finish<RULE, K, COMPACT>(p, m, diagonal, beta, record, place);
     return;
   }

@@ -2,7 +2,7 @@
 // a head's state, transposed ([16 values, K]) in the accumulators of its products, so that nothing
 // but the copies of the next records is shared between warps.
 #pragma once
-#include "chunk_common.cuh"
+#include "chunk_normalizer.cuh"
 
 #if GYRE_BULK
 enum { SHARED_LIMIT = 225 * 1024 };
@@ -83,7 +83,8 @@ struct Stages {
 /// Grid (⌈V / VT⌉, B·H), 2 VT threads, WalkLayout::bytes of shared memory.
 /// Forward: reads records, v, initial; writes y, and final, states where given.
 /// Backward: reads records, dy, d_final; writes state_gradients, and d_initial where given.
-template <int RULE, int K, int VT, bool BACK, typename E>
+/// NORM: with the normaliser's vector beside the state, linear attention only; dy is its dn.
+template <int RULE, int K, int VT, bool BACK, typename E, bool NORM = false>
 DEV void walk(const MixerArgs &p) {
   typedef WalkLayout<RULE, K, VT, BACK> L;
   typedef Record<RULE, K> R;
@@ -107,6 +108,8 @@ DEV void walk(const MixerArgs &p) {
     }
   uint4 *keep = (uint4 *)(BACK ? p.state_gradients : p.states);
   const int v_blocks = (p.values + 15) / 16, v_block = (v_tile + mine) / 16;
+  WalkVector<NORM ? K : 16, BACK> vector;
+  if (NORM) vector.begin(p);
 
 #pragma unroll 1
   for (int step = 0; step < p.chunks; step++) {
@@ -124,6 +127,11 @@ DEV void walk(const MixerArgs &p) {
                   lane;
 #pragma unroll
       for (int i = 0; i < STEPS; i++) to[i * 32] = {s[i][0], s[i][1], s[i][2], s[i][3]};
+    }
+    if (NORM) {
+      vector.fetch(p, chunk);
+      vector.keep(BACK ? p.n.vector_gradients : p.n.vectors,
+                  ((long long)blockIdx.y * p.chunks + chunk) * K, K);
     }
     stages.advance(step);
 
@@ -175,14 +183,16 @@ DEV void walk(const MixerArgs &p) {
     if (!BACK) {
 #pragma unroll
       for (int m = 0; m < 4; m++) {
-        float o[2][4];
+        float o[2][4], amount[1][4];
         clear(o);
+        clear(amount);
 #pragma unroll
         for (int i = 0; i < STEPS; i++) {
           u32 a[4];
           load_a<K>(a, tiles + R::Q, m * 16, i * 16);
           mma(o[0], a, s[i][0], s[i][2]);
           mma(o[1], a, s[i][1], s[i][3]);
+          if (NORM) mma(amount[0], a, vector.column(NORM ? i : 0, 0), vector.column(NORM ? i : 0, 1));
         }
 #pragma unroll
         for (int j = 0; j <= m; j++) {
@@ -195,6 +205,7 @@ DEV void walk(const MixerArgs &p) {
         for (int h = 0; h < 2; h++) {
           const int t = chunk * CHUNK + m * 16 + g + h * 8;
           const long long row = stages.row_base + t * stages.token_stride;
+          if (NORM) divide(p, o, amount[0], chunk, m * 16 + g + h * 8, h);
 #pragma unroll
           for (int n = 0; n < 2; n++) {
             const int value = mine + n * 8 + c;
@@ -204,8 +215,12 @@ DEV void walk(const MixerArgs &p) {
         }
       }
     }
+    if (NORM) vector.advance(d);
   }
   copy_wait<0>();
+  if (NORM)
+    vector.keep(BACK ? p.n.d_initial_vector : p.n.final_vector, (long long)blockIdx.y * p.keys,
+                p.keys);
   float *end = BACK ? p.d_initial : p.final;
   if (end)
 #pragma unroll
@@ -225,7 +240,7 @@ template <int K, int VT>
 struct TeamLayout {
   static constexpr int bytes = VT / 16 * (16 * K + 16 * 64) * 2;
 };
-template <int RULE, int K, int VT, bool BACK, typename E>
+template <int RULE, int K, int VT, bool BACK, typename E, bool NORM = false>
 DEV void walk_team(const MixerArgs &p) {
   typedef WalkLayout<RULE, K, VT, BACK> L;
   typedef Record<RULE, K> R;
@@ -252,6 +267,8 @@ DEV void walk_team(const MixerArgs &p) {
     }
   uint4 *keep = (uint4 *)(BACK ? p.state_gradients : p.states);
   const int v_blocks = (p.values + 15) / 16, v_block = (v_tile + mine) / 16;
+  WalkVector<NORM ? K : 16, BACK> vector;
+  if (NORM) vector.begin(p);
 
 #pragma unroll 1
   for (int step = 0; step < p.chunks; step++) {
@@ -261,6 +278,11 @@ DEV void walk_team(const MixerArgs &p) {
     const u16 *rows = (const u16 *)(stage + L::rows);
     const float *d = (const float *)(tiles + R::D);
     store_tile<K>(shared_state, 0, own, S);
+    if (NORM) {
+      vector.fetch(p, chunk);
+      vector.keep(BACK ? p.n.vector_gradients : p.n.vectors,
+                  ((long long)blockIdx.y * p.chunks + chunk) * K, K);
+    }
     stages.advance(step);
 
     u32 s[STEPS][4];
@@ -296,17 +318,19 @@ DEV void walk_team(const MixerArgs &p) {
     u32 va[4][4];
 #pragma unroll
     for (int j = 0; j < 4; j++) load_a_t<VT>(va[j], rows, mine, j * 16);
-    float o[2][4];
+    float o[2][4], amount[1][4];
     if (!BACK) {
       float o_odd[2][4];
       clear(o);
       clear(o_odd);
+      clear(amount);
 #pragma unroll
       for (int i = 0; i < STEPS; i++) {
         u32 a[4];
         load_a<K>(a, tiles + R::Q, member * 16, i * 16);
         mma(i & 1 ? o_odd[0] : o[0], a, s[i][0], s[i][2]);
         mma(i & 1 ? o_odd[1] : o[1], a, s[i][1], s[i][3]);
+        if (NORM) mma(amount[0], a, vector.column(NORM ? i : 0, 0), vector.column(NORM ? i : 0, 1));
       }
 #pragma unroll
       for (int j = 0; j < 4; j++)
@@ -360,6 +384,7 @@ DEV void walk_team(const MixerArgs &p) {
       for (int h = 0; h < 2; h++) {
         const int t = chunk * CHUNK + member * 16 + g + h * 8;
         const long long row = stages.row_base + t * stages.token_stride;
+        if (NORM) divide(p, o, amount[0], chunk, member * 16 + g + h * 8, h);
 #pragma unroll
         for (int n = 0; n < 2; n++) {
           const int value = mine + n * 8 + c;
@@ -367,8 +392,12 @@ DEV void walk_team(const MixerArgs &p) {
             store_two((E *)p.y, row + value, o[n][h * 2], o[n][h * 2 + 1]);
         }
       }
+    if (NORM) vector.advance(d);
   }
   copy_wait<0>();
+  if (NORM)
+    vector.keep(BACK ? p.n.d_initial_vector : p.n.final_vector, (long long)blockIdx.y * p.keys,
+                p.keys);
   float *end = BACK ? p.d_initial : p.final;
   if (end)
 #pragma unroll

@@ -25,6 +25,17 @@
         walk_team<LINEAR, K, 32, false, E>(args))                                                  \
   ENTRY(linear_attention_walk_back_team_##e##_k##K, MixerArgs, 256,                                \
         walk_team<LINEAR, K, 32, true, E>(args))                                                   \
+  ENTRY(linear_attention_walk_norm_##e##_k##K, MixerArgs, 128,                                     \
+        walk<LINEAR, K, 64, false, E, true>(args))                                                 \
+  ENTRY(linear_attention_walk_back_norm_##e##_k##K, MixerArgs, 128,                                \
+        walk<LINEAR, K, 64, true, E, true>(args))                                                  \
+  ENTRY(linear_attention_walk_team_norm_##e##_k##K, MixerArgs, 256,                                \
+        walk_team<LINEAR, K, 32, false, E, true>(args))                                            \
+  ENTRY(linear_attention_walk_back_team_norm_##e##_k##K, MixerArgs, 256,                           \
+        walk_team<LINEAR, K, 32, true, E, true>(args))                                             \
+  ENTRY(linear_attention_normalize_back_##e##_k##K, MixerArgs, 256,                                \
+        normalize_back<E>(args, K, Record<LINEAR, K>::bytes))                                      \
+  ENTRY(linear_attention_stabilize_##e##_k##K, MixerArgs, 1024, stabilize(args))                   \
   ENTRY_BLOCKS(linear_attention_gradient_##e##_k##K, MixerArgs, 256, (K == 64 ? 2 : 1),            \
                each_steep(args, [&](int chunk, int row) {                                          \
                  gradient<LINEAR, K, K, false, E>(args, chunk, row);                               \
