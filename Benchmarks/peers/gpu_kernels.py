@@ -177,6 +177,9 @@ def gradient_bytes(rule, K, V):
     return (stage + max(first, second) + 2 * 4096 + 8 * 1280 + 640 + 2048 + 1024 + 256 + 128 + 128 + 256) * 2
 
 
+LINEAR_GRADIENT_BYTES = (8 * 4096 + 640 + 1280 + 128 + 256) * 2
+
+
 def mild_prepare_bytes(rule, K):
     tiles = 64 * K * (2, 4, 4)[rule] + 4096 * (1, 3, 5)[rule]
     return (tiles + 8 * K + 128 + 2 * K) * 2
@@ -187,7 +190,7 @@ def mild_gradient_bytes(rule):
 
 
 def round_size(K):
-    return next(n for n in (64, 128) if K <= n)
+    return next(n for n in (64, 128, 256) if K <= n)
 
 
 class Mixer:
@@ -252,9 +255,10 @@ class Mixer:
         self.d_final = rand(B, H, K, V) if state else None
         self.d_vector = rand(B, H, K) if state and divisor else None
         self.N = (T + 63) // 64
-        self.KP = round_size(max(K, V))
+        # Gates without channels take values of any size.
+        self.KP = round_size(K if rule == LINEAR and gate_kind < 3 else max(K, V))
         # Four warps for 16 values where a warp each would leave multiprocessors idle.
-        self.team = team if team is not None else B * H * ((V + 63) // 64) < 96
+        self.team = team if team is not None else B * H * ((V + 63) // 64) < 96 or self.KP > 128
         self.allocate()
 
     def allocate(self):
@@ -370,7 +374,8 @@ class Mixer:
         if does:
             self.dev.launch(self.name("gradient_mild"), (self.N, self.B * self.H, 1), 256,
                             mild_gradient_bytes(self.rule), self.args())
-        self.rest("gradient", 256, gradient_bytes(self.rule, self.KP, self.KP), does)
+        size = LINEAR_GRADIENT_BYTES if self.rule == LINEAR and self.scalar() else gradient_bytes(self.rule, self.KP, self.KP)
+        self.rest("gradient", 256, size, does)
 
     def forward(self):
         self.stabilize()
@@ -580,6 +585,10 @@ def cases(small):
         yield "sum" + name, (LINEAR, 1, T, 2, 64, 64, bf), dict(divisor=1, state=state)
         yield "mlstm 128" + name, (LINEAR, 1, T, 2, 128, 128, bf), dict(divisor=3, input_low=-5, team=not state, **keep)
         yield "mlstm 128 plain" + name, (LINEAR, 1, T, 2, 128, 128, bf), dict(divisor=3, team=state, **keep)
+    yield "mlstm wide", (LINEAR, 1, T, 2, 256, 512, bf), dict(divisor=3, gate_kind=2, gate_low=-1, state=True, reset=True)
+    yield "mlstm 128 256", (LINEAR, 1, T, 2, 128, 256, bf), dict(divisor=3, gate_kind=2, gate_low=-1)
+    yield "linear 64 128", (LINEAR, 1, T, 2, 64, 128, bf), dict(gate_kind=2, gate_low=-1, team=False, **full)
+    yield "linear 200 24", (LINEAR, 1, T, 2, 200, 24, bf), dict(gate_kind=2, gate_low=-1, **full)
     yield "mlstm groups", (LINEAR, 1, T, 4, 40, 24, bf), dict(divisor=3, gate_kind=2, gate_low=-1, key_heads=2, state=True, gate_dtype=bf)
     yield "linear scalar", (LINEAR, 1, T, 2, 64, 64, bf), dict(gate_kind=2, gate_low=-1, **full)
     yield "linear constant", (LINEAR, 1, T, 2, 64, 64, bf), dict(gate_kind=1, gate_low=-0.1)
@@ -641,6 +650,7 @@ def timed():
     yield "gated_delta_rule", BETA, dict(gate_kind=2, normalize=True)
     yield "kda", BETA, dict(gate_kind=3, normalize=True)
     yield "rwkv7", GENERAL, dict(gate_kind=3, gate_dtype=bf, gate_low=-0.6)
+    yield "mlstm", LINEAR, dict(gate_kind=2, divisor=3)
 
 
 def size_of(*tensors):

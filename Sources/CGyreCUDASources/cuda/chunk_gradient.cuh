@@ -72,18 +72,6 @@ DEV void gradient(const MixerArgs &p, int chunk, int index) {
       x = load_any(p.beta, p.beta_is_float, (token + threadIdx.x) * p.heads + head);
     beta[threadIdx.x] = x < 1e-18f && x > -1e-18f ? 1e-18f : x;
   }
-  const bool has_norm = RULE == LINEAR && SCALAR && p.n.d_amounts;
-  if (RULE == LINEAR && SCALAR) {
-    // The normaliser's column: da in the place of β, z and its gradient in the carries'.
-    if (threadIdx.x < CHUNK)
-      beta[threadIdx.x] = has_norm && (int)threadIdx.x < rows
-                              ? p.n.d_amounts[(token + threadIdx.x) * p.heads + head]
-                              : 0.0f;
-    if (has_norm && threadIdx.x < K) {
-      carries[threadIdx.x] = p.n.vectors[place * K + threadIdx.x];
-      carries[K + threadIdx.x] = p.n.vector_gradients[place * K + threadIdx.x];
-    }
-  }
   ScalarDecays &decays = *(ScalarDecays *)total;
   if (SCALAR) {
     if (warp == 0) decays.fill(p, batch, head, start);
@@ -240,7 +228,6 @@ DEV void gradient(const MixerArgs &p, int chunk, int index) {
           for (int e = 0; e < 4; e++) {
             const int i = w * 16 + g + (e >> 1) * 8, column = block * 16 + n * 8 + c + (e & 1);
             const bool is_inside = column < i || (column == i && !is_strict);
-            if (RULE == LINEAR && SCALAR) d[n][e] += beta[i];
             d[n][e] = is_inside ? d[n][e] * factor : 0.0f;
             if (SCALAR && is_inside) d[n][e] *= decays.between(i, column);
           }
@@ -258,7 +245,7 @@ DEV void gradient(const MixerArgs &p, int chunk, int index) {
   __syncthreads();
   if (SCALAR) {
     scalar_gradients<RULE, K, V, E>(p, m, decays, key_row, key_stride, head_row, head_stride, rows,
-                                    token, head, has_norm);
+                                    token, head);
     return;
   }
 

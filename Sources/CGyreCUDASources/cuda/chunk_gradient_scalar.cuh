@@ -2,6 +2,67 @@
 #pragma once
 #include "chunk_gradient_layout.cuh"
 
+/// The gradients of the chunk's log decays from what each thread of 256 has summed: rows minus columns
+/// and what lies after, for its two rows, and its share of ⟨S, dS⟩. `shares`: float [3][2][64].
+DEV void scalar_gate_gradients(const MixerArgs &p, float *shares, const ScalarDecays &decays,
+                               float (&row_share)[2], float (&after)[2], float carried, int rows,
+                               long long token, int head) {
+  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2;
+  const int w = warp & 3, half = warp >> 2;
+  if (!p.d_gate) return;
+#pragma unroll
+  for (int h = 0; h < 2; h++) {
+#pragma unroll
+    for (int s = 1; s < 4; s *= 2) {
+      row_share[h] += __shfl_xor_sync(0xffffffffu, row_share[h], s);
+      after[h] += __shfl_xor_sync(0xffffffffu, after[h], s);
+    }
+    if ((lane & 3) == 0) {
+      shares[half * 64 + w * 16 + g + h * 8] = row_share[h];
+      shares[128 + half * 64 + w * 16 + g + h * 8] = after[h];
+    }
+  }
+#pragma unroll
+  for (int s = 1; s < 32; s *= 2) carried += __shfl_xor_sync(0xffffffffu, carried, s);
+  if (lane == 0) shares[256 + warp] = carried;
+  __syncthreads();
+  if (warp) return;
+  // Two tokens a lane: sums from the chunk's end, and of what lies before.
+  float through = 0.0f;
+#pragma unroll
+  for (int i = 0; i < 8; i++) through += shares[256 + i];
+  through *= decays.lead[63];
+  const int t0 = 62 - lane * 2;  // reversed, so that the scan runs from the end
+  const float x1 = shares[t0 + 1] + shares[64 + t0 + 1], x0 = shares[t0] + shares[64 + t0];
+  float back = x0 + x1;
+  const float y0 = shares[128 + lane * 2] + shares[192 + lane * 2];
+  const float y1 = shares[128 + lane * 2 + 1] + shares[192 + lane * 2 + 1];
+  float ahead = y0 + y1;
+#pragma unroll
+  for (int d = 1; d < 32; d *= 2) {
+    const float b = __shfl_up_sync(0xffffffffu, back, d), a = __shfl_up_sync(0xffffffffu, ahead, d);
+    if (lane >= d) {
+      back += b;
+      ahead += a;
+    }
+  }
+  __syncwarp();
+  shares[t0] = back;           // Σ from t0 on
+  shares[t0 + 1] = back - x0;  // Σ from t0 + 1 on
+  shares[128 + lane * 2] = ahead - y1 - y0;
+  shares[128 + lane * 2 + 1] = ahead - y1;
+  __syncwarp();
+#pragma unroll
+  for (int i = 0; i < 2; i++) {
+    const int t = lane + i * 32;
+    if (t < rows) {
+      const bool is_closed = decays.closed[t] != (t ? decays.closed[t - 1] : 0.0f);
+      ((float *)p.d_gate)[(token + t) * p.heads + head] =
+          is_closed ? 0.0f : shares[t] + shares[128 + t] + through;
+    }
+  }
+}
+
 /// The last stage where one decay serves all channels: decayed products act on the raw rows, and
 /// with r_i, l_j the shares of row i and column j in the pairs inside the chunk, a token's log
 /// decay gets Σ_{i ≥ t} (r_i − l_i); pairs on one side of t cancel, as both shares sum the same
@@ -9,21 +70,18 @@
 template <int RULE, int K, int V, typename E>
 DEV void scalar_gradients(const MixerArgs &p, u16 *m, const ScalarDecays &decays, long long key_row,
                           long long key_stride, long long head_row, long long head_stride, int rows,
-                          long long token, int head, bool has_norm) {
+                          long long token, int head) {
   typedef GradientLayout<RULE, K, V> L;
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, c = (lane & 3) * 2;
   const int w = warp & 3, half = warp >> 2;
-  float *shares = (float *)(m + L::cross);  // [3][2][64]: rows minus columns, after, carry; keys
-  const float *vector = (const float *)(m + L::carry), *da = (const float *)(m + L::beta);
+  float *shares = (float *)(m + L::cross);  // [3][2][64]: rows minus columns, after, carry
   float row_share[2] = {0.0f, 0.0f}, after[2] = {0.0f, 0.0f}, carried = 0.0f;
-  float key_share[2] = {0.0f, 0.0f};
   float lead[2], tail[2];
 #pragma unroll
   for (int h = 0; h < 2; h++) {
     lead[h] = decays.lead[w * 16 + g + h * 8];
     tail[h] = decays.tail[w * 16 + g + h * 8];
   }
-  const auto row_of = [&](int h) { return w * 16 + g + h * 8; };
 #pragma unroll 1
   for (int part = 0; part < K / 64; part++) {
     if (part) {
@@ -65,6 +123,7 @@ DEV void scalar_gradients(const MixerArgs &p, u16 *m, const ScalarDecays &decays
         }
       }
     }
+    const auto row_of = [&](int h) { return w * 16 + g + h * 8; };
     const auto pair_of = [&](const u16 *tile, int n, int h) {
       const u32 x = *(const u32 *)(tile + at<64>(row_of(h), half * 32 + n * 8 + c));
       return two{low_of(x), high_of(x)};
@@ -97,26 +156,13 @@ DEV void scalar_gradients(const MixerArgs &p, u16 *m, const ScalarDecays &decays
 #pragma unroll
         for (int e = 0; e < 4; e++) to[n][e] += r[n][e] * f[e >> 1] * sign;
     };
-    // The normaliser's column of a product with the state: a factor of the row by z or its gradient.
-    const auto add_column = [&](const float *column, float top, float bottom) {
-#pragma unroll
-      for (int n = 0; n < 4; n++) {
-        const two x = *(const two *)(column + part * 64 + half * 32 + n * 8 + c);
-        r[n][0] += top * x.x;
-        r[n][1] += top * x.y;
-        r[n][2] += bottom * x.x;
-        r[n][3] += bottom * x.y;
-      }
-    };
     state_product(m + L::dy, m + L::s);
-    if (has_norm) add_column(vector, da[row_of(0)], da[row_of(1)]);
     add_scaled(dq, lead, p.scale);
     if (RULE == BETA) {
       state_product(m + L::r, m + L::s);
       add_scaled(dk_row, lead, -1.0f);
     }
     state_product(m + (RULE == BETA ? L::n : L::v), m + L::ds);
-    if (has_norm) add_column(vector + K, 1.0f, 1.0f);
 #pragma unroll
     for (int n = 0; n < 4; n++)
 #pragma unroll
@@ -125,7 +171,6 @@ DEV void scalar_gradients(const MixerArgs &p, u16 *m, const ScalarDecays &decays
         row_share[h] += query.x * dq[n][h * 2] + query.y * dq[n][h * 2 + 1];
         if (RULE == BETA) row_share[h] += key.x * dk_row[n][h * 2] + key.y * dk_row[n][h * 2 + 1];
         after[h] += tail[h] * (key.x * r[n][h * 2] + key.y * r[n][h * 2 + 1]);
-        if (RULE == LINEAR) key_share[h] += key.x * dk[n][h * 2] + key.y * dk[n][h * 2 + 1];
       }
     add_scaled(dk, tail, 1.0f);
 #pragma unroll
@@ -148,69 +193,7 @@ DEV void scalar_gradients(const MixerArgs &p, u16 *m, const ScalarDecays &decays
         const u32 y = *(const u32 *)(m + L::ds + at<K>(v, part * 64 + pair * 2));
         carried += low_of(x) * low_of(y) + high_of(x) * high_of(y);
       }
-      if (has_norm && warp == 0) {
-        const float *x = vector + part * 64 + pair * 2;
-        carried += x[0] * x[K] + x[1] * x[K + 1];
-      }
     }
   }
-  if (!p.d_gate) return;
-#pragma unroll
-  for (int h = 0; h < 2; h++) {
-#pragma unroll
-    for (int s = 1; s < 4; s *= 2) {
-      row_share[h] += __shfl_xor_sync(0xffffffffu, row_share[h], s);
-      after[h] += __shfl_xor_sync(0xffffffffu, after[h], s);
-      if (RULE == LINEAR) key_share[h] += __shfl_xor_sync(0xffffffffu, key_share[h], s);
-    }
-    if ((lane & 3) == 0) {
-      // ⟨k, dk⟩ of the pairs inside the chunk, and of those with the state after it.
-      if (RULE == LINEAR) shares[320 + half * 64 + row_of(h)] = key_share[h] + after[h];
-      shares[half * 64 + w * 16 + g + h * 8] = row_share[h];
-      shares[128 + half * 64 + w * 16 + g + h * 8] = after[h];
-    }
-  }
-#pragma unroll
-  for (int s = 1; s < 32; s *= 2) carried += __shfl_xor_sync(0xffffffffu, carried, s);
-  if (lane == 0) shares[256 + warp] = carried;
-  __syncthreads();
-  if (RULE == LINEAR && p.n.d_input && threadIdx.x >= 64 && (int)threadIdx.x < 64 + rows) {
-    const int t = threadIdx.x - 64;
-    p.n.d_input[(token + t) * p.heads + head] = shares[320 + t] + shares[384 + t];
-  }
-  if (warp) return;
-  // Two tokens a lane: sums from the chunk's end, and of what lies before.
-  float through = 0.0f;
-#pragma unroll
-  for (int i = 0; i < 8; i++) through += shares[256 + i];
-  through *= decays.lead[63];
-  const int t0 = 62 - lane * 2;  // reversed, so that the scan runs from the end
-  const float x1 = shares[t0 + 1] + shares[64 + t0 + 1], x0 = shares[t0] + shares[64 + t0];
-  float back = x0 + x1;
-  const float y0 = shares[128 + lane * 2] + shares[192 + lane * 2];
-  const float y1 = shares[128 + lane * 2 + 1] + shares[192 + lane * 2 + 1];
-  float ahead = y0 + y1;
-#pragma unroll
-  for (int d = 1; d < 32; d *= 2) {
-    const float b = __shfl_up_sync(0xffffffffu, back, d), a = __shfl_up_sync(0xffffffffu, ahead, d);
-    if (lane >= d) {
-      back += b;
-      ahead += a;
-    }
-  }
-  __syncwarp();
-  shares[t0] = back;           // Σ from t0 on
-  shares[t0 + 1] = back - x0;  // Σ from t0 + 1 on
-  shares[128 + lane * 2] = ahead - y1 - y0;
-  shares[128 + lane * 2 + 1] = ahead - y1;
-  __syncwarp();
-#pragma unroll
-  for (int i = 0; i < 2; i++) {
-    const int t = lane + i * 32;
-    if (t < rows) {
-      const bool is_closed = decays.closed[t] != (t ? decays.closed[t - 1] : 0.0f);
-      ((float *)p.d_gate)[(token + t) * p.heads + head] =
-          is_closed ? 0.0f : shares[t] + shares[128 + t] + through;
-    }
-  }
+  scalar_gate_gradients(p, shares, decays, row_share, after, carried, rows, token, head);
 }

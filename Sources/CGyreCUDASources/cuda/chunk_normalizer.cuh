@@ -68,8 +68,9 @@ struct Divisor {
 template <int K, bool BACK>
 struct WalkVector {
   static constexpr int STEPS = K / 16;
+  static constexpr bool is_ahead = K <= 128;  // registers allow loads before the chunk's products
   two z[STEPS][2];
-  two next[STEPS][2];  // what the chunk adds, on its way
+  two next[is_ahead ? STEPS : 1][2];  // what the chunk adds, on its way
 
   DEV_MEMBER static int channel(int i, int h) {
     return i * 16 + (threadIdx.x & 3) * 2 + h * 8;
@@ -85,13 +86,16 @@ struct WalkVector {
                                      : two{0.0f, 0.0f};
       }
   }
-  DEV_MEMBER void fetch(const MixerArgs &p, int chunk) {
+  DEV_MEMBER static two added(const MixerArgs &p, int chunk, int i, int h) {
     const float *from = BACK ? p.n.query_sums : p.n.key_sums;
-    const long long at = ((long long)blockIdx.y * p.chunks + chunk) * K;
+    return load_two(from, ((long long)blockIdx.y * p.chunks + chunk) * K + channel(i, h));
+  }
+  DEV_MEMBER void fetch(const MixerArgs &p, int chunk) {
+    if (is_ahead)
 #pragma unroll
-    for (int i = 0; i < STEPS; i++)
+      for (int i = 0; i < STEPS; i++)
 #pragma unroll
-      for (int h = 0; h < 2; h++) next[i][h] = load_two(from, at + channel(i, h));
+        for (int h = 0; h < 2; h++) next[is_ahead ? i : 0][h] = added(p, chunk, i, h);
   }
   /// z for the gradient, and at the end.
   DEV_MEMBER void keep(float *to, long long at, int keys) const {
@@ -108,13 +112,14 @@ struct WalkVector {
     return threadIdx.x & 4 ? pack2(z[i][h].x - low_of(high), z[i][h].y - high_of(high)) : high;
   }
   /// `d`: the chunk's decay of each channel.
-  DEV_MEMBER void advance(const float *d) {
+  DEV_MEMBER void advance(const MixerArgs &p, int chunk, const float *d) {
 #pragma unroll
     for (int i = 0; i < STEPS; i++)
 #pragma unroll
       for (int h = 0; h < 2; h++) {
         const two f = *(const two *)(d + channel(i, h));
-        z[i][h] = {f.x * z[i][h].x + next[i][h].x, f.y * z[i][h].y + next[i][h].y};
+        const two x = is_ahead ? next[is_ahead ? i : 0][h] : added(p, chunk, i, h);
+        z[i][h] = {f.x * z[i][h].x + x.x, f.y * z[i][h].y + x.y};
       }
   }
 };
@@ -195,9 +200,9 @@ DEV void store8(float *p, long long i, const float (&x)[8]) {
 }
 
 /// Grid (N, B·H), 256 threads, (64 + 8 K) · 4 bytes of shared memory: dn, da and Q̃ᵀ da of a chunk.
-/// Reads y, dy, amounts, row_sums (of which e^−m), records. K: KP, `record` bytes.
-template <typename E>
-DEV void normalize_back(const MixerArgs &p, int K, int record_bytes) {
+/// Reads y, dy, amounts, row_sums (of which e^−m), records.
+template <int K, typename E>
+DEV void normalize_back(const MixerArgs &p) {
   SHARED(memory);
   float *da = (float *)memory, *share = da + 64;
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
@@ -239,13 +244,14 @@ DEV void normalize_back(const MixerArgs &p, int K, int record_bytes) {
     }
   }
   __syncthreads();
-  const int pairs = K / 2, groups = 256 / pairs, pair = threadIdx.x % pairs,
-            group = threadIdx.x / pairs;
-  const u16 *q = (const u16 *)(p.records + place * record_bytes) + 4096 + 64 * K;
+  typedef Record<LINEAR, K> R;
+  constexpr int PAIRS = K / 2, GROUPS = 256 / PAIRS;
+  const int pair = threadIdx.x % PAIRS, group = threadIdx.x / PAIRS;
+  const u16 *q = (const u16 *)(p.records + place * R::bytes) + R::Q;
   two sum = {0.0f, 0.0f};
 #pragma unroll 8
-  for (int t = group; t < 64; t += groups) {
-    const u32 x = *(const u32 *)(q + t * K + (((pair >> 2) ^ (t & 7)) << 3) + (pair & 3) * 2);
+  for (int t = group; t < 64; t += GROUPS) {
+    const u32 x = *(const u32 *)(q + at<K>(t, pair * 2));
     sum.x += low_of(x) * da[t];
     sum.y += high_of(x) * da[t];
   }
@@ -253,7 +259,8 @@ DEV void normalize_back(const MixerArgs &p, int K, int record_bytes) {
   __syncthreads();
   for (int k = threadIdx.x; k < K; k += 256) {
     float all = 0.0f;
-    for (int i = 0; i < groups; i++) all += share[i * K + k];
+#pragma unroll
+    for (int i = 0; i < GROUPS; i++) all += share[i * K + k];
     p.n.query_sums[place * K + k] = all;
   }
 }

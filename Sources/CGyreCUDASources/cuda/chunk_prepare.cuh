@@ -174,7 +174,7 @@ DEV void prepare_scalar(const MixerArgs &p, u16 *m, const ScalarDecays &decays, 
     if (RULE == BETA) ((uint4 *)(m + L::A))[i] = scaled8(key, -beta[row] * lead);
     *k = scaled8(key, decays.tail[row]);
   }
-  if (threadIdx.x < K) d[threadIdx.x] = decays.lead[63];
+  for (int k = threadIdx.x; k < K; k += 128) d[k] = decays.lead[63];
 }
 
 DEV_CONST bool is_compact(int rule, int keys, bool is_scalar) {

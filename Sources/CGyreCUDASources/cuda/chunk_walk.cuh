@@ -215,7 +215,7 @@ DEV void walk(const MixerArgs &p) {
         }
       }
     }
-    if (NORM) vector.advance(d);
+    if (NORM) vector.advance(p, chunk, d);
   }
   copy_wait<0>();
   if (NORM)
@@ -392,7 +392,7 @@ DEV void walk_team(const MixerArgs &p) {
             store_two((E *)p.y, row + value, o[n][h * 2], o[n][h * 2 + 1]);
         }
       }
-    if (NORM) vector.advance(d);
+    if (NORM) vector.advance(p, chunk, d);
   }
   copy_wait<0>();
   if (NORM)

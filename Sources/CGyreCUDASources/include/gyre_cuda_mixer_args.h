@@ -94,6 +94,10 @@ enum gyre_cuda_mixer_rule {
 
 /// The kernels' size for K or V: rounded up to 64 or 128; 0: no kernel.
 static inline int gyre_cuda_mixer_size(int n) { return n % 8 || n > 128 ? 0 : n <= 64 ? 64 : 128; }
+/// The same for K of linear attention with gates of kinds 0 to 2, which takes V of any multiple of 8.
+static inline int gyre_cuda_mixer_wide_size(int n) {
+  return n % 8 || n > 256 ? 0 : n <= 64 ? 64 : n <= 128 ? 128 : 256;
+}
 
 /// Bytes a chunk and head of `records`; `size` is gyre_cuda_mixer_size's of K, here and below.
 static inline long gyre_cuda_mixer_record_bytes(enum gyre_cuda_mixer_rule rule, int size) {
@@ -136,6 +140,10 @@ static inline int gyre_cuda_mixer_normalize_shared(void) { return (64 + 512) * 4
 static inline int gyre_cuda_mixer_mild_gradient_shared(enum gyre_cuda_mixer_rule rule) {
   const int tiles = rule == GYRE_CUDA_MIXER_LINEAR ? 8 : rule == GYRE_CUDA_MIXER_BETA ? 12 : 13;
   return (tiles * 4096 + 2944) * 2;
+}
+/// Linear attention with gates of kinds 0 to 2, any size.
+static inline int gyre_cuda_mixer_linear_gradient_shared(void) {
+  return (8 * 4096 + 640 + 1280 + 128 + 256) * 2;
 }
 /// `values` is gyre_cuda_mixer_size's of V.
 static inline int gyre_cuda_mixer_gradient_shared(enum gyre_cuda_mixer_rule rule, int size,
