@@ -70,7 +70,7 @@ extension ChunkedHeads {
     a.n.d_initial_vector = Self.floats(dInitial.address)
     a.n.d_input = Self.floats(dInput)
     launch.run(
-      functions.normalizeBack, grid: (Int(a.chunks), rows, 1), threads: (256, 1),
+      functions.normalizeBack, grid: (Int(a.chunks), rows, 1), threads: (512, 1),
       shared: Int(gyre_cuda_mixer_normalize_shared()), a)
     a.dy = UnsafeRawPointer(a.n.dn)
   }

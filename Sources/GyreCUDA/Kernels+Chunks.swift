@@ -131,7 +131,7 @@ struct ChunkedHeads {
     valueSize = isWide ? 0 : gyre_cuda_mixer_size(Int32(x.valueSize))
     guard size > 0, isWide ? x.valueSize % 8 == 0 : valueSize > 0,
       size < 256
-        || gyre_cuda_mixer_walk_shared(rule, size, 0, 1, isNew) <= launch.device.sharedPerBlock,
+        || gyre_cuda_mixer_walk_shared(rule, size, 0, 1, 1, isNew) <= launch.device.sharedPerBlock,
       inputs[2].dtype == .bfloat16, x.tokens > 0, x.batch > 0,
       x.batch * x.heads <= 65_535
     else { return nil }
@@ -192,7 +192,8 @@ struct ChunkedHeads {
       (a.n.divisor > 0 ? divided : plain)[isTeam ? 1 : 0],
       grid: ((Int(a.values) + columns - 1) / columns, rows, 1), threads: (isTeam ? 256 : 128, 1),
       shared: Int(
-        gyre_cuda_mixer_walk_shared(rule, size, isBack ? 1 : 0, isTeam ? 1 : 0, isNew)), a)
+        gyre_cuda_mixer_walk_shared(
+          rule, size, isBack ? 1 : 0, isTeam ? 1 : 0, a.n.divisor > 0 ? 1 : 0, isNew)), a)
   }
 
   private mutating func prepare() {

@@ -93,14 +93,6 @@ DEV void linear_gradient(const MixerArgs &p) {
     __syncthreads();
   };
 
-  if (threadIdx.x < CHUNK)
-    da[threadIdx.x] = has_norm && (int)threadIdx.x < rows
-                          ? p.n.d_amounts[(token + threadIdx.x) * p.heads + head]
-                          : 0.0f;
-  for (int i = threadIdx.x; i < 512; i += 256)
-    copy16(m + L::products + i * 8, record + R::P + i * 8, true);
-  if (warp == 0) decays.fill(p, batch, head, start);
-
   // The gradients of values and of the masked products.
   float dp[4][4], dv[4][4];
   clear(dp);
@@ -116,6 +108,15 @@ DEV void linear_gradient(const MixerArgs &p) {
       if (is_single) load_keys(0);
       for (int i = threadIdx.x; i < 512; i += 256)
         copy16(m + L::kt + i * 8, record + R::KT + (i >> 3) * K + part * 64 + (i & 7) * 8, true);
+      if (!piece && !part) {  // once, while the tiles are on their way
+        for (int i = threadIdx.x; i < 512; i += 256)
+          copy16(m + L::products + i * 8, record + R::P + i * 8, true);
+        if (warp == 0) decays.fill(p, batch, head, start);
+        if (warp >= 6) {
+          const int t = threadIdx.x - 192;
+          da[t] = has_norm && t < rows ? p.n.d_amounts[(token + t) * p.heads + head] : 0.0f;
+        }
+      }
       put(m + L::ds, state_gradient);
       if (is_single) put(m + L::s, state);
       arrive();

@@ -6,7 +6,7 @@
 
 #define GYRE_VALUES (192 - GYRE_KEYS)
 #define EACH(RULE, E, K)                                          \
-  each_steep(args, [&](int chunk, int row) {                      \
+  each_gradient<false>(args, [&](int chunk, int row) {            \
     gradient<RULE, K, GYRE_VALUES, false, E>(args, chunk, row);   \
   })
 #define GRADIENTS(E, e, K)                                                                       \

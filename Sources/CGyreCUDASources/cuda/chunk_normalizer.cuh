@@ -68,9 +68,8 @@ struct Divisor {
 template <int K, bool BACK>
 struct WalkVector {
   static constexpr int STEPS = K / 16;
-  static constexpr bool is_ahead = K <= 128;  // registers allow loads before the chunk's products
   two z[STEPS][2];
-  two next[is_ahead ? STEPS : 1][2];  // what the chunk adds, on its way
+  u32 column[BACK ? 1 : STEPS][2];  // z as columns of a product
 
   DEV_MEMBER static int channel(int i, int h) {
     return i * 16 + (threadIdx.x & 3) * 2 + h * 8;
@@ -86,17 +85,6 @@ struct WalkVector {
                                      : two{0.0f, 0.0f};
       }
   }
-  DEV_MEMBER static two added(const MixerArgs &p, int chunk, int i, int h) {
-    const float *from = BACK ? p.n.query_sums : p.n.key_sums;
-    return load_two(from, ((long long)blockIdx.y * p.chunks + chunk) * K + channel(i, h));
-  }
-  DEV_MEMBER void fetch(const MixerArgs &p, int chunk) {
-    if (is_ahead)
-#pragma unroll
-      for (int i = 0; i < STEPS; i++)
-#pragma unroll
-        for (int h = 0; h < 2; h++) next[is_ahead ? i : 0][h] = added(p, chunk, i, h);
-  }
   /// z for the gradient, and at the end.
   DEV_MEMBER void keep(float *to, long long at, int keys) const {
     if (!to || blockIdx.x || threadIdx.x >= 4) return;
@@ -106,31 +94,35 @@ struct WalkVector {
       for (int h = 0; h < 2; h++)
         if (channel(i, h) < keys) store_two(to, at + channel(i, h), z[i][h].x, z[i][h].y);
   }
-  /// As the columns of a product: bf16 of z in even columns, what that leaves in odd ones.
-  DEV_MEMBER u32 column(int i, int h) const {
-    const u32 high = pack2(z[i][h].x, z[i][h].y);
-    return threadIdx.x & 4 ? pack2(z[i][h].x - low_of(high), z[i][h].y - high_of(high)) : high;
-  }
-  /// `d`: the chunk's decay of each channel.
-  DEV_MEMBER void advance(const MixerArgs &p, int chunk, const float *d) {
+  /// Makes the columns: bf16 of z in even ones, what that leaves in odd ones.
+  DEV_MEMBER void split() {
 #pragma unroll
     for (int i = 0; i < STEPS; i++)
 #pragma unroll
       for (int h = 0; h < 2; h++) {
-        const two f = *(const two *)(d + channel(i, h));
-        const two x = is_ahead ? next[is_ahead ? i : 0][h] : added(p, chunk, i, h);
+        const u32 high = pack2(z[i][h].x, z[i][h].y);
+        column[BACK ? 0 : i][h] =
+            threadIdx.x & 4 ? pack2(z[i][h].x - low_of(high), z[i][h].y - high_of(high)) : high;
+      }
+  }
+  /// `d`: the chunk's decay of each channel, `added`: what it adds.
+  DEV_MEMBER void advance(const float *added, const float *d) {
+#pragma unroll
+    for (int i = 0; i < STEPS; i++)
+#pragma unroll
+      for (int h = 0; h < 2; h++) {
+        const two f = *(const two *)(d + channel(i, h)), x = *(const two *)(added + channel(i, h));
         z[i][h] = {f.x * z[i][h].x + x.x, f.y * z[i][h].y + x.y};
       }
   }
 };
 
 /// Divides one row of a walk's outputs, h of its two, by what the product of Q̃ and z gave. Writes the
-/// row's a where given.
-DEV void divide(const MixerArgs &p, float (&o)[2][4], const float (&amount)[4], int chunk, int row,
-                int h) {
-  const long long place = ((long long)blockIdx.y * p.chunks + chunk) * 128 + row;
-  const float a = amount[h * 2] + amount[h * 2 + 1] + p.n.row_sums[place];
-  const float f = 1.0f / Divisor(p.n, a, p.n.row_sums[place + 64]).value;
+/// row's a where given. `sums`: the chunk's row_sums.
+DEV void divide(const MixerArgs &p, float (&o)[2][4], const float (&amount)[4], const float *sums,
+                int chunk, int row, int h) {
+  const float a = amount[h * 2] + amount[h * 2 + 1] + sums[row];
+  const float f = 1.0f / Divisor(p.n, a, sums[row + 64]).value;
 #pragma unroll
   for (int n = 0; n < 2; n++) {
     o[n][h * 2] *= f;
@@ -199,26 +191,35 @@ DEV void store8(float *p, long long i, const float (&x)[8]) {
   for (int j = 0; j < 8; j++) p[i + j] = x[j];
 }
 
-/// Grid (N, B·H), 256 threads, (64 + 8 K) · 4 bytes of shared memory: dn, da and Q̃ᵀ da of a chunk.
+/// Grid (N, B·H), 512 threads, (64 + 1024) · 4 bytes of shared memory: dn, da and Q̃ᵀ da of a chunk.
 /// Reads y, dy, amounts, row_sums (of which e^−m), records.
 template <int K, typename E>
 DEV void normalize_back(const MixerArgs &p) {
+  typedef Record<LINEAR, K> R;
+  constexpr int PAIRS = K / 2, GROUPS = 512 / PAIRS;
   SHARED(memory);
   float *da = (float *)memory, *share = da + 64;
-  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
   const int batch = blockIdx.y / p.heads, head = blockIdx.y % p.heads, start = blockIdx.x * CHUNK;
   const long long place = (long long)blockIdx.y * p.chunks + blockIdx.x;
   const int rows = p.tokens - start < CHUNK ? p.tokens - start : CHUNK;
-  const long long token = ((long long)batch * p.tokens + start) * p.heads + head;
   const E *y = (const E *)p.y, *dy = (const E *)p.dy;
   E *dn = (E *)p.n.dn;
-#pragma unroll 1
-  for (int group = warp; group < 16; group += 8) {  // four tokens, eight lanes each
-    const int t = group * 4 + (lane >> 3);
+  // Q̃ is on its way while rows are summed.
+  const int pair = threadIdx.x % PAIRS, group = threadIdx.x / PAIRS;
+  const u16 *q = (const u16 *)(p.records + place * R::bytes) + R::Q;
+  u32 queries[64 / GROUPS];
+#pragma unroll
+  for (int i = 0; i < 64 / GROUPS; i++)
+    queries[i] = *(const u32 *)(q + at<K>(i * GROUPS + group, pair * 2));
+  {
+    const int t = threadIdx.x >> 3, lane = threadIdx.x & 7;  // eight lanes a token
     const bool is_inside = t < rows;
-    const long long at = token + (long long)(is_inside ? t : 0) * p.heads, from = at * p.values;
+    const long long token = (long long)batch * p.tokens + start + (is_inside ? t : 0);
+    const long long at = token * p.heads + head, from = at * p.values;
+    const float amount = p.n.amounts[at];
+    const float bound = p.n.divisor == 3 ? p.n.row_sums[place * 128 + 64 + t] : 0.0f;
     float sum = 0.0f;
-    for (int v = (lane & 7) * 8; v < p.values; v += 64) {
+    for (int v = lane * 8; v < p.values; v += 64) {
       float a[8], b[8];
       load8(a, y, from + v);
       load8(b, dy, from + v);
@@ -227,40 +228,34 @@ DEV void normalize_back(const MixerArgs &p) {
     }
 #pragma unroll
     for (int s = 1; s < 8; s *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, s);
-    const float bound = p.n.divisor == 3 ? p.n.row_sums[place * 128 + 64 + t] : 0.0f;
-    const Divisor d(p.n, p.n.amounts[at], bound);
-    const float f = 1.0f / d.value, amount = is_inside ? -sum * f * d.slope : 0.0f;
-    if ((lane & 7) == 0) {
-      da[t] = amount;
-      if (is_inside) p.n.d_amounts[at] = amount;
+    const Divisor d(p.n, amount, bound);
+    const float f = 1.0f / d.value, slope = is_inside ? -sum * f * d.slope : 0.0f;
+    if (lane == 0) {
+      da[t] = slope;
+      if (is_inside) p.n.d_amounts[at] = slope;
     }
-    if (!is_inside) continue;
-    for (int v = (lane & 7) * 8; v < p.values; v += 64) {
-      float b[8];
-      load8(b, dy, from + v);
+    if (is_inside)
+      for (int v = lane * 8; v < p.values; v += 64) {
+        float b[8];
+        load8(b, dy, from + v);
 #pragma unroll
-      for (int i = 0; i < 8; i++) b[i] *= f;
-      store8(dn, from + v, b);
-    }
+        for (int i = 0; i < 8; i++) b[i] *= f;
+        store8(dn, from + v, b);
+      }
   }
   __syncthreads();
-  typedef Record<LINEAR, K> R;
-  constexpr int PAIRS = K / 2, GROUPS = 256 / PAIRS;
-  const int pair = threadIdx.x % PAIRS, group = threadIdx.x / PAIRS;
-  const u16 *q = (const u16 *)(p.records + place * R::bytes) + R::Q;
   two sum = {0.0f, 0.0f};
-#pragma unroll 8
-  for (int t = group; t < 64; t += GROUPS) {
-    const u32 x = *(const u32 *)(q + at<K>(t, pair * 2));
-    sum.x += low_of(x) * da[t];
-    sum.y += high_of(x) * da[t];
+#pragma unroll
+  for (int i = 0; i < 64 / GROUPS; i++) {
+    sum.x += low_of(queries[i]) * da[i * GROUPS + group];
+    sum.y += high_of(queries[i]) * da[i * GROUPS + group];
   }
   *(two *)(share + group * K + pair * 2) = sum;
   __syncthreads();
-  for (int k = threadIdx.x; k < K; k += 256) {
+  if (threadIdx.x < K) {
     float all = 0.0f;
 #pragma unroll
-    for (int i = 0; i < GROUPS; i++) all += share[i * K + k];
-    p.n.query_sums[place * K + k] = all;
+    for (int i = 0; i < GROUPS; i++) all += share[i * K + threadIdx.x];
+    p.n.query_sums[place * K + threadIdx.x] = all;
   }
 }

@@ -27,7 +27,7 @@
         walk_team<LINEAR, K, 32, false, E, true>(args))                                            \
   ENTRY(linear_attention_walk_back_team_norm_##e##_k##K, MixerArgs, 256,                           \
         walk_team<LINEAR, K, 32, true, E, true>(args))                                             \
-  ENTRY(linear_attention_normalize_back_##e##_k##K, MixerArgs, 256, normalize_back<K, E>(args))    \
+  ENTRY(linear_attention_normalize_back_##e##_k##K, MixerArgs, 512, normalize_back<K, E>(args))    \
   ENTRY(linear_attention_stabilize_##e##_k##K, MixerArgs, 1024, stabilize(args))                   \
   ENTRY_BLOCKS(linear_attention_gradient_scalar_##e##_k##K, MixerArgs, 256, 2,                     \
                linear_gradient<K, E>(args))
@@ -49,7 +49,7 @@ MIXER_MODULE(SCALAR_DECAYS)
   ENTRY(linear_attention_walk_back_norm_##e##_k##K, MixerArgs, 128,                                \
         walk<LINEAR, K, 64, true, E, true>(args))                                                  \
   ENTRY_BLOCKS(linear_attention_gradient_##e##_k##K, MixerArgs, 256, (K == 64 ? 2 : 1),            \
-               each_steep(args, [&](int chunk, int row) {                                          \
+               each_gradient<K == 64>(args, [&](int chunk, int row) {                              \
                  gradient<LINEAR, K, K, false, E>(args, chunk, row);                               \
                }))
 

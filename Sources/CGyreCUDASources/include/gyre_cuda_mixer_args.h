@@ -120,12 +120,15 @@ static inline int gyre_cuda_mixer_prepare_shared(enum gyre_cuda_mixer_rule rule,
   n += rule == GYRE_CUDA_MIXER_LINEAR ? 4096 : rule * tiles + rule * 8192;
   return (n + 2048 + 640 + 256) * 2;
 }
+/// `has_norm`: with what divides the outputs.
 static inline int gyre_cuda_mixer_walk_shared(enum gyre_cuda_mixer_rule rule, int size, int is_back,
-                                              int is_team, int is_sm90) {
+                                              int is_team, int has_norm, int is_sm90) {
   const int values = is_team ? 32 : 64;
   const long copied =
       gyre_cuda_mixer_record_bytes(rule, size) - (is_back ? (4096L + 64L * size) * 2 : 0);
-  const long stage = (copied + 1023) / 1024 * 1024 + 64L * values * 2;
+  const long sums = has_norm ? (is_back ? 0 : 512) + size * 4L : 0;
+  const long stage =
+      (copied + 1023) / 1024 * 1024 + 64L * values * 2 + (sums + 1023) / 1024 * 1024;
   const long fit = ((is_sm90 ? 225 : 160) * 1024L - 1024) / stage;
   const long bytes = (fit > 4 ? 4 : fit < 2 ? 2 : fit) * stage + 1024;
   return (int)(bytes + (is_team ? 2 * (16L * size + 1024) * 2 : 0));
@@ -135,7 +138,7 @@ static inline int gyre_cuda_mixer_mild_prepare_shared(enum gyre_cuda_mixer_rule 
   return (tiles + (2 * rule + 1) * 4096 + 10 * size + 128) * 2;
 }
 /// normalize_back's.
-static inline int gyre_cuda_mixer_normalize_shared(void) { return (64 + 512) * 4; }
+static inline int gyre_cuda_mixer_normalize_shared(void) { return (64 + 1024) * 4; }
 /// Keys and values of up to 64.
 static inline int gyre_cuda_mixer_mild_gradient_shared(enum gyre_cuda_mixer_rule rule) {
   const int tiles = rule == GYRE_CUDA_MIXER_LINEAR ? 8 : rule == GYRE_CUDA_MIXER_BETA ? 12 : 13;
