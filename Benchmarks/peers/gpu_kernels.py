@@ -211,6 +211,8 @@ class Mixer:
         args = self.args()
         if name == "gradient" and self.divisor:
             args.dy = args.n.dn
+        if name == "prepare":
+            args.n.d_amounts = None
         if not self.scalar():
             grid = (min(self.N * self.B * self.H, 264) if is_shared else self.N * self.B * self.H, 1, 1)
             if not is_shared:
@@ -548,6 +550,8 @@ def time_all(dev, chosen, forward, shapes):
                 floor = size_of(*m.inputs.values(), m.y) / BANDWIDTH
                 floor_b = size_of(*m.inputs.values(), m.dy, *m.grads.values()) / BANDWIDTH
                 parts = dict(prepare=m.prepare, walk=m.walk, back=lambda: m.walk(True))
+                if m.divisor:
+                    parts.update(stabilize=m.stabilize, normalize_back=m.normalize_back)
                 if not forward:
                     parts["gradient"] = m.gradient
                 ms = {n: milliseconds(w) for n, w in parts.items()}

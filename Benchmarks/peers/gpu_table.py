@@ -5,7 +5,7 @@ kernels are checked; then ours are timed, then the peers, one after another with
 cost a token at length 65,536 against 4,096.
 
     python3 gpu_table.py [--cubins FOLDER] [--check NAME,NAME] [--peers NAME,NAME] [--tune SECONDS]
-                         [--limit SECONDS] [--json FILE]
+                         [--limit SECONDS] [--parts NAME,NAME] [--json FILE]
 
 Tuning all peers takes three to five minutes on 16 cores: what is not tuned by --tune is tuned when it is timed.
 """
@@ -198,6 +198,7 @@ def main():
     ap.add_argument("--tune", type=float, default=240)
     ap.add_argument("--peers", default="", help="only those of these engines")
     ap.add_argument("--limit", type=float, default=120, help="seconds for timing peers")
+    ap.add_argument("--parts", default="", help="also each kernel of these engines")
     ap.add_argument("--json")
     ap.add_argument("--child")
     ap.add_argument("--shape", type=int, default=0)
@@ -228,6 +229,8 @@ def main():
                 print(f"ours {shape} {name}: {f:.4f} {b:.4f} (floors {ff:.4f} {fb:.4f})", flush=True)
             except Exception as e:
                 print(f"ours {shape} {name}: {e}", flush=True)
+    if o.parts:
+        ours.time_all(dev, lambda name: name in o.parts.split(","), False, [0, 1])
     lengths(dev)
     peers = {}
     child = subprocess.Popen([sys.executable, __file__, "--child", "all", "--peers", o.peers], stdout=subprocess.PIPE,

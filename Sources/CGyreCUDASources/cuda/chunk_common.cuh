@@ -242,36 +242,40 @@ DEV float larger(float a, float b) {
 /// The scalar gates of two tokens a lane, in log2, and what they make of the stabiliser:
 /// m ← max(m + rise, top), through each token from the chunk's start.
 struct GatePair {
+  u32 bits[2], input_bits[2];  // on their way
+  int resets[2];
   float decay[2], shut[2], input[2], rise[2], top[2];
 
-  DEV_MEMBER void load(const MixerArgs &p, int batch, int head, int start) {
-    const int lane = threadIdx.x & 31;
-    const float none = -1e30f;
+  DEV_MEMBER void fetch(const MixerArgs &p, int batch, int head, int start) {
 #pragma unroll
     for (int i = 0; i < 2; i++) {
-      const int t = start + lane * 2 + i;
-      const long long row = (long long)batch * p.tokens + t;
+      const int t = start + (threadIdx.x & 31) * 2 + i, last = t < p.tokens ? t : p.tokens - 1;
+      const long long row = (long long)batch * p.tokens + last, at = row * p.heads + head;
+      bits[i] = p.gate_kind ? load_bits(p.gate, p.gate_is_float, p.gate_kind == 1 ? head : at) : 0;
+      input_bits[i] = p.n.input_gate ? load_bits(p.n.input_gate, p.n.input_is_float, at) : 0;
+      resets[i] = p.reset ? p.reset[row] : 0;
+    }
+  }
+  /// After fetch.
+  DEV_MEMBER void open(const MixerArgs &p, int start) {
+    const float none = -1e30f, log2e = 1.4426950408889634f;
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
       decay[i] = shut[i] = rise[i] = 0.0f;
       input[i] = p.n.input_gate ? none : 0.0f;
       top[i] = none;
-      if (t < p.tokens) {
-        if (p.gate_kind)
-          decay[i] =
-              load_any(p.gate, p.gate_is_float, p.gate_kind == 1 ? head : row * p.heads + head);
-        decay[i] *= 1.4426950408889634f;
-        const bool is_reset = p.reset && p.reset[row];
-        if (p.n.input_gate) {
-          input[i] =
-              load_any(p.n.input_gate, p.n.input_is_float, row * p.heads + head) * 1.4426950408889634f;
-          // A new document starts from m = 0.
-          top[i] = is_reset ? larger(decay[i], input[i]) : input[i];
-        }
-        rise[i] = decay[i];
-        if (decay[i] < -1e30f || is_reset) {
-          rise[i] = none;
-          decay[i] = 0.0f;
-          shut[i] = 1.0f;
-        }
+      if (start + (int)(threadIdx.x & 31) * 2 + i >= p.tokens) continue;
+      if (p.gate_kind) decay[i] = number(bits[i], p.gate_is_float) * log2e;
+      if (p.n.input_gate) {
+        input[i] = number(input_bits[i], p.n.input_is_float) * log2e;
+        // A new document starts from m = 0.
+        top[i] = resets[i] ? larger(decay[i], input[i]) : input[i];
+      }
+      rise[i] = decay[i];
+      if (decay[i] < -1e30f || resets[i]) {
+        rise[i] = none;
+        decay[i] = 0.0f;
+        shut[i] = 1.0f;
       }
     }
   }
@@ -308,15 +312,16 @@ struct ScalarDecays {
   float row[64], column[64], closed[64];
   float lead[64], tail[64];  // from the chunk's start through a token; after it to the chunk's end
 
-  /// One warp; all must wait for it.
-  DEV_MEMBER void fill(const MixerArgs &p, int batch, int head, int start) {
+  /// One warp, which has fetched `x`; all must wait for it.
+  DEV_MEMBER void fill(const MixerArgs &p, GatePair &x, int batch, int head, int start) {
     const int lane = threadIdx.x & 31;
-    GatePair x;
-    x.load(p, batch, head, start);
     float begin = 0.0f, m[2] = {0.0f, 0.0f};
     if (p.n.input_gate) {
       const long long place = (long long)batch * p.heads + head;
       begin = p.n.stabilizers[(place * (p.chunks + 1) + start / CHUNK) * 2];
+    }
+    x.open(p, start);
+    if (p.n.input_gate) {
       x.scan_stabilizer();
 #pragma unroll
       for (int i = 0; i < 2; i++) m[i] = larger(begin + x.rise[i], x.top[i]);
@@ -343,7 +348,7 @@ struct ScalarDecays {
       lead[lane * 2 + i] =
           shut == 0.0f ? exp2_of(from + begin < 0.0f ? from + begin : 0.0f) : 0.0f;
       tail[lane * 2 + i] = shut == all_shut ? exp2_of(to_end < 0.0f ? to_end : 0.0f) : 0.0f;
-      if (p.n.row_sums) {
+      if (p.n.row_sums && !p.n.d_amounts) {
         const long long place = ((long long)batch * p.heads + head) * p.chunks + start / CHUNK;
         p.n.row_sums[place * 128 + 64 + lane * 2 + i] = exp2_of(-m[i]);
       }

@@ -46,6 +46,8 @@ DEV void gradient(const MixerArgs &p, int chunk, int index) {
   const long long head_row = (token * p.heads + head) * p.keys,
                   head_stride = (long long)p.heads * p.keys;
 
+  GatePair gates;
+  if (SCALAR && warp == 0) gates.fetch(p, batch, head, start);
   KeptState<K, V> state, state_gradient;
   state.fetch(p.states, place, p.values);
   state_gradient.fetch(p.state_gradients, place, p.values);
@@ -74,7 +76,7 @@ DEV void gradient(const MixerArgs &p, int chunk, int index) {
   }
   ScalarDecays &decays = *(ScalarDecays *)total;
   if (SCALAR) {
-    if (warp == 0) decays.fill(p, batch, head, start);
+    if (warp == 0) decays.fill(p, gates, batch, head, start);
   } else {
     load_scalar_decays(scalar, p, batch, head, start);
   }

@@ -57,9 +57,9 @@ DEV void linear_gradient(const MixerArgs &p) {
     const int width = p.keys - part * 64;
     load_rows<64>(m + L::q, (const E *)p.q, key_row + part * 64, key_stride, rows, width, 256);
     load_rows<64>(m + L::k, (const E *)p.k, key_row + part * 64, key_stride, rows, width, 256);
-    if (has_norm && threadIdx.x < 128) {
-      const float *from = threadIdx.x < 64 ? p.n.vectors : p.n.vector_gradients;
-      vector[threadIdx.x] = from[place * K + part * 64 + (threadIdx.x & 63)];
+    if (has_norm && threadIdx.x < 32) {
+      const float *from = threadIdx.x < 16 ? p.n.vectors : p.n.vector_gradients;
+      copy16(vector + threadIdx.x * 4, from + place * K + part * 64 + (threadIdx.x & 15) * 4, true);
     }
   };
   // A kept state's tile, from the walk's order.
@@ -93,6 +93,13 @@ DEV void linear_gradient(const MixerArgs &p) {
     __syncthreads();
   };
 
+  // Asked for before all else, needed when the tiles are there.
+  GatePair gates;
+  if (warp == 0) gates.fetch(p, batch, head, start);
+  float amount = 0.0f;
+  if (has_norm && warp >= 6 && (int)threadIdx.x < 192 + rows)
+    amount = p.n.d_amounts[(token + threadIdx.x - 192) * p.heads + head];
+
   // The gradients of values and of the masked products.
   float dp[4][4], dv[4][4];
   clear(dp);
@@ -111,11 +118,8 @@ DEV void linear_gradient(const MixerArgs &p) {
       if (!piece && !part) {  // once, while the tiles are on their way
         for (int i = threadIdx.x; i < 512; i += 256)
           copy16(m + L::products + i * 8, record + R::P + i * 8, true);
-        if (warp == 0) decays.fill(p, batch, head, start);
-        if (warp >= 6) {
-          const int t = threadIdx.x - 192;
-          da[t] = has_norm && t < rows ? p.n.d_amounts[(token + t) * p.heads + head] : 0.0f;
-        }
+        if (warp == 0) decays.fill(p, gates, batch, head, start);
+        if (warp >= 6) da[threadIdx.x - 192] = amount;
       }
       put(m + L::ds, state_gradient);
       if (is_single) put(m + L::s, state);
@@ -249,10 +253,10 @@ DEV void linear_gradient(const MixerArgs &p) {
       for (int h = 0; h < 2; h++) {
         const u32 query = *(const u32 *)(m + L::q + at<64>(row_of(h), column));
         const u32 key = *(const u32 *)(m + L::k + at<64>(row_of(h), column));
-        const float amount = da[row_of(h)];
+        const float row_amount = da[row_of(h)];
         float (&from)[4] = before[n], (&to)[4] = behind[n];
-        const float qx = dq[n][h * 2] + (from[h * 2] + amount * z.x) * lead[h] * p.scale;
-        const float qy = dq[n][h * 2 + 1] + (from[h * 2 + 1] + amount * z.y) * lead[h] * p.scale;
+        const float qx = dq[n][h * 2] + (from[h * 2] + row_amount * z.x) * lead[h] * p.scale;
+        const float qy = dq[n][h * 2 + 1] + (from[h * 2 + 1] + row_amount * z.y) * lead[h] * p.scale;
         const float kx = (to[h * 2] + dz.x) * tail[h], ky = (to[h * 2 + 1] + dz.y) * tail[h];
         const float inside = low_of(key) * dk[n][h * 2] + high_of(key) * dk[n][h * 2 + 1];
         row_share[h] += low_of(query) * qx + high_of(query) * qy - inside;

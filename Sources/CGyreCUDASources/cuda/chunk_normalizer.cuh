@@ -48,18 +48,15 @@ DEV void sum_tiles(const MixerArgs &p, const u16 *products, const u16 *keys, flo
   }
 }
 
+/// d and its slope in a, without a branch: walks have one warp a scheduler.
 struct Divisor {
   float value, slope;
   DEV_MEMBER Divisor(const NormalizerArgs &n, float amount, float bound) {
-    if (n.divisor == 1) {
-      value = amount + n.epsilon;
-      slope = 1.0f;
-      return;
-    }
     const float size = amount < 0.0f ? -amount : amount;
     const float limit = n.divisor == 2 ? n.floor : bound;
-    value = (size > limit ? size : limit) + n.epsilon;
-    slope = size > limit ? (amount > 0.0f ? 1.0f : -1.0f) : 0.0f;
+    const bool is_sum = n.divisor == 1, is_large = size > limit;
+    value = (is_sum ? amount : is_large ? size : limit) + n.epsilon;
+    slope = is_sum ? 1.0f : is_large ? (amount > 0.0f ? 1.0f : -1.0f) : 0.0f;
   }
 };
 
@@ -87,7 +84,8 @@ struct WalkVector {
   }
   /// z for the gradient, and at the end.
   DEV_MEMBER void keep(float *to, long long at, int keys) const {
-    if (!to || blockIdx.x || threadIdx.x >= 4) return;
+    // Four lanes of a warp in the middle: the first ones write amounts.
+    if (!to || blockIdx.x || (threadIdx.x & ~3u) != blockDim.x / 2) return;
 #pragma unroll
     for (int i = 0; i < STEPS; i++)
 #pragma unroll
@@ -117,22 +115,27 @@ struct WalkVector {
   }
 };
 
-/// Divides one row of a walk's outputs, h of its two, by what the product of Q̃ and z gave. Writes the
-/// row's a where given. `sums`: the chunk's row_sums.
+/// Where a thread of a walk writes the a of its rows, [T, H]; null where others do. In a team every
+/// member has rows of its own.
+DEV float *amounts_of(const MixerArgs &p) {
+  const bool is_writer = threadIdx.x < (blockDim.x == 128 ? 32 : 128);
+  if (!p.n.amounts || blockIdx.x || !is_writer || threadIdx.x & 3) return nullptr;
+  return p.n.amounts + (long long)(blockIdx.y / p.heads) * p.tokens * p.heads +
+         blockIdx.y % p.heads;
+}
+/// Divides one row of a walk's outputs, h of its two, by what the product of Q̃ and z gave. `sums`: the
+/// chunk's row_sums.
 DEV void divide(const MixerArgs &p, float (&o)[2][4], const float (&amount)[4], const float *sums,
-                int chunk, int row, int h) {
+                float *amounts, int chunk, int row, int h) {
   const float a = amount[h * 2] + amount[h * 2 + 1] + sums[row];
-  const float f = 1.0f / Divisor(p.n, a, sums[row + 64]).value;
+  const float f = reciprocal(Divisor(p.n, a, sums[row + 64]).value);
 #pragma unroll
   for (int n = 0; n < 2; n++) {
     o[n][h * 2] *= f;
     o[n][h * 2 + 1] *= f;
   }
-  const int t = chunk * CHUNK + row, batch = blockIdx.y / p.heads, head = blockIdx.y % p.heads;
-  // In a team every member has rows of its own.
-  const bool is_writer = blockDim.x == 128 ? threadIdx.x < 32 : threadIdx.x < 128;
-  if (p.n.amounts && !blockIdx.x && is_writer && !(threadIdx.x & 3) && t < p.tokens)
-    p.n.amounts[((long long)batch * p.tokens + t) * p.heads + head] = a;
+  const int t = chunk * CHUNK + row;
+  if (amounts && t < p.tokens) amounts[(long long)t * p.heads] = a;
 }
 
 /// Grid B·H, 1024 threads: m at the chunks' starts and after the last token. Reads gate, input gate,
@@ -142,7 +145,8 @@ DEV void stabilize(const MixerArgs &p) {
   two *pairs = (two *)p.n.stabilizers + (long long)row * (p.chunks + 1);
   for (int chunk = threadIdx.x >> 5; chunk < p.chunks; chunk += 32) {
     GatePair x;
-    x.load(p, row / p.heads, row % p.heads, chunk * CHUNK);
+    x.fetch(p, row / p.heads, row % p.heads, chunk * CHUNK);
+    x.open(p, chunk * CHUNK);
     x.scan_stabilizer();
     if (lane == 31) pairs[chunk] = {x.rise[1], x.top[1]};
   }
@@ -229,7 +233,7 @@ DEV void normalize_back(const MixerArgs &p) {
 #pragma unroll
     for (int s = 1; s < 8; s *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, s);
     const Divisor d(p.n, amount, bound);
-    const float f = 1.0f / d.value, slope = is_inside ? -sum * f * d.slope : 0.0f;
+    const float f = reciprocal(d.value), slope = is_inside ? -sum * f * d.slope : 0.0f;
     if (lane == 0) {
       da[t] = slope;
       if (is_inside) p.n.d_amounts[at] = slope;

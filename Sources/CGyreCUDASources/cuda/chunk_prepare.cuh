@@ -205,6 +205,8 @@ DEV void prepare(const MixerArgs &p, int chunk, int index) {
   const long long token = (long long)batch * p.tokens + start;
   const long long key_row = (token * p.key_heads + key_head) * p.keys;
   const long long key_stride = (long long)p.key_heads * p.keys;
+  GatePair gates;
+  if (SCALAR && warp == 0) gates.fetch(p, batch, head, start);
   load_rows<K>(m + L::Q, (const E *)p.q, key_row, key_stride, rows, p.keys, 128);
   load_rows<K>(m + L::H, (const E *)p.k, key_row, key_stride, rows, p.keys, 128);
   if (RULE == GENERAL) {
@@ -223,7 +225,7 @@ DEV void prepare(const MixerArgs &p, int chunk, int index) {
   float *d_out = (float *)(record + R::D * 2);
   if (SCALAR) {
     ScalarDecays &decays = *(ScalarDecays *)total;
-    if (warp == 0) decays.fill(p, batch, head, start);
+    if (warp == 0) decays.fill(p, gates, batch, head, start);
     copy_wait<0>();
     __syncthreads();
     if (p.normalize) {

@@ -122,6 +122,7 @@ DEV void walk(const MixerArgs &p) {
   const int v_blocks = (p.values + 15) / 16, v_block = (v_tile + mine) / 16;
   WalkVector<NORM ? K : 16, BACK> vector;
   if (NORM) vector.begin(p);
+  float *const amounts = NORM && !BACK ? amounts_of(p) : nullptr;
 
 #pragma unroll 1
   for (int step = 0; step < p.chunks; step++) {
@@ -217,7 +218,7 @@ DEV void walk(const MixerArgs &p) {
         for (int h = 0; h < 2; h++) {
           const int t = chunk * CHUNK + m * 16 + g + h * 8;
           const long long row = stages.row_base + t * stages.token_stride;
-          if (NORM) divide(p, o, amount[0], sums, chunk, m * 16 + g + h * 8, h);
+          if (NORM) divide(p, o, amount[0], sums, amounts, chunk, m * 16 + g + h * 8, h);
 #pragma unroll
           for (int n = 0; n < 2; n++) {
             const int value = mine + n * 8 + c;
@@ -281,6 +282,7 @@ DEV void walk_team(const MixerArgs &p) {
   const int v_blocks = (p.values + 15) / 16, v_block = (v_tile + mine) / 16;
   WalkVector<NORM ? K : 16, BACK> vector;
   if (NORM) vector.begin(p);
+  float *const amounts = NORM && !BACK ? amounts_of(p) : nullptr;
 
 #pragma unroll 1
   for (int step = 0; step < p.chunks; step++) {
@@ -396,7 +398,7 @@ DEV void walk_team(const MixerArgs &p) {
       for (int h = 0; h < 2; h++) {
         const int t = chunk * CHUNK + member * 16 + g + h * 8;
         const long long row = stages.row_base + t * stages.token_stride;
-        if (NORM) divide(p, o, amount[0], sums, chunk, member * 16 + g + h * 8, h);
+        if (NORM) divide(p, o, amount[0], sums, amounts, chunk, member * 16 + g + h * 8, h);
 #pragma unroll
         for (int n = 0; n < 2; n++) {
           const int value = mine + n * 8 + c;
