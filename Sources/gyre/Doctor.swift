@@ -26,6 +26,8 @@ struct Doctor: ParsableCommand {
   @Option(help: "Check vector files (a folder or one file) instead of the catalogue.")
   var vectors: String?
   @Option(help: "Run only cases whose name contains this.") var only: String?
+  @Option(help: "K/N: the Kth of N parts of the cases, to share them out between processes.")
+  var part: CasePart?
   @Option(help: "Seed of the inputs.") var seed: UInt64 = 1
   @Flag(help: "Print the results as JSON on standard output.") var json = false
   @Flag(help: "Only list the devices of this machine that have kernels of their own.")
@@ -70,6 +72,7 @@ struct Doctor: ParsableCommand {
     let isHostDevice = device.id.name.hasPrefix("cpu")
     let cases = ConformanceCatalog.all(setThreadCount: isHostDevice ? setThreadCount : nil)
       .filter { only.map($0.name.contains) ?? true }
+      .enumerated().filter { part?.contains($0.offset) ?? true }.map(\.element)
     guard !cases.isEmpty else { throw Failure("no case's name contains '\(only ?? "")'") }
     var progress = Progress(total: cases.count, unit: "case")
     var done = 0
@@ -174,4 +177,19 @@ struct Doctor: ParsableCommand {
     }
     return passes
   }
+}
+
+/// Every Nth case, counted from the Kth.
+struct CasePart: ExpressibleByArgument {
+  var index, count: Int
+
+  init?(argument: String) {
+    let numbers = argument.split(separator: "/", omittingEmptySubsequences: false).map { Int($0) }
+    guard numbers.count == 2, let k = numbers[0], let n = numbers[1], (1...10_000).contains(n),
+      (1...n).contains(k)
+    else { return nil }
+    (index, count) = (k - 1, n)
+  }
+
+  func contains(_ position: Int) -> Bool { position % count == index }
 }

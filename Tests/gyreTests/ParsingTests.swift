@@ -40,14 +40,18 @@ import Testing
       Tool.parseAsRoot(["bench", "--only", "gru", "--dtype", "bf16"]) as? Bench)
     #expect(bench.only == "gru" && bench.dtype == .bf16)
     let doctor = try #require(
-      Tool.parseAsRoot(["doctor", "--vectors", "v", "--report", "r"]) as? Doctor)
+      Tool.parseAsRoot(["doctor", "--vectors", "v", "--report", "r", "--part", "2/3"])
+        as? Doctor)
     #expect(doctor.vectors == "v" && doctor.report == "r")
+    let part = try #require(doctor.part)
+    #expect((0..<7).filter(part.contains) == [1, 4])
   }
 
   @Test(arguments: [
     ["generate", "d", "--top-p", "0"], ["generate", "d", "--prompt", "a", "--prompt-file", "b"],
     ["logits", "d"], ["inspect", "p", "--batch", "0"], ["bench", "--dtype", "f8"],
-    ["doctor", "--threads", "0"], ["generate"], ["nothing"], ["tasks", "--table", "recall"],
+    ["doctor", "--threads", "0"], ["doctor", "--part", "4/3"], ["doctor", "--part", "1/0"],
+    ["generate"], ["nothing"], ["tasks", "--table", "recall"],
     ["train", "--task", "parity", "--resume", "--out", "x"], ["train", "--shortest", "4"],
     ["eval", "x", "y", "--task", "parity"], ["eval", "x", "--lengths", "4,-1"],
   ]) func usageErrors(_ arguments: [String]) {

@@ -8,21 +8,29 @@ import Synchronization
   import Darwin
 #endif
 
-/// SIGINT and SIGTERM as a flag that loops look at. The second signal ends the process at once.
+/// SIGINT and SIGTERM as a flag that loops look at. A signal a second or more after the first ends the
+/// process at once; one that follows closer is the same wish, for `timeout` and terminals signal a
+/// process and then its group.
 enum Interrupts {
-  private static let flag = Atomic<Bool>(false)
+  /// Nanoseconds of the monotonic clock at the first signal; 0 before it.
+  private static let first = Atomic<Int>(0)
 
   /// Whether a signal came since `install`.
-  static var isRequested: Bool { flag.load(ordering: .relaxed) }
+  static var isRequested: Bool { first.load(ordering: .relaxed) != 0 }
 
   /// A reader that goes away must not end a training run: writes then fail instead.
   static func ignoreBrokenPipes() { signal(SIGPIPE, SIG_IGN) }
 
   static func install() {
-    _ = flag.load(ordering: .relaxed)
+    _ = first.load(ordering: .relaxed)
     for number in [SIGINT, SIGTERM] {
       signal(number) { number in
-        if Interrupts.flag.exchange(true, ordering: .relaxed) { _exit(128 + number) }
+        var time = timespec()
+        clock_gettime(CLOCK_MONOTONIC, &time)
+        let now = max(1, time.tv_sec * 1_000_000_000 + time.tv_nsec)
+        let (isFirst, since) = Interrupts.first.compareExchange(
+          expected: 0, desired: now, ordering: .relaxed)
+        if !isFirst, now - since >= 1_000_000_000 { _exit(128 + number) }
       }
     }
   }
