@@ -480,6 +480,7 @@ def cases(small):
     yield "gla 40 24", (LINEAR, 1, T, 2, 40, 24, bf), dict(gate_kind=3, gate_low=-2, team=True, **full)
     yield "norm kda", (BETA, 1, T, 2, 64, 64, bf), dict(gate_kind=3, gate_low=-2, normalize=True, **full)
     yield "norm kda wide", (BETA, 1, T, 2, 128, 128, bf), dict(gate_kind=3, gate_low=-2, normalize=True, **full)
+    yield "norm linear", (LINEAR, 1, T, 2, 128, 128, bf), dict(gate_kind=2, gate_low=-1, normalize=True, **full)
     yield "norm gated", (BETA, 1, T, 2, 128, 128, bf), dict(gate_kind=2, gate_low=-1, normalize=True, **full)
     yield "kda float", (BETA, 1, T, 2, 64, 64, torch.float32), dict(gate_kind=3, gate_low=-2, **full)
     yield "linear float", (LINEAR, 1, T, 2, 64, 48, torch.float32), dict(gate_kind=2, gate_low=-2, **full)

@@ -42,7 +42,7 @@ def log_gate(*shape):
 def problems(chosen):
     """Peers and shapes."""
     for shape in range(len(SHAPES)):
-        for name in ONLY.get(shape, NAMES):
+        for name in reversed(ONLY.get(shape, NAMES)):  # those without tuning first
             for p in PEERS.get(name, [name]):
                 if not chosen or name in chosen.split(","):
                     yield p, shape

@@ -18,7 +18,7 @@
 /// Chunk `chunk` of row `index` of B·H, 256 threads, GradientLayout::bytes of shared memory; V:
 /// values rounded up to 64 or 128. Reads q, k, v, a, b, gate, beta, reset, records, extras, states,
 /// state_gradients, dy; writes dq, dk, dv, da, db, d_gate, d_beta. SCALAR: gate kinds 0 to 2,
-/// linear attention and the delta rule only, and faster; without it any kind.
+/// the delta rule only, and faster; without it any kind.
 template <int RULE, int K, int V, bool SCALAR, typename E>
 DEV void gradient(const MixerArgs &p, int chunk, int index) {
   typedef GradientLayout<RULE, K, V> L;
@@ -245,9 +245,10 @@ DEV void gradient(const MixerArgs &p, int chunk, int index) {
     }
   }
   __syncthreads();
-  if (SCALAR) {
-    scalar_gradients<RULE, K, V, E>(p, m, decays, key_row, key_stride, head_row, head_stride, rows,
-                                    token, head);
+  if constexpr (SCALAR) {
+    static_assert(RULE == BETA, "linear attention has chunk_gradient_linear.cuh");
+    scalar_gradients<K, V, E>(p, m, decays, key_row, key_stride, head_row, head_stride, rows, token,
+                              head);
     return;
   }
 

@@ -208,6 +208,10 @@ DEV void linear_gradient(const MixerArgs &p) {
         put(m + L::ds, state_gradient);
       }
       arrive();
+      if (!piece && p.normalize) {
+        scale_raw(p, m + L::q, m + L::k, place);
+        __syncthreads();
+      }
       if (!piece) {
 #pragma unroll
         for (int j = 0; j < 4; j++) {

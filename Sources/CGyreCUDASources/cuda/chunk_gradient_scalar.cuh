@@ -1,4 +1,5 @@
-// The gradient's last stage where one decay serves all channels.
+// The gradient's last stages where one decay serves all channels: what linear attention and the delta
+// rule share, and the delta rule's own.
 #pragma once
 #include "chunk_gradient_layout.cuh"
 
@@ -63,15 +64,15 @@ DEV void scalar_gate_gradients(const MixerArgs &p, float *shares, const ScalarDe
   }
 }
 
-/// The last stage where one decay serves all channels: decayed products act on the raw rows, and
+/// The delta rule's last stage where one decay serves all channels: decayed products act on the raw rows, and
 /// with r_i, l_j the shares of row i and column j in the pairs inside the chunk, a token's log
 /// decay gets Σ_{i ≥ t} (r_i − l_i); pairs on one side of t cancel, as both shares sum the same
 /// rounded products.
-template <int RULE, int K, int V, typename E>
+template <int K, int V, typename E>
 DEV void scalar_gradients(const MixerArgs &p, u16 *m, const ScalarDecays &decays, long long key_row,
                           long long key_stride, long long head_row, long long head_stride, int rows,
                           long long token, int head) {
-  typedef GradientLayout<RULE, K, V> L;
+  typedef GradientLayout<BETA, K, V> L;
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, c = (lane & 3) * 2;
   const int w = warp & 3, half = warp >> 2;
   float *shares = (float *)(m + L::cross);  // [3][2][64]: rows minus columns, after, carry
@@ -109,18 +110,14 @@ DEV void scalar_gradients(const MixerArgs &p, u16 *m, const ScalarDecays &decays
       if (j <= w) {
         load_a<64>(f, m + L::qk, w * 16, j * 16);
         add_product<64>(dq, f, k, j * 16, half * 32);
-        if (RULE == BETA) {
-          load_a<64>(f, m + L::ak, w * 16, j * 16);
-          add_product<64>(dk_row, f, k, j * 16, half * 32);
-        }
+        load_a<64>(f, m + L::ak, w * 16, j * 16);
+        add_product<64>(dk_row, f, k, j * 16, half * 32);
       }
       if (j >= w) {
         load_a_t<64>(f, m + L::qk, w * 16, j * 16);
         add_product<64>(dk, f, q, j * 16, half * 32);
-        if (RULE == BETA) {
-          load_a_t<64>(f, m + L::ak, w * 16, j * 16);
-          add_product<64>(dk, f, k, j * 16, half * 32);
-        }
+        load_a_t<64>(f, m + L::ak, w * 16, j * 16);
+        add_product<64>(dk, f, k, j * 16, half * 32);
       }
     }
     const auto row_of = [&](int h) { return w * 16 + g + h * 8; };
@@ -158,18 +155,16 @@ DEV void scalar_gradients(const MixerArgs &p, u16 *m, const ScalarDecays &decays
     };
     state_product(m + L::dy, m + L::s);
     add_scaled(dq, lead, p.scale);
-    if (RULE == BETA) {
-      state_product(m + L::r, m + L::s);
-      add_scaled(dk_row, lead, -1.0f);
-    }
-    state_product(m + (RULE == BETA ? L::n : L::v), m + L::ds);
+    state_product(m + L::r, m + L::s);
+    add_scaled(dk_row, lead, -1.0f);
+    state_product(m + L::n, m + L::ds);
 #pragma unroll
     for (int n = 0; n < 4; n++)
 #pragma unroll
       for (int h = 0; h < 2; h++) {
         const two query = pair_of(q, n, h), key = pair_of(k, n, h);
         row_share[h] += query.x * dq[n][h * 2] + query.y * dq[n][h * 2 + 1];
-        if (RULE == BETA) row_share[h] += key.x * dk_row[n][h * 2] + key.y * dk_row[n][h * 2 + 1];
+        row_share[h] += key.x * dk_row[n][h * 2] + key.y * dk_row[n][h * 2 + 1];
         after[h] += tail[h] * (key.x * r[n][h * 2] + key.y * r[n][h * 2 + 1]);
       }
     add_scaled(dk, tail, 1.0f);
