@@ -81,6 +81,9 @@ static const char linear_attention_base_cu[] = {
 static const char delta_rule_base_cu[] = {
 #embed "cuda/delta_rule_base.cu" suffix(, 0)
 };
+static const char head_step_cu[] = {
+#embed "cuda/head_step.cu" suffix(, 0)
+};
 static const char head_sums_cu[] = {
 #embed "cuda/head_sums.cu" suffix(, 0)
 };
@@ -278,6 +281,7 @@ static const gyre_cuda_source kernels[] = {
     {"attention_tiles_gradient", attention_tiles_gradient_cu},
     {"linear_attention_base", linear_attention_base_cu},
     {"delta_rule_base", delta_rule_base_cu},
+    {"head_step", head_step_cu},
     {"head_sums", head_sums_cu},
     {"cell_scan_base", cell_scan_base_cu},
     {"cell_team", cell_team_cu},

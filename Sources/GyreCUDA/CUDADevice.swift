@@ -227,6 +227,10 @@ public final class CUDADevice: Device, @unchecked Sendable {
     op is AdamWStep || CUDAKernel.all[ObjectIdentifier(type(of: op))] != nil
   }
 
+  public func overwrites(_ op: any Op, _ inputs: [Tensor]) -> (input: Int, output: Int)? {
+    HeadStep(op, inputs, self)?.state.map { (input: $0, output: 1) }
+  }
+
   public func write(_ bytes: UnsafeRawBufferPointer, to buffer: any DeviceBuffer, offset: Int) {
     guard let target = buffer as? CUDABuffer, !failure.isSet else { return }
     flush()

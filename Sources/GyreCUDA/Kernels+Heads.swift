@@ -19,7 +19,8 @@ extension CUDAKernel {
 
   static let heads: [CUDAKernel] = [
     CUDAKernel(LinearAttentionForward.self) { op, call, launch in
-      if var chunks = ChunkedHeads(op, call.inputs, launch) {
+      let step = HeadStep(op, call.inputs, launch.device)
+      if step == nil, var chunks = ChunkedHeads(op, call.inputs, launch) {
         chunks.run(
           y: call.outputs[0], finalState: call.outputs[1],
           finalVector: call.outputs.count > 2 ? call.outputs[2] : nil,
@@ -30,7 +31,11 @@ extension CUDAKernel {
       (a.y, a.final_state) = (call.outputs[0].array, call.outputs[1].array)
       if call.outputs.count > 2 { a.final_norm = call.outputs[2].array }
       if call.outputs.count > 3 { a.final_max = call.outputs[3].array }
-      launch.run(linearForward[size], grid: grid(a), a)
+      if let step {
+        step.run(a, launch)
+      } else {
+        launch.run(linearForward[size], grid: grid(a), a)
+      }
       return true
     },
     CUDAKernel(LinearAttentionBackward.self) { op, call, launch in
@@ -82,13 +87,18 @@ extension CUDAKernel {
     CUDAKernel(DeltaRuleForward.self) { op, call, launch in
       // Both derivatives make their own states.
       for note in call.outputs.dropFirst(2) { launch.fill(note, 0) }
-      if var chunks = ChunkedHeads(op, call.inputs, launch) {
+      let step = HeadStep(op, call.inputs, launch.device)
+      if step == nil, var chunks = ChunkedHeads(op, call.inputs, launch) {
         chunks.run(y: call.outputs[0], finalState: call.outputs[1])
         return true
       }
       guard var a = arguments(op, call.inputs), let size = variant(a) else { return false }
       (a.y, a.final_state) = (call.outputs[0].array, call.outputs[1].array)
-      launch.run(deltaForward[size], grid: grid(a), a)
+      if let step {
+        step.run(a, launch)
+      } else {
+        launch.run(deltaForward[size], grid: grid(a), a)
+      }
       return true
     },
     CUDAKernel(DeltaRuleBackward.self) { op, call, launch in

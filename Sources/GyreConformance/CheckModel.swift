@@ -117,6 +117,9 @@ enum CheckModel {
         "token program, \(rows.count) rows", found, Array(whole.prefix(rows.count * size)),
         2 * Tolerance.outputs)
     }
+    if let found = try subject.recordedLogits(prompt: 7) {
+      check.compare("recorded step", found, whole, 2 * Tolerance.outputs)
+    }
   }
 }
 
@@ -179,19 +182,35 @@ struct ModelSubject {
     return try loss().item()
   }
 
-  /// Logits `[rows, T, V]` with the prompt at once and the rest by the device's token program; nil
-  /// where there is none.
+  /// The logits of some rows after a prompt of the first tokens, by the device's token program; nil
+  /// without one.
   func programLogits(prompt: Int, rows: [Int]) throws -> [Double]? {
     guard let device = device as? any TokenProgramDevice else { return nil }
+    return try continuedLogits(prompt: prompt, rows: rows) { state in
+      guard let (program, logits) = model.tokenProgram(from: state),
+        let runner = device.makeRunner(
+          program, logits: logits, vocabulary: model.configuration.vocabulary, position: prompt,
+          precision: .float32, draw: TokenDraw())
+      else { return nil }
+      return { try runner.logits(after: $0) }
+    }
+  }
+
+  /// The same of all rows by a recorded step; nil where the device does not record it.
+  func recordedLogits(prompt: Int) throws -> [Double]? {
+    try continuedLogits(prompt: prompt, rows: Array(0..<batch)) { state in
+      RecordedStep(model, from: state).map { step in { try step.next($0) } }
+    }
+  }
+
+  private func continuedLogits(
+    prompt: Int, rows: [Int], _ start: (ModelState) -> (([Int32]) throws -> [Float])?
+  ) throws -> [Double]? {
     var state = model.makeState(batch: batch)
     let vocabulary = model.configuration.vocabulary
-    let start = model.hidden(tensor(tokens, 0..<prompt), state: &state, form: .chunkwise)
-    let first = try model.logits(start).doubles()
-    guard let (program, logits) = model.tokenProgram(from: state.rows(rows)),
-      let runner = device.makeRunner(
-        program, logits: logits, vocabulary: vocabulary, position: prompt, precision: .float32,
-        draw: TokenDraw())
-    else { return nil }
+    let hidden = model.hidden(tensor(tokens, 0..<prompt), state: &state, form: .chunkwise)
+    let first = try model.logits(hidden).doubles()
+    guard let next = start(state.rows(rows)) else { return nil }
     var values = [Double](repeating: 0, count: rows.count * tokenCount * vocabulary)
     for row in rows {
       let to = row * tokenCount * vocabulary
@@ -199,7 +218,7 @@ struct ModelSubject {
       values.replaceSubrange(to..<to + count, with: first[row * count..<(row + 1) * count])
     }
     for t in prompt..<tokenCount {
-      let part = try runner.logits(after: rows.map { tokens[$0 * tokenCount + t] })
+      let part = try next(rows.map { tokens[$0 * tokenCount + t] })
       for row in rows {
         let to = (row * tokenCount + t) * vocabulary
         for i in 0..<vocabulary { values[to + i] = Double(part[row * vocabulary + i]) }

@@ -91,7 +91,7 @@ public struct Generator: Sendable {
       if let recorded {
         var logits: [Float] = []
         for token in tokens {
-          do throws(DeviceError) { logits = try recorded.next(token) } catch {
+          do throws(DeviceError) { logits = try recorded.next([Int32(token)]) } catch {
             throw .device(error)
           }
         }

@@ -20,3 +20,10 @@ public func require(
 ) throws(ConfigurationError) {
   if !condition { throw ConfigurationError(path, reason()) }
 }
+
+/// - Throws: a field whose value is outside what it may be.
+public func require<Value: Comparable>(
+  _ value: Value, _ field: some CodingKey, in range: ClosedRange<Value>
+) throws(ConfigurationError) {
+  try require(range.contains(value), field.stringValue, "must be in \(range), is \(value)")
+}

@@ -16,7 +16,7 @@ import GyreTensors
 /// State: `[H, K, V]` and the convolution's tail. Engine: `DeltaRule`.
 public struct DeltaNet: SequenceMixer {
   public static let kind = "delta_net"
-  public struct Configuration: MixerConfiguration {
+  public struct Configuration: ExpandedHeads {
     public var heads = 4
     /// Total key and value widths over the model's width.
     public var keyExpansion = 1.0
@@ -34,9 +34,7 @@ public struct DeltaNet: SequenceMixer {
     public var normEpsilon = 1e-5
     public init() {}
     public func validate(width: Int) throws(ConfigurationError) {
-      try HeadSizes.positive(heads, "heads")
-      try HeadSizes.expanded(keyExpansion, width, by: heads, field: "keyExpansion")
-      try HeadSizes.expanded(valueExpansion, width, by: heads, field: "valueExpansion")
+      try validateHeads(width)
       try HeadSizes.convolution(convolution)
       let activations = ["silu", "relu", "elu", "identity"]
       try require(
@@ -75,8 +73,7 @@ public struct DeltaNet: SequenceMixer {
     _ c: Configuration, width: Int, layer: LayerPosition, parameters p: inout ParameterBuilder
   ) throws(ConfigurationError) {
     self.c = c
-    let keys = Int((c.keyExpansion * Double(width)).rounded())
-    let values = Int((c.valueExpansion * Double(width)).rounded())
+    let (keys, values) = c.channels(width)
     let activation: Unary.Kind? =
       switch c.keyActivation {
       case "silu": .silu

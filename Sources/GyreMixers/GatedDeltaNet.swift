@@ -14,7 +14,7 @@ import GyreTensors
 /// State: `[H, K, V]` and the convolution's tail. Engine: `DeltaRule`, scalar gate.
 public struct GatedDeltaNet: SequenceMixer {
   public static let kind = "gated_delta_net"
-  public struct Configuration: MixerConfiguration {
+  public struct Configuration: DeltaHeads {
     public var headSize = 64
     /// Key heads; 0: ¾ of width / headSize, at least 1.
     public var heads = 0
@@ -31,25 +31,10 @@ public struct GatedDeltaNet: SequenceMixer {
     public var gateActivation = "silu"
     public var normEpsilon = 1e-5
     public init() {}
-
-    func keyHeads(_ width: Int) -> Int { heads > 0 ? heads : max(1, width * 3 / (4 * headSize)) }
-    func headCount(_ width: Int) -> Int { valueHeads > 0 ? valueHeads : keyHeads(width) }
-    var valueSize: Int { Int((valueExpansion * Double(headSize)).rounded()) }
-
-    public func resolved(width: Int) -> Self {
-      var c = self
-      (c.heads, c.valueHeads) = (keyHeads(width), headCount(width))
-      return c
-    }
+    public static let widthShare = 0.75
 
     public func validate(width: Int) throws(ConfigurationError) {
-      try HeadSizes.positive(headSize, "headSize")
-      try require(heads >= 0, "heads", "must not be negative, is \(heads)")
-      try require(valueHeads >= 0, "valueHeads", "must not be negative, is \(valueHeads)")
-      try require(
-        headCount(width) % keyHeads(width) == 0, "valueHeads",
-        "must be a multiple of \(keyHeads(width)) key heads, is \(valueHeads)")
-      try HeadSizes.expanded(valueExpansion, headSize, by: 1, field: "valueExpansion")
+      try validateHeads(width)
       try HeadSizes.convolution(convolution)
       _ = try GatedNorm.Gate.named(gateActivation, field: "gateActivation")
       try HeadSizes.activation(activation)

@@ -14,7 +14,7 @@ import GyreTensors
 /// State: `[H, K, V]` and the convolution's tail. Engine: `LinearAttention`, vector decay.
 public struct GatedLinearAttention: SequenceMixer {
   public static let kind = "gla"
-  public struct Configuration: MixerConfiguration {
+  public struct Configuration: GroupedHeads {
     public var heads = 4
     /// Heads of k, v and the decay; 0: as many as query heads.
     public var keyHeads = 0
@@ -37,14 +37,8 @@ public struct GatedLinearAttention: SequenceMixer {
     public var normEpsilon = 1e-5
     public init() {}
     public static let optionalFields: Set<String> = ["gateFloor"]
-    public func resolved(width: Int) -> Self {
-      with(self) { $0.keyHeads = keyHeads > 0 ? keyHeads : heads }
-    }
     public func validate(width: Int) throws(ConfigurationError) {
-      try HeadSizes.positive(heads, "heads")
-      try HeadSizes.expanded(keyExpansion, width, by: heads, field: "keyExpansion")
-      try HeadSizes.expanded(valueExpansion, width, by: heads, field: "valueExpansion")
-      try HeadSizes.groups(keyHeads, of: heads, field: "keyHeads")
+      try validateGroups(width)
       try HeadSizes.positive(gateRank, "gateRank")
       try require(gateDivisor > 0, "gateDivisor", "must be positive, is \(gateDivisor)")
       try require((gateFloor ?? -1) <= 0, "gateFloor", "must not be positive")
@@ -80,12 +74,11 @@ public struct GatedLinearAttention: SequenceMixer {
     _ c: Configuration, width: Int, layer: LayerPosition, parameters p: inout ParameterBuilder
   ) throws(ConfigurationError) {
     self.c = c
-    keyHeads = c.keyHeads > 0 ? c.keyHeads : c.heads
-    let keySize = Int((c.keyExpansion * Double(width)).rounded()) / c.heads
-    let valueSize = Int((c.valueExpansion * Double(width)).rounded()) / c.heads
+    keyHeads = c.keyHeadCount
+    let (keySize, valueSize) = c.sizes(width)
     streams = try Streams(
       "qkvg", inputs: width,
-      mixed: [c.heads * keySize, keyHeads * keySize, keyHeads * valueSize],
+      mixed: c.mixed(width),
       plain: c.gatesOutput ? [c.heads * valueSize] : [], convolution: c.convolution,
       activations: [c.convolution > 0 ? .silu : nil], &p)
     gate = try LowRankLinear(

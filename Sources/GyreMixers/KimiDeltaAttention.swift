@@ -15,7 +15,7 @@ import GyreTensors
 /// State: `[H, K, V]` and the convolution's tail. Engine: `DeltaRule`, vector gate.
 public struct KimiDeltaAttention: SequenceMixer {
   public static let kind = "kimi_delta_attention"
-  public struct Configuration: MixerConfiguration {
+  public struct Configuration: DeltaHeads {
     public var headSize = 64
     /// Key heads; 0: width / headSize, at least 1.
     public var heads = 0
@@ -30,24 +30,10 @@ public struct KimiDeltaAttention: SequenceMixer {
     public var normEpsilon = 1e-5
     public init() {}
     public static let optionalFields: Set<String> = ["gateFloor"]
+    public static let widthShare = 1.0
 
-    func keyHeads(_ width: Int) -> Int { heads > 0 ? heads : max(1, width / headSize) }
-    func headCount(_ width: Int) -> Int { valueHeads > 0 ? valueHeads : keyHeads(width) }
-    var valueSize: Int { Int((valueExpansion * Double(headSize)).rounded()) }
-
-    public func resolved(width: Int) -> Self {
-      with(self) {
-        $0.heads = keyHeads(width); $0.valueHeads = headCount(width)
-      }
-    }
     public func validate(width: Int) throws(ConfigurationError) {
-      try HeadSizes.positive(headSize, "headSize")
-      try require(heads >= 0, "heads", "must not be negative, is \(heads)")
-      try require(valueHeads >= 0, "valueHeads", "must not be negative, is \(valueHeads)")
-      try require(
-        headCount(width) % keyHeads(width) == 0, "valueHeads",
-        "must be a multiple of \(keyHeads(width)) key heads, is \(valueHeads)")
-      try HeadSizes.expanded(valueExpansion, headSize, by: 1, field: "valueExpansion")
+      try validateHeads(width)
       try HeadSizes.convolution(convolution)
       if let gateFloor {
         try require(gateFloor < 0, "gateFloor", "must be negative, is \(gateFloor)")

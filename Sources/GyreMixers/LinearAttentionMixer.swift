@@ -15,7 +15,7 @@ import GyreTensors
 /// State: `[H, F, V]`, normalised also `[H, F]`. Engine: `LinearAttention`, no decay.
 public struct LinearAttentionMixer: SequenceMixer {
   public static let kind = "linear_attention"
-  public struct Configuration: MixerConfiguration {
+  public struct Configuration: GroupedHeads {
     public var heads = 4
     /// Heads of k and v; 0: as many as query heads.
     public var keyHeads = 0
@@ -36,14 +36,8 @@ public struct LinearAttentionMixer: SequenceMixer {
     public var normWeight = true
     public var normEpsilon = 1e-5
     public init() {}
-    public func resolved(width: Int) -> Self {
-      with(self) { $0.keyHeads = keyHeads > 0 ? keyHeads : heads }
-    }
     public func validate(width: Int) throws(ConfigurationError) {
-      try HeadSizes.positive(heads, "heads")
-      try HeadSizes.expanded(keyExpansion, width, by: heads, field: "keyExpansion")
-      try HeadSizes.expanded(valueExpansion, width, by: heads, field: "valueExpansion")
-      try HeadSizes.groups(keyHeads, of: heads, field: "keyHeads")
+      try validateGroups(width)
       _ = try FeatureMap.Kind(featureMap)
       try HeadSizes.epsilon(normEpsilon)
     }
@@ -90,10 +84,9 @@ public struct LinearAttentionMixer: SequenceMixer {
     _ c: Configuration, width: Int, layer: LayerPosition, parameters p: inout ParameterBuilder
   ) throws(ConfigurationError) {
     self.c = c
-    keyHeads = c.keyHeads > 0 ? c.keyHeads : c.heads
-    let keySize = Int((c.keyExpansion * Double(width)).rounded()) / c.heads
-    let valueSize = Int((c.valueExpansion * Double(width)).rounded()) / c.heads
-    sizes = [c.heads * keySize, keyHeads * keySize, keyHeads * valueSize]
+    keyHeads = c.keyHeadCount
+    let (keySize, valueSize) = c.sizes(width)
+    sizes = c.mixed(width)
     projection = try Linear("qkv", inputs: width, outputs: sizes.reduce(0, +), &p)
     let kind = try FeatureMap.Kind(c.featureMap)
     queryFeatures = try FeatureMap(

@@ -16,7 +16,7 @@ import GyreTensors
 /// State: `[H, K, V]`. Engine: `LinearAttention`, vector decay.
 public struct ReGLA: SequenceMixer {
   public static let kind = "regla"
-  public struct Configuration: MixerConfiguration {
+  public struct Configuration: ExpandedHeads {
     public var heads = 4
     /// Total key and value widths over the model's width.
     public var keyExpansion = 0.5
@@ -30,9 +30,7 @@ public struct ReGLA: SequenceMixer {
     public var normEpsilon = 1e-5
     public init() {}
     public func validate(width: Int) throws(ConfigurationError) {
-      try HeadSizes.positive(heads, "heads")
-      try HeadSizes.expanded(keyExpansion, width, by: heads, field: "keyExpansion")
-      try HeadSizes.expanded(valueExpansion, width, by: heads, field: "valueExpansion")
+      try validateHeads(width)
       try HeadSizes.positive(rank, "rank")
       try require(abs(gateBias) <= 30, "gateBias", "must be in [−30, 30], is \(gateBias)")
       try HeadSizes.epsilon(normEpsilon)
@@ -58,8 +56,7 @@ public struct ReGLA: SequenceMixer {
     _ c: Configuration, width: Int, layer: LayerPosition, parameters p: inout ParameterBuilder
   ) throws(ConfigurationError) {
     heads = c.heads
-    let keys = Int((c.keyExpansion * Double(width)).rounded())
-    let values = Int((c.valueExpansion * Double(width)).rounded())
+    let (keys, values) = c.channels(width)
     sizes = [keys, keys, values, values]
     projection = try Linear("qkvg", inputs: width, outputs: sizes.reduce(0, +), &p)
     gate = try LowRankLinear(

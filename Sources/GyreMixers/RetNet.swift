@@ -14,7 +14,7 @@ import GyreTensors
 /// State: `[H, K, V]` and the convolution's tail. Engine: `LinearAttention`, constant decay.
 public struct RetNet: SequenceMixer {
   public static let kind = "retnet"
-  public struct Configuration: MixerConfiguration {
+  public struct Configuration: GroupedHeads {
     public var heads = 4
     /// Heads of k and v; 0: as many as query heads.
     public var keyHeads = 0
@@ -31,15 +31,9 @@ public struct RetNet: SequenceMixer {
     public var normWeight = true
     public var normEpsilon = 1e-5
     public init() {}
-    public func resolved(width: Int) -> Self {
-      with(self) { $0.keyHeads = keyHeads > 0 ? keyHeads : heads }
-    }
     public func validate(width: Int) throws(ConfigurationError) {
-      try HeadSizes.positive(heads, "heads")
-      try HeadSizes.expanded(keyExpansion, width, by: heads, field: "keyExpansion")
-      try HeadSizes.expanded(valueExpansion, width, by: heads, field: "valueExpansion")
-      try HeadSizes.groups(keyHeads, of: heads, field: "keyHeads")
-      let keySize = Int((keyExpansion * Double(width)).rounded()) / heads
+      try validateGroups(width)
+      let keySize = sizes(width).key
       try require(keySize % 2 == 0, "heads", "must give an even key size, gives \(keySize)")
       try require(rotaryBase > 0, "rotaryBase", "must be positive, is \(rotaryBase)")
       _ = try FeatureMap.Kind(featureMap, withoutParameters: true)
@@ -73,12 +67,11 @@ public struct RetNet: SequenceMixer {
     _ c: Configuration, width: Int, layer: LayerPosition, parameters p: inout ParameterBuilder
   ) throws(ConfigurationError) {
     self.c = c
-    keyHeads = c.keyHeads > 0 ? c.keyHeads : c.heads
-    let keySize = Int((c.keyExpansion * Double(width)).rounded()) / c.heads
-    let valueSize = Int((c.valueExpansion * Double(width)).rounded()) / c.heads
+    keyHeads = c.keyHeadCount
+    let (keySize, valueSize) = c.sizes(width)
     streams = try Streams(
       "qkvg", inputs: width,
-      mixed: [c.heads * keySize, keyHeads * keySize, keyHeads * valueSize],
+      mixed: c.mixed(width),
       plain: c.gatesOutput ? [c.heads * valueSize] : [], convolution: c.convolution,
       activations: [c.convolution > 0 ? .silu : nil], &p)
     output = try Linear("output", inputs: c.heads * valueSize, outputs: width, &p)

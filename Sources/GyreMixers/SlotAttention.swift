@@ -14,7 +14,7 @@ import GyreTensors
 /// State: that of `SlotMemory` and the convolution's tail.
 public struct GatedSlotAttention: SequenceMixer {
   public static let kind = "gated_slot_attention"
-  public struct Configuration: MixerConfiguration {
+  public struct Configuration: GroupedHeads {
     public var heads = 4
     /// Heads of k, v and the gates; 0: as many as query heads.
     public var keyHeads = 0
@@ -35,18 +35,15 @@ public struct GatedSlotAttention: SequenceMixer {
     public init() {}
     public func resolved(width: Int) -> Self {
       with(self) {
-        $0.keyHeads = keyHeads > 0 ? keyHeads : heads
-        $0.slots = slots > 0 ? slots : Int((keyExpansion * Double(width)).rounded()) / max(heads, 1)
+        $0.keyHeads = keyHeadCount
+        $0.slots = slots > 0 ? slots : sizes(width).key
       }
     }
     public func validate(width: Int) throws(ConfigurationError) {
-      try HeadSizes.positive(heads, "heads")
-      try HeadSizes.expanded(keyExpansion, width, by: heads, field: "keyExpansion")
-      try HeadSizes.expanded(valueExpansion, width, by: heads, field: "valueExpansion")
-      try HeadSizes.groups(keyHeads, of: heads, field: "keyHeads")
+      try validateGroups(width)
       try require(slots >= 0, "slots", "must not be negative, is \(slots)")
       let kind = try FeatureMap.Kind(featureMap)
-      let keySize = Int((keyExpansion * Double(width)).rounded()) / heads
+      let keySize = sizes(width).key
       try require(
         kind.features(keySize) == keySize, "featureMap", "must keep the size of a head's keys")
       try require(gateDivisor > 0, "gateDivisor", "must be positive, is \(gateDivisor)")
@@ -77,13 +74,12 @@ public struct GatedSlotAttention: SequenceMixer {
     _ c: Configuration, width: Int, layer: LayerPosition, parameters p: inout ParameterBuilder
   ) throws(ConfigurationError) {
     self.c = c
-    keyHeads = c.keyHeads > 0 ? c.keyHeads : c.heads
-    let keySize = Int((c.keyExpansion * Double(width)).rounded()) / c.heads
-    let valueSize = Int((c.valueExpansion * Double(width)).rounded()) / c.heads
+    keyHeads = c.keyHeadCount
+    let (keySize, valueSize) = c.sizes(width)
     let slots = c.slots > 0 ? c.slots : keySize
     streams = try Streams(
       "qkvf", inputs: width,
-      mixed: [c.heads * keySize, keyHeads * keySize, keyHeads * valueSize],
+      mixed: c.mixed(width),
       plain: [keyHeads * slots], convolution: c.convolution,
       activations: [c.convolution > 0 ? .silu : nil], &p)
     features = try FeatureMap(.init(c.featureMap), size: keySize, "features", &p)
@@ -125,7 +121,7 @@ public struct GatedSlotAttention: SequenceMixer {
 /// State: that of `SlotMemory` and `AdditiveGate`, and the convolution's tail.
 public struct BoundedMemoryAttention: SequenceMixer {
   public static let kind = "bounded_memory_attention"
-  public struct Configuration: MixerConfiguration {
+  public struct Configuration: ExpandedHeads {
     public var heads = 4
     /// Total key and value widths over the model's width.
     public var keyExpansion = 0.5
@@ -147,18 +143,16 @@ public struct BoundedMemoryAttention: SequenceMixer {
     public static let optionalFields: Set<String> = ["logitFloor", "logitCeiling"]
     public func resolved(width: Int) -> Self {
       with(self) {
-        $0.slots = slots > 0 ? slots : Int((keyExpansion * Double(width)).rounded()) / max(heads, 1)
+        $0.slots = slots > 0 ? slots : sizes(width).key
       }
     }
     public func validate(width: Int) throws(ConfigurationError) {
-      try HeadSizes.positive(heads, "heads")
-      try HeadSizes.expanded(keyExpansion, width, by: heads, field: "keyExpansion")
-      try HeadSizes.expanded(valueExpansion, width, by: heads, field: "valueExpansion")
+      try validateHeads(width)
       try require(slots >= 0, "slots", "must not be negative, is \(slots)")
       try require(
         (logitFloor ?? -1) < (logitCeiling ?? (logitFloor ?? 0) + 1), "logitFloor",
         "must be below logitCeiling")
-      let keySize = Int((keyExpansion * Double(width)).rounded()) / heads
+      let keySize = sizes(width).key
       try require(
         !rotates || keySize % 2 == 0, "heads", "must give an even key size, gives \(keySize)")
       try require(rotaryBase > 0, "rotaryBase", "must be positive, is \(rotaryBase)")
@@ -188,8 +182,7 @@ public struct BoundedMemoryAttention: SequenceMixer {
     _ c: Configuration, width: Int, layer: LayerPosition, parameters p: inout ParameterBuilder
   ) throws(ConfigurationError) {
     self.c = c
-    let keySize = Int((c.keyExpansion * Double(width)).rounded()) / c.heads
-    let valueSize = Int((c.valueExpansion * Double(width)).rounded()) / c.heads
+    let (keySize, valueSize) = c.sizes(width)
     let slots = c.slots > 0 ? c.slots : keySize
     streams = try Streams(
       "qkvsg", inputs: width,

@@ -65,6 +65,9 @@ public protocol Device: AnyObject, Sendable {
   /// - Returns: nil where the device cannot, or where the work depends on more than memory (a position
   ///   in the sequence, a read on the host).
   func record(_ body: () -> Void) -> (any RecordedWork)?
+  /// The output of an op whose memory may be that of an input, because the device's kernel reads every
+  /// element before it writes it; nil where there is none.
+  func overwrites(_ op: any Op, _ inputs: [Tensor]) -> (input: Int, output: Int)?
   /// Whether activations are kept in bfloat16 where the model computes in it. States, sums inside
   /// ops, losses and parameters stay float32.
   var storesBFloat16: Bool { get }
@@ -86,6 +89,7 @@ public protocol RecordedWork: AnyObject, Sendable {
 
 extension Device {
   public func record(_ body: () -> Void) -> (any RecordedWork)? { nil }
+  public func overwrites(_ op: any Op, _ inputs: [Tensor]) -> (input: Int, output: Int)? { nil }
   public var storesBFloat16: Bool { false }
   public var readsKeptStates: Bool { true }
 

@@ -103,7 +103,11 @@ public func apply(_ op: some Op, _ inputs: [Tensor]) -> [Tensor] {
 /// `apply` for callers that see to a population themselves, or have none.
 func applyUnperturbed(_ op: some Op, _ inputs: [Tensor]) -> [Tensor] {
   let device = inputs[0].device
-  let outputs = op.infer(inputs.map(\.spec)).map { Tensor(emptyWith: $0, on: device) }
+  let taken = Overwriting.output(of: op, inputs)
+  let outputs = op.infer(inputs.map(\.spec)).enumerated().map { i, spec in
+    taken.flatMap { $0.place == i && $0.tensor.spec == spec ? $0.tensor : nil }
+      ?? Tensor(emptyWith: spec, on: device)
+  }
   device.launch(KernelCall(op: op, inputs: inputs, outputs: outputs))
   Tape.current?.record(op, inputs: inputs, outputs: outputs)
   return outputs

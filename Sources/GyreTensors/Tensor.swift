@@ -78,11 +78,15 @@ public struct Tensor: Sendable {
 }
 
 extension Tensor {
-  /// Copies the elements of `other` into this tensor's storage, in the device's queue.
+  /// Copies the elements of `other` into this tensor's storage, in the device's queue; nothing where
+  /// they lie there already.
   ///
   /// - Precondition: equal shapes.
   package func assign(_ other: Tensor) {
     precondition(shape == other.shape, "assign: \(other.shape) to \(shape)")
+    if let buffer, buffer === other.buffer, byteOffset == other.byteOffset, dtype == other.dtype {
+      return
+    }
     device.launch(
       KernelCall(op: Affine(scale: 1, shift: 0), inputs: [other], outputs: [self]))
   }

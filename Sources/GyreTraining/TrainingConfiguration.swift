@@ -112,36 +112,26 @@ public struct TrainingConfiguration: Codable, Hashable, Sendable {
 
   /// - Throws: the first field that cannot be.
   public func validate() throws(ConfigurationError) {
-    func integer(
-      _ value: Int, _ key: CodingKeys, _ range: ClosedRange<Int>
-    ) throws(ConfigurationError) {
-      try require(range.contains(value), key.rawValue, "must be in \(range), is \(value)")
-    }
-    func number(
-      _ value: Double, _ key: CodingKeys, _ range: ClosedRange<Double>
-    ) throws(ConfigurationError) {
-      try require(range.contains(value), key.rawValue, "must be in \(range), is \(value)")
-    }
-    try integer(steps, .steps, 1...1 << 40)
-    try integer(batch, .batch, 1...1 << 20)
-    try integer(length, .length, 1...1 << 24)
-    try integer(accumulation, .accumulation, 1...1 << 20)
-    try integer(warmupSteps, .warmupSteps, 0...1 << 40)
-    try integer(decaySteps, .decaySteps, 0...1 << 40)
-    try integer(evaluateEvery, .evaluateEvery, 0...1 << 40)
-    try integer(checkpointEvery, .checkpointEvery, 0...1 << 40)
-    try integer(keptCheckpoints, .keptCheckpoints, 1...1 << 20)
-    try integer(averagingPatience, .averagingPatience, 0...1 << 20)
-    try integer(maximumSkips, .maximumSkips, 1...1 << 20)
-    try number(learningRate, .learningRate, 0...1e3)
-    try number(muonLearningRate, .muonLearningRate, 0...1e3)
-    try number(finalFraction, .finalFraction, 0...1)
-    try number(weightDecay, .weightDecay, 0...1e3)
-    try number(beta1, .beta1, 0...(1 - 1e-9))
-    try number(beta2, .beta2, 0...(1 - 1e-9))
-    try number(epsilon, .epsilon, 1e-30...1)
-    try number(momentum, .momentum, 0...(1 - 1e-9))
-    if let clipNorm { try number(clipNorm, .clipNorm, 1e-12...1e12) }
-    if let spikeFactor { try number(spikeFactor, .spikeFactor, 1...1e12) }
+    try require(steps, CodingKeys.steps, in: 1...1 << 40)
+    try require(batch, CodingKeys.batch, in: 1...1 << 20)
+    try require(length, CodingKeys.length, in: 1...1 << 24)
+    try require(accumulation, CodingKeys.accumulation, in: 1...1 << 20)
+    try require(warmupSteps, CodingKeys.warmupSteps, in: 0...1 << 40)
+    try require(decaySteps, CodingKeys.decaySteps, in: 0...1 << 40)
+    try require(evaluateEvery, CodingKeys.evaluateEvery, in: 0...1 << 40)
+    try require(checkpointEvery, CodingKeys.checkpointEvery, in: 0...1 << 40)
+    try require(keptCheckpoints, CodingKeys.keptCheckpoints, in: 1...1 << 20)
+    try require(averagingPatience, CodingKeys.averagingPatience, in: 0...1 << 20)
+    try require(maximumSkips, CodingKeys.maximumSkips, in: 1...1 << 20)
+    try require(learningRate, CodingKeys.learningRate, in: 0...1e3)
+    try require(muonLearningRate, CodingKeys.muonLearningRate, in: 0...1e3)
+    try require(finalFraction, CodingKeys.finalFraction, in: 0...1)
+    try require(weightDecay, CodingKeys.weightDecay, in: 0...1e3)
+    try require(beta1, CodingKeys.beta1, in: 0...(1 - 1e-9))
+    try require(beta2, CodingKeys.beta2, in: 0...(1 - 1e-9))
+    try require(epsilon, CodingKeys.epsilon, in: 1e-30...1)
+    try require(momentum, CodingKeys.momentum, in: 0...(1 - 1e-9))
+    if let clipNorm { try require(clipNorm, CodingKeys.clipNorm, in: 1e-12...1e12) }
+    if let spikeFactor { try require(spikeFactor, CodingKeys.spikeFactor, in: 1...1e12) }
   }
 }

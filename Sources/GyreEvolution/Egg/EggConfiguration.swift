@@ -77,32 +77,27 @@ public struct EggConfiguration: Codable, Hashable, Sendable {
 
   /// - Throws: the first field that cannot be.
   public func validate() throws(ConfigurationError) {
-    func integer(
-      _ value: Int, _ key: CodingKeys, _ range: ClosedRange<Int>
-    ) throws(ConfigurationError) {
-      try require(range.contains(value), key.rawValue, "must be in \(range), is \(value)")
-    }
-    try integer(width, .width, 1...4096)
-    try integer(layers, .layers, 0...1024)
+    try require(width, CodingKeys.width, in: 1...4096)
+    try require(layers, CodingKeys.layers, in: 0...1024)
     try require(
       deviation >= 0 && deviation <= 127, "deviation", "must be in 0...127, is \(deviation)")
-    try integer(population, .population, 2...1 << 24)
+    try require(population, CodingKeys.population, in: 2...1 << 24)
     try require(population % 2 == 0, "population", "must be even, is \(population)")
-    try integer(tokens, .tokens, 1...1 << 20)
-    try integer(generations, .generations, 1...1 << 31)
-    try integer(streams, .streams, 1...population / 2)
+    try require(tokens, CodingKeys.tokens, in: 1...1 << 20)
+    try require(generations, CodingKeys.generations, in: 1...1 << 31)
+    try require(streams, CodingKeys.streams, in: 1...population / 2)
     try require(
       population % (2 * streams) == 0, "streams",
       "must divide the \(population / 2) pairs, is \(streams)")
-    try integer(sigmaShift, .sigmaShift, 0...20)
+    try require(sigmaShift, CodingKeys.sigmaShift, in: 0...20)
     try require(alpha > 0 && alpha <= 1, "alpha", "must be above 0 and at most 1, is \(alpha)")
     try require(
       finalAlpha > 0 && finalAlpha <= alpha, "final_alpha",
       "must be above 0 and at most alpha, is \(finalAlpha)")
-    try integer(noiseReuse, .noiseReuse, 0...1 << 31)
-    try integer(evaluateEvery, .evaluateEvery, 0...1 << 40)
-    try integer(checkpointEvery, .checkpointEvery, 0...1 << 40)
-    try integer(keptCheckpoints, .keptCheckpoints, 1...1 << 20)
+    try require(noiseReuse, CodingKeys.noiseReuse, in: 0...1 << 31)
+    try require(evaluateEvery, CodingKeys.evaluateEvery, in: 0...1 << 40)
+    try require(checkpointEvery, CodingKeys.checkpointEvery, in: 0...1 << 40)
+    try require(keptCheckpoints, CodingKeys.keptCheckpoints, in: 1...1 << 20)
   }
 
   public var shape: EggShape { EggShape(width: width, layers: layers) }

@@ -70,38 +70,28 @@ public struct EvolutionConfiguration: Codable, Hashable, Sendable {
 
   /// - Throws: the first field that cannot be.
   public func validate() throws(ConfigurationError) {
-    func integer(
-      _ value: Int, _ key: CodingKeys, _ range: ClosedRange<Int>
-    ) throws(ConfigurationError) {
-      try require(range.contains(value), key.rawValue, "must be in \(range), is \(value)")
-    }
-    func number(
-      _ value: Double, _ key: CodingKeys, _ range: ClosedRange<Double>
-    ) throws(ConfigurationError) {
-      try require(range.contains(value), key.rawValue, "must be in \(range), is \(value)")
-    }
-    try integer(population, .population, 2...1 << 24)
+    try require(population, CodingKeys.population, in: 2...1 << 24)
     try require(population % 2 == 0, "population", "must be even, is \(population)")
-    try integer(generations, .generations, 1...1 << 31)
-    try integer(rank, .rank, 0...1 << 12)
-    try number(sigma, .sigma, 1e-12...1e6)
-    try number(sigmaDecay, .sigmaDecay, 1e-3...1)
-    try number(learningRateDecay, .learningRateDecay, 1e-3...1)
-    try number(learningRate, .learningRate, 0...1e6)
-    try number(momentum, .momentum, 0...(1 - 1e-9))
-    try number(weightDecay, .weightDecay, 0...1e3)
-    try integer(group, .group, 0...population)
+    try require(generations, CodingKeys.generations, in: 1...1 << 31)
+    try require(rank, CodingKeys.rank, in: 0...1 << 12)
+    try require(sigma, CodingKeys.sigma, in: 1e-12...1e6)
+    try require(sigmaDecay, CodingKeys.sigmaDecay, in: 1e-3...1)
+    try require(learningRateDecay, CodingKeys.learningRateDecay, in: 1e-3...1)
+    try require(learningRate, CodingKeys.learningRate, in: 0...1e6)
+    try require(momentum, CodingKeys.momentum, in: 0...(1 - 1e-9))
+    try require(weightDecay, CodingKeys.weightDecay, in: 0...1e3)
+    try require(group, CodingKeys.group, in: 0...population)
     try require(group % 2 == 0, "group", "must be even, so that pairs share data, is \(group)")
     try require(
       shaping != .baseline || group == 0 || group >= 4, "group",
       "must be at least 4 with the shaping baseline, is \(group)")
-    try integer(noiseReuse, .noiseReuse, 0...1 << 31)
-    try integer(chunkRows, .chunkRows, 1...1 << 20)
-    try integer(rows, .rows, 1...1 << 20)
-    try integer(length, .length, 1...1 << 20)
-    try integer(evaluateEvery, .evaluateEvery, 0...1 << 40)
-    try integer(checkpointEvery, .checkpointEvery, 0...1 << 40)
-    try integer(keptCheckpoints, .keptCheckpoints, 1...1 << 20)
+    try require(noiseReuse, CodingKeys.noiseReuse, in: 0...1 << 31)
+    try require(chunkRows, CodingKeys.chunkRows, in: 1...1 << 20)
+    try require(rows, CodingKeys.rows, in: 1...1 << 20)
+    try require(length, CodingKeys.length, in: 1...1 << 20)
+    try require(evaluateEvery, CodingKeys.evaluateEvery, in: 0...1 << 40)
+    try require(checkpointEvery, CodingKeys.checkpointEvery, in: 0...1 << 40)
+    try require(keptCheckpoints, CodingKeys.keptCheckpoints, in: 1...1 << 20)
   }
 
   /// σ of a generation, counted from 0.

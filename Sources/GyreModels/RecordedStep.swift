@@ -1,11 +1,10 @@
-import GyreModels
 import GyreRecurrence
 import GyreTensors
-import GyreTokenizers
 
 /// One recurrent step of a model, recorded once and queued again for every token: the cost of a launch
-/// is paid once a token rather than once a kernel.
-struct RecordedStep {
+/// is paid once a token rather than once a kernel. States whose kernel reads every element before it writes
+/// it are changed where they lie (`Overwriting`).
+public struct RecordedStep {
   private let token: Tensor
   private let logits: Tensor
   private let work: any RecordedWork
@@ -17,7 +16,7 @@ struct RecordedStep {
   ///
   /// - Parameter tokens: where given, each step reads what the one before found most probable, these
   ///   tokens first.
-  init?(_ model: LanguageModel, from state: ModelState, reading tokens: [Int32]? = nil) {
+  public init?(_ model: LanguageModel, from state: ModelState, reading tokens: [Int32]? = nil) {
     let isFixed = state.layers.allSatisfy { layer in
       layer.spec.entries.allSatisfy { entry in
         if case .cache = entry.kind { return false }
@@ -40,7 +39,9 @@ struct RecordedStep {
     if tokens != nil { _ = first.argmax() }
     let work = model.device.record {
       var next = own
-      let hidden = model.hidden(token, state: &next, form: .recurrent)
+      let hidden = Overwriting.storage(of: own.layers.flatMap { $0.tensors.map(\.tensor) }) {
+        model.hidden(token, state: &next, form: .recurrent)
+      }
       let logits = model.logits(hidden)
       result = logits
       if tokens != nil { token.assign(logits.argmax().reshaped(token.shape)) }
@@ -58,12 +59,13 @@ struct RecordedStep {
   }
 
   /// Queues a step that reads what the last one found.
-  func replay() { work.replay() }
+  public func replay() { work.replay() }
 
-  /// The logits after one more token.
-  func next(_ token: TokenID) throws(DeviceError) -> [Float] {
-    guard let buffer = self.token.buffer else { return try logits.floats() }
-    withUnsafeBytes(of: Int32(token)) { self.token.device.write($0, to: buffer, offset: 0) }
+  /// The logits after one more token of each sequence.
+  public func next(_ tokens: [Int32]) throws(DeviceError) -> [Float] {
+    precondition(tokens.count == token.elementCount, "recorded step: one token a sequence")
+    guard let buffer = token.buffer else { return try logits.floats() }
+    tokens.withUnsafeBytes { token.device.write($0, to: buffer, offset: 0) }
     work.replay()
     return try logits.floats()
   }
