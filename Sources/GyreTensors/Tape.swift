@@ -83,28 +83,40 @@ public final class Tape: Sendable {
 
   /// The gradient of the sum of `loss` with respect to each of `variables`; nil where `loss` does
   /// not depend on it. Empties the tape, releasing activations as it goes.
-  ///
-  /// - Parameter sums: float32 tensors that gradients are added to in place and that are given back for
-  ///   them, one a variable or nil; none shares its storage.
-  public func gradients(
-    of loss: Tensor, for variables: [Tensor], onto sums: [Tensor?] = []
-  ) -> [Tensor?] {
-    gradients(
-      of: [(loss, .full(1, loss.shape, on: loss.device))], for: variables, onto: sums)
+  public func gradients(of loss: Tensor, for variables: [Tensor]) -> [Tensor?] {
+    gradients(of: [(loss, .full(1, loss.shape, on: loss.device))], for: variables)
   }
 
   /// The gradient of Σ ⟨output, cotangent⟩ with respect to each of `variables`.
-  public func gradients(
-    of outputs: [(Tensor, Tensor)], for variables: [Tensor], onto sums: [Tensor?] = []
-  ) -> [Tensor?] {
+  public func gradients(of outputs: [(Tensor, Tensor)], for variables: [Tensor]) -> [Tensor?] {
     withTape(nil) {
       var table = GradientTable()
-      for (variable, sum) in zip(variables, sums) {
-        if let sum { table.start(variable.id, sum) }
-      }
       for (output, cotangent) in outputs { table.add(cotangent, to: output.id) }
       propagate(&table)
-      return variables.map { table[$0.id] }
+      return variables.map { table.settled($0.id) }
+    }
+  }
+
+  /// Adds the gradient of the sum of `loss` with respect to each of `variables` to `sums`, to the rows only
+  /// that the loss looked up where it uses a variable in no other way.
+  public func gradients(of loss: Tensor, for variables: [Tensor], addingTo sums: inout GradientSums)
+  {
+    withTape(nil) {
+      var table = GradientTable()
+      // Where products can add, gradients start from the sums so far.
+      let starts = sums.starts(on: loss.device)
+      for (variable, start) in zip(variables, starts) {
+        if let start { table.start(variable.id, start) }
+      }
+      table.add(.full(1, loss.shape, on: loss.device), to: loss.id)
+      propagate(&table)
+      for (i, variable) in variables.enumerated() where starts[i] == nil {
+        sums.add(&table, variable.id, at: i)
+      }
+      for (i, variable) in variables.enumerated() where starts[i] != nil {
+        _ = table.settled(variable.id)
+        sums.own(i)
+      }
     }
   }
 
@@ -116,6 +128,13 @@ public final class Tape: Sendable {
         let cotangents = outputs.map { table.take($0.id) }
         guard cotangents.contains(where: { $0 != nil }) else { continue }
         let needs = inputs.map { tracked.contains($0.id) }
+        if op is EmbeddingLookup, needs[0], let gradient = cotangents[0],
+          inputs[1].device.hasKernel(for: RowsAdded())
+        {
+          table.add(
+            Rows(tokens: inputs[1], values: gradient, shape: inputs[0].shape), to: inputs[0].id)
+          continue
+        }
         let sums = zip(inputs, needs).map { $1 ? table.sum($0.id) : nil }
         let gradients = op.vjp(
           VJPContext(
@@ -150,54 +169,6 @@ private func withTape<R, E: Error>(_ tape: Tape?, _ body: () throws(E) -> R) thr
     do throws(E) { return .success(try body()) } catch { return .failure(error) }
   }
   return try result.get()
-}
-
-private struct GradientTable {
-  private var values: [TensorID: Tensor] = [:]
-  /// Sums that this table made itself and may add into.
-  private var owned: Set<TensorID> = []
-
-  subscript(id: TensorID) -> Tensor? { values[id] }
-
-  /// A tensor that is handed out may come back as the gradient of several others (both terms of a sum
-  /// get the sum's), so nothing may be added into it any more.
-  mutating func take(_ id: TensorID) -> Tensor? {
-    guard let value = values.removeValue(forKey: id) else { return nil }
-    owned.remove(value.id)
-    return value
-  }
-
-  /// Starts from a sum that may be added into.
-  mutating func start(_ id: TensorID, _ sum: Tensor) {
-    values[id] = sum
-    owned.insert(sum.id)
-  }
-
-  /// The sum for a tensor that ops may add into.
-  func sum(_ id: TensorID) -> Tensor? {
-    guard let sum = values[id], owned.contains(sum.id), sum.dtype == .float32 else { return nil }
-    return sum
-  }
-
-  mutating func add(_ gradient: Tensor, to id: TensorID) {
-    guard let present = values[id] else {
-      values[id] = gradient
-      return
-    }
-    // Added in place by the op.
-    if present.id == gradient.id, owned.contains(present.id) { return }
-    precondition(
-      present.shape == gradient.shape,
-      "gradient: \(gradient.shape) added to \(present.shape)")
-    if owned.contains(present.id) {
-      present.device.launch(
-        KernelCall(op: Binary(.add), inputs: [present, gradient], outputs: [present]))
-    } else {
-      let sum = present + gradient
-      owned.insert(sum.id)
-      values[id] = sum
-    }
-  }
 }
 
 /// The precision in which matrix products multiply; sums are float32 always.

@@ -302,18 +302,16 @@ public final class DeviceStep {
     for (part, inputs) in plan.inputs.enumerated() {
       if plan.isFresh[part] { next = model.makeState(batch: c.batch) }
       let counter = counters.aliased(as: [1], byteOffset: counters.byteOffset + 8 * part)
-      let bases = sums.bases
-      let (loss, gradients) = NewtonReports.$current.withValue(reports) {
-        model.lossAndGradients(
+      let loss = NewtonReports.$current.withValue(reports) {
+        model.loss(
           inputs.tokens, targets: inputs.targets, reset: inputs.reset, state: &next,
           dropout: DropoutNoise(seed: c.seed, step: counter), precision: c.precision,
-          onto: bases)
+          gradients: &sums)
       }
       losses.append(loss)
-      sums.add(gradients, onto: bases)
     }
     let device = model.device
-    let squares = apply(SumOfSquares(), sums.values.compactMap(\.self))[0]
+    let squares = apply(SumOfSquares(), sums.tensors.compactMap(\.self))[0]
     let factor = Tensor(emptyWith: TensorSpec([1]), on: device)
     let control = Tensor(emptyWith: TensorSpec([4], .float64), on: device)
     device.launch(
@@ -321,7 +319,7 @@ public final class DeviceStep {
         op: StepDecision(rule), inputs: [squares, numbers, ledger] + losses,
         outputs: [factor, control, record, ledger]))
     ComputePrecision.$current.withValue(c.precision) {
-      optimizer.step(sums.values, factor: factor, control: control)
+      optimizer.step(sums.tensors, factor: factor, control: control)
     }
     if carries, isFixed { replace(by: next, control) }
     return next

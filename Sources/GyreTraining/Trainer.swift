@@ -234,15 +234,13 @@ public final class Trainer {
       let batch = train.batch(step * c.accumulation + part)
       if batch.startsAfresh { next = model.makeState(batch: share?.rows.count ?? c.batch) }
       _ = try reports.take()
-      let (mean, found) = NewtonReports.$current.withValue(reports) {
-        differentiate(batch, &next, part: step * c.accumulation + part)
+      NewtonReports.$current.withValue(reports) {
+        losses.append(
+          differentiate(batch, &next, part: step * c.accumulation + part, &gradients))
       }
-      losses.append(mean)
-      gradients.add(found)
     }
     // Sums over ranks are float32; a device may give bfloat16.
-    let sums =
-      parallel == nil ? gradients.values : gradients.values.map { $0?.cast(to: .float32) }
+    let sums = gradients.tensors.map { parallel == nil ? $0 : $0?.cast(to: .float32) }
     let present = sums.compactMap(\.self)
     let (loss, isEnding) = try together(losses, present, wantsToStop)
     let norm =
@@ -281,9 +279,10 @@ public final class Trainer {
     return (try sum.item() / Double(configuration.accumulation), try stop.item() > 0)
   }
 
+  /// Adds the gradients of a batch; its mean loss.
   private func differentiate(
-    _ batch: Batch, _ state: inout ModelState, part: Int
-  ) -> (loss: Tensor, gradients: [Tensor?]) {
+    _ batch: Batch, _ state: inout ModelState, part: Int, _ sums: inout GradientSums
+  ) -> Tensor {
     let device = model.device
     let shape = share?.shape ?? [configuration.batch, batch.tokens.count / configuration.batch]
     func tensor(_ values: [Int32]) -> Tensor {
@@ -292,14 +291,14 @@ public final class Trainer {
     let relay = parallel.flatMap { $0.parts > 1 ? SequenceRelay(parallel: $0) : nil }
     var model = model
     model.relay = relay
-    let found = model.lossAndGradients(
+    let loss = model.loss(
       tensor(batch.tokens), targets: tensor(batch.targets), reset: batch.reset.map(tensor),
       state: &state, dropout: DropoutNoise(seed: configuration.seed, step: UInt64(part)),
       precision: configuration.precision,
-      weight: parallel == nil ? nil : share?.weight(of: batch.targets) ?? 1)
+      weight: parallel == nil ? nil : share?.weight(of: batch.targets) ?? 1, gradients: &sums)
     if !train.carriesState { state = model.makeState(batch: shape[0]) }
     if let relay, train.carriesState { state = relay.wrap(state, on: device) }
-    return found
+    return loss
   }
 
   // MARK: - What is written down
