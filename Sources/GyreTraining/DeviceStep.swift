@@ -153,8 +153,6 @@ public final class DeviceStep {
       inputs.targets.write(batch.targets)
       if let reset = inputs.reset, let values = batch.reset { reset.write(values) }
     }
-    let restarts = carries && batches[0].startsAfresh
-    if restarts { restart() }
     write(step: step, schedule, updates)
     let tokens = batches.reduce(0) { $0 + $1.tokens.count / c.batch }
     let reports = NewtonReports()
@@ -169,7 +167,7 @@ public final class DeviceStep {
     queued += 1
     return Queued(
       read: record.queueRead(), next: carries && !isFixed ? next : nil,
-      tokens: carries ? tokens : 0, restarts: restarts, reports: reports)
+      tokens: carries ? tokens : 0, restarts: batches[0].startsAfresh, reports: reports)
   }
 
   /// Waits for a step's outcome; outcomes are asked for in the order of the steps.
@@ -183,14 +181,14 @@ public final class DeviceStep {
       throw TrainingError.configuration("the device gave no record of a step")
     }
     let ledger = StepRule.Ledger(Array(values[4...]))
-    if queued.restarts, queued.next == nil {
-      for i in state.layers.indices { state.layers[i].tokenCount = 0 }
-    }
     if verdict == .taken {
       if let next = queued.next {
         state = next
       } else {
-        for i in state.layers.indices { state.layers[i].advance(by: queued.tokens) }
+        for i in state.layers.indices {
+          if queued.restarts { state.layers[i].tokenCount = 0 }
+          state.layers[i].advance(by: queued.tokens)
+        }
       }
     }
     return Outcome(
@@ -210,24 +208,10 @@ public final class DeviceStep {
     counters.write((0..<c.accumulation).map { Int64(step * c.accumulation + $0) })
   }
 
-  /// The initial state, in the memory that the state has.
-  private func restart() {
-    for i in state.layers.indices {
-      state.layers[i].tokenCount = 0
-      for entry in state.layers[i].spec.entries {
-        if case .cache = entry.kind {
-          state.layers[i][entry.name] = nil
-        } else if let tensor = state.layers[i][entry.name] {
-          tensor.fill(entry.initial)
-        }
-      }
-    }
-  }
-
   private func plan(for batches: [Batch]) -> Plan {
     let key = Key(
       counts: batches.map(\.tokens.count), hasReset: batches.map { $0.reset != nil },
-      isFresh: batches.enumerated().map { !carries || $0.offset > 0 && $0.element.startsAfresh })
+      isFresh: batches.map { !carries || $0.startsAfresh })
     defer { plans[key]?.age = queued }
     if let known = plans[key] { return known }
     if plans.count == Self.mostPlans,
@@ -330,9 +314,8 @@ public final class DeviceStep {
     var (old, new): ([Tensor], [Tensor]) = ([], [])
     for (layer, after) in zip(state.layers, next.layers) {
       for (name, tensor) in layer.tensors {
-        guard let value = after[name] else { continue }
         old.append(tensor)
-        new.append(value.cast(to: tensor.dtype))
+        new.append(after.value(name, on: model.device).cast(to: tensor.dtype))
       }
     }
     guard !old.isEmpty else { return }
