@@ -65,7 +65,9 @@ public final class NCCLCommunicator: GroupCommunicator, @unchecked Sendable {
 
   deinit {
     watcher?.cancel()
-    handle.withLock { if let value = $0.value { _ = table.destroy(value) } }
+    // A rank that has gone would be waited for.
+    let end = group.firstLost() == nil ? table.destroy : table.abort
+    handle.withLock { if let value = $0.value { _ = end(value) } }
   }
 
   private static func text(_ table: gyre_nccl, _ code: Int32) -> String {

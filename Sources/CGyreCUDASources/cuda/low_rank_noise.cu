@@ -2,7 +2,6 @@
 // What members of a population add to a product, the noise made where it is used. The two members of a pair
 // lie side by side in lists: they share their numbers.
 #include "evolution_numbers.cuh"
-#include "mma.cuh"
 
 #define EACH(j) _Pragma("unroll") for (int j = 0; j < 8; j++)
 #define ROWS (PAIR * TOKENS)
@@ -83,54 +82,6 @@ GYRE_DEVICE void dots(const Block &b, unsigned start, float (&sums)[ROWS]) {
   for (int i = 0; i < ROWS; i++) sums[i] = warp_sum(sums[i]);
 }
 
-#if TOKENS == 8
-// The same of bfloat16 rows through tensor cores, with the numbers rounded to bfloat16 as every operand of such
-// products is. Row g of a tile of 16 is token g of the first member, row g + 8 of the second. A lane makes the
-// eight numbers that it multiplies in step g, column g of the products; other columns of that step are 0.
-GYRE_DEVICE void tensor_dots(const Block &b, unsigned start, float *parts) {
-  const int inputs = (int)b.a.inputs, lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
-  const uint4 *const rows[PAIR] = {(const uint4 *)((const unsigned short *)b.a.x.data + b.row(g) * inputs),
-                                   (const uint4 *)((const unsigned short *)b.a.x.data + b.row(g + 8) * inputs)};
-  for (int m = 0; m < (b.pair.shares ? 1 : PAIR); m++) {
-    const Numbers numbers(b.a.noise, b.a.noise.leaf, b.pair.at(m));
-    float d[4] = {0.f, 0.f, 0.f, 0.f};
-    for (int k0 = (threadIdx.x >> 5) * 256; k0 < inputs; k0 += blockDim.x * 8) {
-      uint4 x[PAIR][8];
-      const uint4 none = make_uint4(0, 0, 0, 0);
-#pragma unroll
-      for (int s = 0; s < 8; s++) {
-        const int k = k0 + s * 32 + t * 8;
-        x[0][s] = k < inputs ? rows[0][k >> 3] : none;
-        x[1][s] = k < inputs ? rows[1][k >> 3] : none;
-      }
-      float n[8];
-      const unsigned at = (start + k0 + g * 32 + t * 8) >> 2;
-      numbers.four(at, n), numbers.four(at + 1, n + 4);
-      unsigned own[4];
-#pragma unroll
-      for (int j = 0; j < 4; j++) own[j] = pack2(n[2 * j], n[2 * j + 1]);
-#pragma unroll
-      for (int s = 0; s < 8; s++) {
-        const unsigned u[4] = {x[0][s].x, x[0][s].y, x[0][s].z, x[0][s].w};
-        const unsigned v[4] = {x[1][s].x, x[1][s].y, x[1][s].z, x[1][s].w};
-#pragma unroll
-        for (int j = 0; j < 2; j++) {
-          const unsigned left[4] = {u[2 * j], v[2 * j], u[2 * j + 1], v[2 * j + 1]};
-          mma(d, left, g == s ? own[2 * j] : 0u, g == s ? own[2 * j + 1] : 0u);
-        }
-      }
-    }
-    float z[PAIR] = {d[0] + d[1], d[2] + d[3]};
-#pragma unroll
-    for (int i = 0; i < PAIR; i++) {
-      z[i] += __shfl_xor_sync(~0u, z[i], 1);
-      z[i] += __shfl_xor_sync(~0u, z[i], 2);
-      if (t == 0 && (b.pair.shares || i == m)) parts[i * TOKENS + g] = z[i];
-    }
-  }
-}
-#endif
-
 // RANKS ranks at a time. Sizes are multiples of eight, arrays wide, of bfloat16 where HALF.
 template <int RANKS, bool HALF> GYRE_DEVICE void add_noise(const gyre_low_rank_noise_args &a) {
   __shared__ float parts[THREADS / 32][ROWS], z[MOST_RANK][ROWS];
@@ -141,18 +92,11 @@ template <int RANKS, bool HALF> GYRE_DEVICE void add_noise(const gyre_low_rank_n
   // z = s down up x . B
   for (int l = 0; l < a.rank; l++) {
     const unsigned start = a.noise.down_first + (unsigned)l * inputs;
-#if TOKENS == 8
-    if (HALF) {
-      tensor_dots(b, start, parts[warp]);
-    } else
-#endif
-    {
-      float sums[ROWS];
-      dots<HALF>(b, start, sums);
-      if ((threadIdx.x & 31) == 0)
+    float sums[ROWS];
+    dots<HALF>(b, start, sums);
+    if ((threadIdx.x & 31) == 0)
 #pragma unroll
-        for (int i = 0; i < ROWS; i++) parts[warp][i] = sums[i];
-    }
+      for (int i = 0; i < ROWS; i++) parts[warp][i] = sums[i];
     __syncthreads();
     if (threadIdx.x < ROWS) {
       float sum = 0.f;
