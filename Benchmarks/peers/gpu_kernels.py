@@ -8,135 +8,13 @@ next to the time that the bytes alone need.
     python3 gpu_kernels.py [--cubins FOLDER] [--check] [--time] [--only NAME,NAME] [--forward] [--shapes 0,1,2]
 """
 import argparse
-import ctypes as C
-import os
-import re
-import time
 
 import torch
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-SOURCES = os.path.join(HERE, "..", "..", "Sources", "CGyreCUDASources", "cuda")
+from gpu_modules import SOURCES, Cuda, Emulator, MixerArgs, NormalizerArgs, ScanArgs, compile  # noqa: F401
+
 LINEAR, BETA, GENERAL = 0, 1, 2
 PREFIX = ["linear_attention", "delta_rule_beta", "delta_rule_general"]
-
-
-class MixerArgs(C.Structure):
-    """chunk_common.cuh"""
-    _fields_ = [(n, C.c_void_p) for n in (
-        "q k v a b gate beta reset initial y final records extras states state_gradients dy d_final "
-        "dq dk dv da db d_gate d_beta d_initial norms mild").split()] + [(n, C.c_int) for n in (
-            "batch tokens heads key_heads keys values chunks gate_kind gate_is_float beta_is_float"
-        ).split()] + [("scale", C.c_float), ("normalize", C.c_int)]
-
-
-class ScanArgs(C.Structure):
-    """diagonal_scan.cu"""
-    _fields_ = [(n, C.c_void_p) for n in "decay input initial reset h final dh d_final da du d_initial".split()] + [
-        (n, C.c_int) for n in "batch tokens channels decay_is_log decay_is_float".split()]
-
-
-def inline(path, seen):
-    """The source with its own headers in place."""
-    out = []
-    for line in open(path):
-        m = re.match(r'#include "(.*\.cuh)"', line)
-        if m:
-            if m[1] not in seen:
-                seen.add(m[1])
-                out.append(inline(os.path.join(os.path.dirname(path), m[1]), seen))
-        elif not line.startswith("#pragma once") and '"host.h"' not in line:
-            out.append(line)
-    return "".join(out)
-
-
-def compile(path, key, arch=None, rtc=None, log=False):
-    """A cubin; `key` ends in the element type and size of a mixer."""
-    rtc = rtc or C.CDLL("libnvrtc.so.13")
-    if not arch:
-        major, minor = torch.cuda.get_device_capability()
-        arch = f"sm_{major}{minor}" + ("a" if major == 9 else "")
-    options = [f"--gpu-architecture={arch}", "--std=c++17"] + (["--ptxas-options=-v"] if log else [])
-    m = re.search(r"_(bf16|float)_k(\d+)$", key)
-    if m:
-        options += [f"-DGYRE_KEYS={m[2]}"] + (["-DGYRE_FLOAT"] if m[1] == "float" else [])
-    program, size = C.c_void_p(), C.c_size_t()
-    rtc.nvrtcCreateProgram(C.byref(program), inline(path, set()).encode(), key.encode(), 0, None, None)
-    code = rtc.nvrtcCompileProgram(program, len(options), (C.c_char_p * len(options))(*[o.encode() for o in options]))
-    rtc.nvrtcGetProgramLogSize(program, C.byref(size))
-    text = C.create_string_buffer(size.value)
-    rtc.nvrtcGetProgramLog(program, text)
-    if log:
-        print(text.value.decode())
-    if code:
-        raise SystemExit(text.value.decode())
-    rtc.nvrtcGetCUBINSize(program, C.byref(size))
-    image = C.create_string_buffer(size.value)
-    rtc.nvrtcGetCUBIN(program, image)
-    return image.raw
-
-
-class Cuda:
-    """The driver API and NVRTC through ctypes, in torch's context."""
-    device = "cuda"
-
-    def __init__(self, cubins=None):
-        torch.cuda.init()
-        torch.empty(1, device="cuda")
-        self.cu = C.CDLL("libcuda.so.1")
-        self.cubins = cubins
-        self.functions, self.modules = {}, {}
-
-    def module(self, kernel):
-        """The compiled source that holds a kernel: one a size and element type."""
-        source = next(n for n in ("linear_attention", "delta_rule", "diagonal_scan") if kernel.startswith(n))
-        key = source
-        if source != "diagonal_scan":
-            key += re.search(r"_(bf16|float)_k\d+$", kernel)[0]
-        if key not in self.modules:
-            if self.cubins:
-                image = open(os.path.join(self.cubins, key + ".cubin"), "rb").read()
-            else:
-                image = compile(os.path.join(SOURCES, source + ".cu"), key)
-            self.modules[key] = C.c_void_p()
-            self.ok(self.cu.cuModuleLoadData(C.byref(self.modules[key]), image))
-        return self.modules[key]
-
-    @staticmethod
-    def ok(code):
-        if code:
-            raise RuntimeError(f"CUDA driver error {code}")
-
-    def function(self, name, smem):
-        key = (name, smem)
-        if key not in self.functions:
-            f = C.c_void_p()
-            self.ok(self.cu.cuModuleGetFunction(C.byref(f), self.module(name), name.encode()))
-            self.ok(self.cu.cuFuncSetAttribute(f, 8, smem))  # dynamic shared memory
-            self.functions[key] = f
-        return self.functions[key]
-
-    def launch(self, name, grid, threads, smem, args):
-        f = self.function(name, smem)
-        pointer = (C.c_void_p * 1)(C.cast(C.pointer(args), C.c_void_p))
-        self.ok(self.cu.cuLaunchKernel(
-            f, *grid, threads, 1, 1, smem, C.c_void_p(torch.cuda.current_stream().cuda_stream), pointer, None))
-
-
-class Emulator:
-    """Development without a GPU: a host build of the sources."""
-    device = "cpu"
-
-    def __init__(self, folder):
-        self.folder, self.libraries = folder, {}
-
-    def launch(self, name, grid, threads, smem, args):
-        key = "diagonal_scan" if name.startswith("diagonal") else (
-            name.split("_")[0] + re.search(r"_(bf16|float)_k\d+$", name)[0])
-        if key not in self.libraries:
-            self.libraries[key] = C.CDLL(os.path.join(self.folder, f"emu_{key}.so"))
-        if self.libraries[key].launch(name.encode(), *grid, threads, smem, C.byref(args)):
-            raise RuntimeError(f"no kernel {name}")
 
 
 # Launch descriptions: the same numbers as the layouts in the headers.
@@ -147,17 +25,19 @@ def record_bytes(rule, K):
 
 def prepare_bytes(rule, K, scalar=False):
     if scalar and rule == BETA and K == 64:
-        return (6 * 4096 + 2048 + 512 + 256) * 2
+        return (6 * 4096 + 2048 + 640 + 256) * 2
     after = record_bytes(rule, K) // 2 - K * 2 + (4096 if rule == LINEAR else 0)
     G = after + (0, 64 * K, 2 * 64 * K)[rule]
     end = G + (0, 8192, 16384)[rule]
-    return (end + 2048 + 512 + 256) * 2
+    return (end + 2048 + 640 + 256) * 2
 
 
-def walk_bytes(rule, K, VT, back):
+def walk_bytes(rule, K, VT, back, norm=False):
     start = (4096 + 64 * K) * 2 if back else 0
     up = lambda n: (n + 1023) // 1024 * 1024
     stage = up(record_bytes(rule, K) - start) + up(64 * VT * 2)
+    if norm:
+        stage += up((0 if back else 512) + K * 4)
     fit = (225 * 1024 - 1024) // stage
     return max(2, min(4, fit)) * stage + 1024
 
@@ -166,7 +46,10 @@ def gradient_bytes(rule, K, V):
     stage = 2 * 64 * V + 2 * V * K
     first = 4096 + 64 * K + (0, 64 * K + 4096, 2 * 64 * K + 3 * 4096)[rule]
     second = (4096, 2 * 64 * V + 2 * 4096, 2 * 64 * V + 6 * 4096)[rule]
-    return (stage + max(first, second) + 2 * 4096 + 8 * 1280 + 512 + 2048 + 1024 + 256 + 128 + 128 + 256) * 2
+    return (stage + max(first, second) + 2 * 4096 + 8 * 1280 + 640 + 2048 + 1024 + 256 + 128 + 128 + 256) * 2
+
+
+LINEAR_GRADIENT_BYTES = (8 * 4096 + 640 + 1280 + 128 + 256) * 2
 
 
 def mild_prepare_bytes(rule, K):
@@ -179,15 +62,16 @@ def mild_gradient_bytes(rule):
 
 
 def round_size(K):
-    return next(n for n in (64, 128) if K <= n)
+    return next(n for n in (64, 128, 256) if K <= n)
 
 
 class Mixer:
     """One problem: inputs, outputs, workspaces, launches."""
 
     def __init__(self, dev, rule, B, T, H, K, V, dtype, gate_kind=0, gate_dtype=torch.float32, key_heads=None,
-                 state=False, reset=False, beta_max=1.0, gate_low=-0.2, seed=0, scale=None, backward=True, team=None, normalize=False, has_mild=True):
-        self.normalize, self.has_mild = normalize, has_mild
+                 state=False, reset=False, beta_max=1.0, gate_low=-0.2, seed=0, scale=None, backward=True, team=None, normalize=False, has_mild=True, divisor=0, input_low=0.0):
+        # divisor: 0 none, 1 a + epsilon, 2 max(|a|, floor) + epsilon, 3 max(|a|, e^-m) + epsilon with input gates
+        self.normalize, self.has_mild, self.divisor = normalize, has_mild, divisor
         self.dev, self.rule = dev, rule
         self.B, self.T, self.H, self.K, self.V, self.dtype = B, T, H, K, V, dtype
         self.Hk = key_heads or H
@@ -217,7 +101,18 @@ class Mixer:
             i["beta"] = beta_max * uni(B, T, H)
         if state:
             i["initial"] = rand(B, H, K, V)
-        self.inputs = {n: x.to(gate_dtype if n == "gate" else torch.float32 if n == "initial" else dtype).contiguous()
+        if divisor:  # a sum of both signs may come near zero, where a divisor magnifies rounding
+            i["q"], i["k"] = i["q"].abs(), i["k"].abs()
+            if divisor > 1:
+                i["q"][:, :, ::2] *= -1
+            if state:
+                i["vector"] = rand(B, H, K).abs()
+        if divisor == 3:
+            i["input"] = 3 * rand(B, T, H) + input_low
+        self.maximum = rand(B, H) if divisor == 3 and state else None
+        self.epsilon, self.floor = 1e-6, 1.0
+        exact = ("initial", "vector")
+        self.inputs = {n: x.to(gate_dtype if n in ("gate", "input") else torch.float32 if n in exact else dtype).contiguous()
                        for n, x in i.items()}
         self.reset = None
         if reset:
@@ -230,10 +125,12 @@ class Mixer:
                 self.reset[0, 100] = 1
         self.dy = rand(B, T, H, V).to(dtype)
         self.d_final = rand(B, H, K, V) if state else None
+        self.d_vector = rand(B, H, K) if state and divisor else None
         self.N = (T + 63) // 64
-        self.KP = round_size(max(K, V))
+        # Gates without channels take values of any size.
+        self.KP = round_size(K if rule == LINEAR and gate_kind < 3 else max(K, V))
         # Four warps for 16 values where a warp each would leave multiprocessors idle.
-        self.team = team if team is not None else B * H * ((V + 63) // 64) < 96
+        self.team = team if team is not None else B * H * ((V + 63) // 64) < 96 or self.KP > 128
         self.allocate()
 
     def allocate(self):
@@ -248,6 +145,17 @@ class Mixer:
         if self.gate_kind == 3 and self.has_mild:
             self.mild = torch.full((B * H * N,), -1, device=d, dtype=torch.int32)
         self.grads = {}
+        self.extra = {}
+        if self.divisor:
+            e = self.extra
+            e["row_sums"], e["key_sums"] = nan(B * H * N * 128), nan(B * H * N * self.KP)
+            e["final_vector"] = nan(B, H, K)
+            if self.divisor == 3:
+                e["stabilizers"], e["final_max"] = nan(B * H * (N + 1) * 2), nan(B, H)
+            if self.backward:
+                e["vectors"], e["amounts"] = nan(B * H * N * self.KP), nan(B, T, H)
+                e["dn"], e["d_amounts"] = nan(B, T, H, V, dtype=self.dtype), nan(B, T, H)
+                e["query_sums"], e["vector_gradients"] = nan(B * H * N * self.KP), nan(B * H * N * self.KP)
         if self.backward:
             self.states = nan(B * H * N * ((V + 15) // 16) * 16 * self.KP, dtype=torch.bfloat16)
             self.state_gradients = torch.full_like(self.states, float("nan"))
@@ -264,15 +172,25 @@ class Mixer:
                 g["d_beta"] = nan(B, T, H)
             if "initial" in self.inputs:
                 g["d_initial"] = nan(B, H, K, V)
+            if "vector" in self.inputs:
+                g["d_vector"] = nan(B, H, K)
+            if self.divisor == 3:
+                g["d_input"] = nan(B, T, H)
             self.grads = g
 
     def args(self):
         p = lambda x: None if x is None else x.data_ptr()
-        i = self.inputs
-        a = MixerArgs(**{n: p(x) for n, x in i.items()}, reset=p(self.reset), norms=p(self.norms), mild=p(self.mild), y=p(self.y), final=p(self.final),
+        i, own = self.inputs, ("input", "vector")
+        a = MixerArgs(**{n: p(x) for n, x in i.items() if n not in own}, reset=p(self.reset), norms=p(self.norms), mild=p(self.mild), y=p(self.y), final=p(self.final),
                       records=p(self.records), extras=p(self.extras), states=p(self.states),
                       state_gradients=p(self.state_gradients), dy=p(self.dy), d_final=p(self.d_final),
-                      **{n: p(x) for n, x in self.grads.items()})
+                      **{n: p(x) for n, x in self.grads.items() if n not in ("d_input", "d_vector")})
+        a.n = NormalizerArgs(
+            input_gate=p(i.get("input")), initial_max=p(self.maximum), initial_vector=p(i.get("vector")),
+            d_final_vector=p(self.d_vector), d_initial_vector=p(self.grads.get("d_vector")),
+            d_input=p(self.grads.get("d_input")), **{n: p(x) for n, x in self.extra.items()})
+        a.n.input_is_float = int("input" in i and i["input"].dtype == torch.float32)
+        a.n.divisor, a.n.floor, a.n.epsilon = self.divisor, self.floor, self.epsilon
         a.batch, a.tokens, a.heads, a.key_heads = self.B, self.T, self.H, self.Hk
         a.keys, a.values, a.chunks, a.gate_kind, a.scale = self.K, self.V, self.N, self.gate_kind, self.scale
         a.gate_is_float = int("gate" in i and i["gate"].dtype == torch.float32)
@@ -291,6 +209,10 @@ class Mixer:
         """The kernel of any gate: over the chunks that the mild kernel has left, or all."""
         grid = (self.N, self.B * self.H, 1)
         args = self.args()
+        if name == "gradient" and self.divisor:
+            args.dy = args.n.dn
+        if name == "prepare":
+            args.n.d_amounts = None
         if not self.scalar():
             grid = (min(self.N * self.B * self.H, 264) if is_shared else self.N * self.B * self.H, 1, 1)
             if not is_shared:
@@ -304,24 +226,38 @@ class Mixer:
         self.rest("prepare", 128, prepare_bytes(self.rule, self.KP, bool(self.scalar())), self.mild is not None)
 
     def walk(self, back=False):
-        name = self.name(("walk_back" if back else "walk") + ("_team" if self.team else ""))
+        name = self.name(("walk_back" if back else "walk") + ("_team" if self.team else "") + ("_norm" if self.divisor else ""))
         name = name.replace("_beta", "").replace("_general", "")
+        args = self.args()
+        if back and self.divisor:
+            args.dy = args.n.dn
         VT = 32 if self.team else 64
-        size = walk_bytes(self.rule, self.KP, VT, back) + (2 * (16 * self.KP + 1024) * 2 if self.team else 0)
-        self.dev.launch(name, ((self.V + VT - 1) // VT, self.B * self.H, 1), 256 if self.team else 128, size, self.args())
+        size = walk_bytes(self.rule, self.KP, VT, back, self.divisor > 0) + (2 * (16 * self.KP + 1024) * 2 if self.team else 0)
+        self.dev.launch(name, ((self.V + VT - 1) // VT, self.B * self.H, 1), 256 if self.team else 128, size, args)
+
+    def stabilize(self):
+        if self.divisor == 3:
+            self.dev.launch(self.name("stabilize"), (self.B * self.H, 1, 1), 1024, 0, self.args())
+
+    def normalize_back(self):
+        if self.divisor:
+            self.dev.launch(self.name("normalize_back"), (self.N, self.B * self.H, 1), 512, (64 + 1024) * 4, self.args())
 
     def gradient(self):
         does = self.mild is not None and self.KP == 64
         if does:
             self.dev.launch(self.name("gradient_mild"), (self.N, self.B * self.H, 1), 256,
                             mild_gradient_bytes(self.rule), self.args())
-        self.rest("gradient", 256, gradient_bytes(self.rule, self.KP, self.KP), does)
+        size = LINEAR_GRADIENT_BYTES if self.rule == LINEAR and self.scalar() else gradient_bytes(self.rule, self.KP, self.KP)
+        self.rest("gradient", 256, size, does)
 
     def forward(self):
+        self.stabilize()
         self.prepare()
         self.walk()
 
     def backprop(self):
+        self.normalize_back()
         self.walk(back=True)
         self.gradient()
 
@@ -334,16 +270,24 @@ class Mixer:
         v = i["v"]
         B, T, H, K, V = self.B, self.T, self.H, self.K, self.V
         S = i.get("initial", torch.zeros(B, H, K, V, device=v.device, dtype=torch.float64))
+        z = i.get("vector", torch.zeros(B, H, K, device=v.device, dtype=torch.float64))
+        m = self.maximum.double() if self.maximum is not None else torch.zeros(B, H, device=v.device, dtype=torch.float64)
         ys = []
         for t in range(T):
             if self.reset is not None:
-                S = S * (self.reset[:, t] == 0).double()[:, None, None, None]
+                open = (self.reset[:, t] == 0).double()
+                S, z, m = S * open[:, None, None, None], z * open[:, None, None], m * open[:, None]
             before = S
+            kt, vt = k[:, t], v[:, t]
             if self.gate_kind:
                 g = i["gate"]
                 g = g[None, :, None] if self.gate_kind == 1 else g[:, t][..., None] if self.gate_kind == 2 else g[:, t]
+                if self.divisor == 3:
+                    top = torch.maximum(g[..., 0] + m, i["input"][:, t]).detach()
+                    g = g + (m - top)[..., None]
+                    kt, m = kt * torch.exp(i["input"][:, t] - top)[..., None], top
                 S = S * torch.exp(g)[..., None]
-            kt, vt = k[:, t], v[:, t]
+                z = z * torch.exp(g)
             if self.rule == BETA:
                 error = vt - torch.einsum("bhkv,bhk->bhv", S, kt)
                 S = S + torch.einsum("bhk,bhv->bhkv", kt, i["beta"][:, t][..., None] * error)
@@ -352,16 +296,29 @@ class Mixer:
                 S = S + torch.einsum("bhk,bhv->bhkv", i["b"][:, t], read) + torch.einsum("bhk,bhv->bhkv", kt, vt)
             else:
                 S = S + torch.einsum("bhk,bhv->bhkv", kt, vt)
-            ys.append(self.scale * torch.einsum("bhkv,bhk->bhv", S, q[:, t]))
+            o = self.scale * torch.einsum("bhkv,bhk->bhv", S, q[:, t])
+            if self.divisor:
+                z = z + kt
+                a = self.scale * torch.einsum("bhk,bhk->bh", z, q[:, t])
+                bound = torch.exp(-m) if self.divisor == 3 else torch.full_like(m, self.floor)
+                d = a if self.divisor == 1 else torch.maximum(a.abs(), bound)
+                o = o / (d + self.epsilon)[..., None]
+            ys.append(o)
         y = torch.stack(ys, 1)
         out = {"y": y.detach(), "final": S.detach()}
+        if self.divisor:
+            out["final_vector"] = z.detach()
+        if self.divisor == 3:
+            out["final_max"] = m.detach()
         if gradients:
             loss = (y * self.dy.double()).sum()
             if self.d_final is not None:
                 loss = loss + (S * self.d_final.double()).sum()
+            if self.d_vector is not None:
+                loss = loss + (z * self.d_vector.double()).sum()
             loss.backward()
             for n, x in i.items():
-                out["d_" + n if n in ("gate", "beta", "initial") else "d" + n] = x.grad
+                out["d_" + n if n in ("gate", "beta", "initial", "input", "vector") else "d" + n] = x.grad
         return out
 
 
@@ -378,6 +335,7 @@ def check(m, label, backward):
         m.backprop()
     ref = m.reference(backward)
     outs = {"y": m.y, "final": m.final}
+    outs.update({n: m.extra[n] for n in ("final_vector", "final_max") if n in m.extra})
     if backward:
         for n, x in m.grads.items():
             if n in ("dq", "dk"):
@@ -493,6 +451,19 @@ def cases(small):
     yield "mild kda 128", (BETA, 1, T, 2, 128, 128, bf), dict(gate_kind=3, gate_low=-0.5, normalize=True, **open)
     yield "mild rwkv7 128", (GENERAL, 1, T, 2, 128, 128, bf), dict(gate_kind=3, gate_low=-0.6, **open)
     yield "mild 40 24", (GENERAL, 1, T, 2, 40, 24, bf), dict(gate_kind=3, gate_low=-0.6, **open)
+    for state in (True, False):
+        keep = dict(state=state, reset=state, gate_kind=2, gate_low=-1)
+        name = " full" if state else ""
+        yield "mlstm" + name, (LINEAR, 2, T, 2, 64, 64, bf), dict(divisor=3, team=state, **keep)
+        yield "floor" + name, (LINEAR, 2, T, 2, 64, 64, bf), dict(divisor=2, team=not state, **keep)
+        yield "sum" + name, (LINEAR, 1, T, 2, 64, 64, bf), dict(divisor=1, state=state)
+        yield "mlstm 128" + name, (LINEAR, 1, T, 2, 128, 128, bf), dict(divisor=3, input_low=-5, team=not state, **keep)
+        yield "mlstm 128 plain" + name, (LINEAR, 1, T, 2, 128, 128, bf), dict(divisor=3, team=state, **keep)
+    yield "mlstm wide", (LINEAR, 1, T, 2, 256, 512, bf), dict(divisor=3, gate_kind=2, gate_low=-1, state=True, reset=True)
+    yield "mlstm 128 256", (LINEAR, 1, T, 2, 128, 256, bf), dict(divisor=3, gate_kind=2, gate_low=-1)
+    yield "linear 64 128", (LINEAR, 1, T, 2, 64, 128, bf), dict(gate_kind=2, gate_low=-1, team=False, **full)
+    yield "linear 200 24", (LINEAR, 1, T, 2, 200, 24, bf), dict(gate_kind=2, gate_low=-1, **full)
+    yield "mlstm groups", (LINEAR, 1, T, 4, 40, 24, bf), dict(divisor=3, gate_kind=2, gate_low=-1, key_heads=2, state=True, gate_dtype=bf)
     yield "linear scalar", (LINEAR, 1, T, 2, 64, 64, bf), dict(gate_kind=2, gate_low=-1, **full)
     yield "linear constant", (LINEAR, 1, T, 2, 64, 64, bf), dict(gate_kind=1, gate_low=-0.1)
     yield "linear closed", (LINEAR, 1, T, 2, 64, 64, bf), dict(gate_kind=3, gate_low=-60, **full)
@@ -509,6 +480,7 @@ def cases(small):
     yield "gla 40 24", (LINEAR, 1, T, 2, 40, 24, bf), dict(gate_kind=3, gate_low=-2, team=True, **full)
     yield "norm kda", (BETA, 1, T, 2, 64, 64, bf), dict(gate_kind=3, gate_low=-2, normalize=True, **full)
     yield "norm kda wide", (BETA, 1, T, 2, 128, 128, bf), dict(gate_kind=3, gate_low=-2, normalize=True, **full)
+    yield "norm linear", (LINEAR, 1, T, 2, 128, 128, bf), dict(gate_kind=2, gate_low=-1, normalize=True, **full)
     yield "norm gated", (BETA, 1, T, 2, 128, 128, bf), dict(gate_kind=2, gate_low=-1, normalize=True, **full)
     yield "kda float", (BETA, 1, T, 2, 64, 64, torch.float32), dict(gate_kind=3, gate_low=-2, **full)
     yield "linear float", (LINEAR, 1, T, 2, 64, 48, torch.float32), dict(gate_kind=2, gate_low=-2, **full)
@@ -553,6 +525,7 @@ def timed():
     yield "gated_delta_rule", BETA, dict(gate_kind=2, normalize=True)
     yield "kda", BETA, dict(gate_kind=3, normalize=True)
     yield "rwkv7", GENERAL, dict(gate_kind=3, gate_dtype=bf, gate_low=-0.6)
+    yield "mlstm", LINEAR, dict(gate_kind=2, divisor=3)
 
 
 def size_of(*tensors):
@@ -578,6 +551,8 @@ def time_all(dev, chosen, forward, shapes):
                 floor = size_of(*m.inputs.values(), m.y) / BANDWIDTH
                 floor_b = size_of(*m.inputs.values(), m.dy, *m.grads.values()) / BANDWIDTH
                 parts = dict(prepare=m.prepare, walk=m.walk, back=lambda: m.walk(True))
+                if m.divisor:
+                    parts.update(stabilize=m.stabilize, normalize_back=m.normalize_back)
                 if not forward:
                     parts["gradient"] = m.gradient
                 ms = {n: milliseconds(w) for n, w in parts.items()}

@@ -39,6 +39,9 @@ static const char convolution_cu[] = {
 static const char rwkv7_cu[] = {
 #embed "cuda/rwkv7.cu" suffix(, 0)
 };
+static const char bonus_cu[] = {
+#embed "cuda/bonus.cu" suffix(, 0)
+};
 static const char blend_cu[] = {
 #embed "cuda/blend.cu" suffix(, 0)
 };
@@ -178,6 +181,9 @@ static const char chunk_common_cuh[] = {
 static const char chunk_prepare_cuh[] = {
 #embed "cuda/chunk_prepare.cuh" suffix(, 0)
 };
+static const char chunk_normalizer_cuh[] = {
+#embed "cuda/chunk_normalizer.cuh" suffix(, 0)
+};
 static const char chunk_mild_cuh[] = {
 #embed "cuda/chunk_mild.cuh" suffix(, 0)
 };
@@ -192,6 +198,9 @@ static const char chunk_walk_cuh[] = {
 };
 static const char chunk_gradient_cuh[] = {
 #embed "cuda/chunk_gradient.cuh" suffix(, 0)
+};
+static const char chunk_gradient_linear_cuh[] = {
+#embed "cuda/chunk_gradient_linear.cuh" suffix(, 0)
 };
 static const char chunk_gradient_layout_cuh[] = {
 #embed "cuda/chunk_gradient_layout.cuh" suffix(, 0)
@@ -270,6 +279,7 @@ static const gyre_cuda_source kernels[] = {
     {"optimizer", optimizer_cu},
     {"convolution", convolution_cu},
     {"rwkv7", rwkv7_cu},
+    {"bonus", bonus_cu},
     {"blend", blend_cu},
     {"token_mixes", token_mixes_cu},
     {"sequence", sequence_cu},
@@ -323,11 +333,13 @@ static const gyre_cuda_source headers[] = {
     {"chunk_common.cuh", chunk_common_cuh},
     {"chunk_prepare.cuh", chunk_prepare_cuh},
     {"chunk_mild.cuh", chunk_mild_cuh},
+    {"chunk_normalizer.cuh", chunk_normalizer_cuh},
     {"chunk_gradient_mild.cuh", chunk_gradient_mild_cuh},
     {"chunk_prepare_mild.cuh", chunk_prepare_mild_cuh},
     {"chunk_walk.cuh", chunk_walk_cuh},
     {"chunk_gradient.cuh", chunk_gradient_cuh},
     {"chunk_gradient_layout.cuh", chunk_gradient_layout_cuh},
+    {"chunk_gradient_linear.cuh", chunk_gradient_linear_cuh},
     {"chunk_gradient_levels.cuh", chunk_gradient_levels_cuh},
     {"chunk_gradient_scalar.cuh", chunk_gradient_scalar_cuh},
     {"chunk_solve.cuh", chunk_solve_cuh},

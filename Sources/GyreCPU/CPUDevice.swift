@@ -126,6 +126,7 @@ struct KernelTables: @unchecked Sendable {
   var egg = ck_egg_table()
   var evolution = ck_evolution_table()
   var blocks = ck_blocks_table()
+  var token = ck_token_table()
 
   init?(_ level: ck_level) {
     guard ck_gemm_table_for(level, &gemm), ck_pointwise_table_for(level, &pointwise),
@@ -138,7 +139,7 @@ struct KernelTables: @unchecked Sendable {
       ck_short_convolution_table_for(level, &convolution), ck_rotary_table_for(level, &rotary),
       ck_mesa_table_for(level, &mesa),
       ck_egg_table_for(level, &egg), ck_evolution_table_for(level, &evolution),
-      ck_blocks_table_for(level, &blocks)
+      ck_blocks_table_for(level, &blocks), ck_token_table_for(level, &token)
     else { return nil }
   }
 

@@ -22,6 +22,17 @@ extension CPUKernel {
       k.loss.embedding_scatter(&a)
       return true
     },
+    CPUKernel(RowsAdded.self) { op, call, k in
+      guard call.isFloat32, let tokens = call.inputs[2].i32, let from = call.inputs[0].f32,
+        let out = call.outputs[0].f32
+      else { return false }
+      if from != out { out.update(from: from, count: call.outputs[0].elementCount) }
+      var a = embedding(tokens, call.inputs[2], call.outputs[0].shape)
+      a.dout = UnsafePointer(call.inputs[1].f32)
+      a.dtable = out
+      k.loss.embedding_add(&a)
+      return true
+    },
     CPUKernel(CrossEntropy.self) { op, call, k in
       guard call.isFloat32, let targets = call.inputs[1].i32, let mean = call.outputs[0].f32,
         let logits = call.inputs[0].f32

@@ -2,7 +2,7 @@ import CGyreKernels
 import GyreTensors
 
 extension Unary.Kind {
-  fileprivate var c: ck_unary {
+  var c: ck_unary {
     switch self {
     case .relu: CK_UNARY_RELU
     case .reluSquared: CK_UNARY_RELU2

@@ -5,7 +5,7 @@ import GyreTensors
 
 /// A token program on a card: one launch a token for the model and one for the draw, recorded as one
 /// graph. Tokens go to the host through page-locked memory while the next step runs.
-final class CUDATokenRunner: TokenRunner {
+final class CUDATokenRunner: DrawingTokenRunner {
   /// Steps that may be under way, and slots of the ring of drawn tokens.
   static let slots = 8
   private static let steps = (0..<4).map {

@@ -9,29 +9,37 @@ import Synchronization
 /// Operands of products are bfloat16, so these serve calls whose values are bfloat16 already; float32
 /// runs token by token, exactly.
 struct ChunkedHeads {
-  private let launch: CUDALaunch
+  let launch: CUDALaunch
   private let rule: gyre_cuda_mixer_rule
-  /// Of keys and of values, rounded up to what kernels are compiled for.
-  private let size, valueSize: Int32
+  /// Of keys and of values, rounded up to what kernels are compiled for; of values 0 where any serves.
+  let size: Int32
+  private let valueSize: Int32
   /// What identifies the call among those whose forward pass left something.
-  private let key: [UInt64]
+  var key: [UInt64]
   private let notes: CUDABuffer?
-  private var a = gyre_cuda_mixer_args()
-  /// Held by the launch; zero-sized where absent.
+  var a = gyre_cuda_mixer_args()
+  /// Gates without channels, and a rule that has kernels for them.
   private let isScalar: Bool
   private let isTeam: Bool
+  /// RWKV-6's own term of each token.
+  var bonus: Bonus?
 
   /// Which kernels there are, compiled once a name.
-  private struct Functions {
+  struct Functions {
     var prepare, gradient, mixedGradient: [CUDAFunction]
     /// For chunks with mild decays of channels; gradients of keys and values up to 64.
     var mildPrepare: CUDAFunction
     var mildGradient: CUDAFunction?
     var walk, back: [CUDAFunction]
+    /// With a normaliser: linear attention.
+    var dividedWalk, dividedBack: [CUDAFunction]
+    var stabilize, normalizeBack: CUDAFunction
   }
-  private static func functions(_ file: String, _ prefix: String) -> [Int: Functions] {
+  private static func functions(
+    _ file: String, _ prefix: String, _ sizes: [Int] = [64, 128]
+  ) -> [Int: Functions] {
     var table: [Int: Functions] = [:]
-    for size in [64, 128] {
+    for size in sizes {
       func make(
         _ start: String, _ names: [String], in file: String, _ end: String = ""
       ) -> [CUDAFunction] {
@@ -47,15 +55,19 @@ struct ChunkedHeads {
         mildPrepare: make(prefix, ["prepare_mild"], in: file)[0],
         mildGradient: size == 64 ? make(prefix, ["gradient_mild"], in: file)[0] : nil,
         walk: make(file, ["walk", "walk_team"], in: file),
-        back: make(file, ["walk_back", "walk_back_team"], in: file))
+        back: make(file, ["walk_back", "walk_back_team"], in: file),
+        dividedWalk: make(file, ["walk_norm", "walk_team_norm"], in: file),
+        dividedBack: make(file, ["walk_back_norm", "walk_back_team_norm"], in: file),
+        stabilize: make(prefix, ["stabilize"], in: file)[0],
+        normalizeBack: make(prefix, ["normalize_back"], in: file)[0])
     }
     return table
   }
-  private static let linear = functions("linear_attention", "linear_attention")
+  private static let linear = functions("linear_attention", "linear_attention", [64, 128, 256])
   private static let beta = functions("delta_rule", "delta_rule_beta")
   private static let general = functions("delta_rule", "delta_rule_general")
 
-  private var functions: Functions? {
+  var functions: Functions? {
     switch rule {
     case GYRE_CUDA_MIXER_LINEAR: Self.linear[Int(size)]
     case GYRE_CUDA_MIXER_BETA: Self.beta[Int(size)]
@@ -65,7 +77,11 @@ struct ChunkedHeads {
 
   /// Nil where no kernel covers the call.
   init?(_ op: LinearAttentionForward, _ inputs: [Tensor], _ launch: CUDALaunch) {
-    guard op.normalizer == .none, !op.optional.has(4), !op.optional.has(5), op.form != .recurrent
+    let isExponential = if case .exponential = op.normalizer { true } else { false }
+    let isDivided = op.normalizer != .none
+    guard op.form != .recurrent, op.optional.has(4) == isExponential,
+      !isDivided || (op.decay != .vector && !op.optional.has(5)),
+      !op.optional.has(5) || op.decay == .vector
     else { return nil }
     let kind: Int32 =
       switch op.decay {
@@ -77,6 +93,12 @@ struct ChunkedHeads {
     self.init(
       GYRE_CUDA_MIXER_LINEAR, op.extents(inputs.map(\.spec)), op.scale, kind, launch, inputs,
       OptionalPlaces(gate: 3, beta: nil, a: nil, b: nil, state: 6, reset: 9), op.optional)
+    divide(op, inputs)
+    if let u = op.optional.pick(5, inputs) {
+      guard a.heads == a.key_heads else { return nil }
+      bonus = Bonus(
+        q: launch.bfloat16(inputs[0]), u: u, state: op.optional.pick(6, inputs))
+    }
   }
 
   init?(_ op: DeltaRuleForward, _ inputs: [Tensor], _ launch: CUDALaunch) {
@@ -99,9 +121,18 @@ struct ChunkedHeads {
     _ rule: gyre_cuda_mixer_rule, _ x: HeadExtents, _ scale: Double, _ gateKind: Int32,
     _ launch: CUDALaunch, _ inputs: [Tensor], _ places: OptionalPlaces, _ optional: OptionalInputs
   ) {
-    size = gyre_cuda_mixer_size(Int32(x.keySize))
-    valueSize = gyre_cuda_mixer_size(Int32(x.valueSize))
-    guard size > 0, valueSize > 0, inputs[2].dtype == .bfloat16, x.tokens > 0, x.batch > 0,
+    isScalar = gateKind < 3 && rule != GYRE_CUDA_MIXER_GENERAL
+    // Kernels of linear attention for such gates take larger keys, and values of any size.
+    let isWide = isScalar && rule == GYRE_CUDA_MIXER_LINEAR
+    let isNew: Int32 = launch.device.capability.major >= 9 ? 1 : 0
+    size =
+      isWide
+      ? gyre_cuda_mixer_wide_size(Int32(x.keySize)) : gyre_cuda_mixer_size(Int32(x.keySize))
+    valueSize = isWide ? 0 : gyre_cuda_mixer_size(Int32(x.valueSize))
+    guard size > 0, isWide ? x.valueSize % 8 == 0 : valueSize > 0,
+      size < 256
+        || gyre_cuda_mixer_walk_shared(rule, size, 0, 1, 1, isNew) <= launch.device.sharedPerBlock,
+      inputs[2].dtype == .bfloat16, x.tokens > 0, x.batch > 0,
       x.batch * x.heads <= 65_535
     else { return nil }
     self.launch = launch
@@ -109,9 +140,9 @@ struct ChunkedHeads {
     notes = inputs[2].cudaBuffer
     let given = optional.gather { optional.pick($0, inputs) }
     key = given.map(\.address) + [UInt64(gateKind), scale.bitPattern]
-    isScalar = gateKind < 3 && rule != GYRE_CUDA_MIXER_GENERAL
     isTeam =
-      x.batch * x.heads * ((x.valueSize + 63) / 64) * 132 < 96 * launch.device.multiprocessors
+      size == 256
+      || x.batch * x.heads * ((x.valueSize + 63) / 64) * 132 < 96 * launch.device.multiprocessors
     func tensor(_ place: Int?) -> Tensor? { place.flatMap { optional.pick($0, inputs) } }
     func element(_ t: Tensor?) -> UInt64 { t.map { launch.bfloat16($0) } ?? 0 }
     // float32 or bfloat16 as they are; anything else as float32.
@@ -136,34 +167,38 @@ struct ChunkedHeads {
     a.scale = Float(scale)
   }
 
-  private static func floats(_ address: UInt64) -> UnsafeMutablePointer<Float>? {
+  static func floats(_ address: UInt64) -> UnsafeMutablePointer<Float>? {
     .init(bitPattern: UInt(address))
   }
-  private static func floats(_ address: UInt64) -> UnsafePointer<Float>? {
+  static func floats(_ address: UInt64) -> UnsafePointer<Float>? {
     .init(bitPattern: UInt(address))
   }
   private static func bytes(_ address: UInt64) -> UnsafeMutablePointer<UInt8>? {
     .init(bitPattern: UInt(address))
   }
-  private static func memory(_ address: UInt64) -> UnsafeMutableRawPointer? {
+  static func memory(_ address: UInt64) -> UnsafeMutableRawPointer? {
     .init(bitPattern: UInt(address))
   }
 
   private var isNew: Int32 { launch.device.capability.major >= 9 ? 1 : 0 }
-  private var rows: Int { Int(a.batch * a.heads) }
+  var rows: Int { Int(a.batch * a.heads) }
 
   private func walk(_ isBack: Bool) {
     guard let functions else { return }
     let columns = isTeam ? 32 : 64
+    let plain = isBack ? functions.back : functions.walk
+    let divided = isBack ? functions.dividedBack : functions.dividedWalk
     launch.run(
-      (isBack ? functions.back : functions.walk)[isTeam ? 1 : 0],
+      (a.n.divisor > 0 ? divided : plain)[isTeam ? 1 : 0],
       grid: ((Int(a.values) + columns - 1) / columns, rows, 1), threads: (isTeam ? 256 : 128, 1),
       shared: Int(
-        gyre_cuda_mixer_walk_shared(rule, size, isBack ? 1 : 0, isTeam ? 1 : 0, isNew)), a)
+        gyre_cuda_mixer_walk_shared(
+          rule, size, isBack ? 1 : 0, isTeam ? 1 : 0, a.n.divisor > 0 ? 1 : 0, isNew)), a)
   }
 
   private mutating func prepare() {
     guard let functions else { return }
+    beginDivision()
     launchAll(
       functions.prepare[isScalar ? 1 : 0], 128,
       Int(gyre_cuda_mixer_prepare_shared(rule, size, isScalar ? 1 : 0)),
@@ -189,7 +224,7 @@ struct ChunkedHeads {
   }
 
   /// Chunks of all heads.
-  private var parts: Int { rows * Int(a.chunks) }
+  var parts: Int { rows * Int(a.chunks) }
   private var recordBytes: Int { parts * Int(gyre_cuda_mixer_record_bytes(rule, size)) }
   private var extraBytes: Int { parts * Int(gyre_cuda_mixer_extra_bytes(rule)) }
   private var stateBytes: Int { parts * Int(gyre_cuda_mixer_state_bytes(a.values, size)) }
@@ -202,30 +237,46 @@ struct ChunkedHeads {
 
   /// y and the final state. Under a tape, what the gradients need stays with the values' memory, as
   /// long as there is room.
-  mutating func run(y: Tensor, finalState: Tensor) {
+  mutating func run(
+    y: Tensor, finalState: Tensor, finalVector: Tensor? = nil, finalMax: Tensor? = nil
+  ) {
     a.y = Self.memory(y.address)
+    if bonus != nil {
+      moveQueries()
+      a.y = Self.memory(launch.scratch(2 * y.elementCount))
+    }
     a.final_state = Self.floats(finalState.address)
+    a.n.final_vector = Self.floats(finalVector.address)
+    a.n.final_max = Self.floats(finalMax.address)
     if Tape.current != nil, let notes,
-      let kept = launch.keep([recordBytes, max(extraBytes, 1), stateBytes])
+      let kept = launch.keep([recordBytes, max(extraBytes, 1), stateBytes, divisionBytes])
     {
       use(records: kept[0].address, extras: kept[1].address, states: kept[2].address)
+      useDivision(kept[3].address)
       notes.chunks.withLock { $0 = KeptChunks(key: key, buffers: kept) }
     } else {
       a.records = Self.bytes(launch.scratch(recordBytes))
+      if a.n.divisor > 0 { useDivision(launch.scratch(divisionBytes)) }
+      (a.n.vectors, a.n.amounts) = (nil, nil)
     }
     prepare()
     walk(false)
+    if let bonus { bonus.finish(a, y, launch) }
   }
 
   /// Where gradients go; absent ones are not made.
   struct Gradients {
     var dq, dk, dv: Tensor
-    var gate, beta, a, b, state: Tensor?
+    var gate, beta, a, b, state, vector, input, bonus: Tensor?
   }
 
   private static let groupSums = CUDAFunction("head_sums", "group_sums")
 
-  mutating func differentiate(dy: Tensor, dFinal: Tensor?, _ g: Gradients) {
+  /// `y` where something divides it.
+  mutating func differentiate(
+    dy: Tensor, dFinal: Tensor?, y: Tensor? = nil, dFinalVector: Tensor? = nil, _ g: Gradients
+  ) {
+    if bonus != nil { moveQueries() }
     a.state_gradients = Self.memory(launch.scratch(stateBytes))
     let kept = notes?.chunks.withLock { value in
       defer { value = nil }
@@ -234,15 +285,18 @@ struct ChunkedHeads {
     if let kept {
       let addresses = launch.hold(kept.buffers)
       use(records: addresses[0], extras: addresses[1], states: addresses[2])
+      useDivision(addresses[3])
     } else {
       use(
         records: launch.scratch(recordBytes), extras: launch.scratch(max(extraBytes, 1)),
         states: launch.scratch(stateBytes))
+      if a.n.divisor > 0 { useDivision(launch.scratch(divisionBytes)) }
       a.y = Self.memory(launch.scratch(2 * dy.elementCount))
       prepare()
       walk(false)
     }
     a.dy = .init(bitPattern: UInt(launch.bfloat16(dy)))
+    if bonus != nil { a.dy = moved(a.dy, columns: Int(a.heads * a.values)) }
     a.d_final = Self.floats(dFinal.map { launch.float32($0) } ?? 0)
     let group = Int(a.heads / a.key_heads)
     let keyCount = Int(a.batch * a.tokens * a.heads * a.keys)
@@ -252,7 +306,8 @@ struct ChunkedHeads {
       t.map { direct ? $0.address : launch.scratch(bytes) } ?? 0
     }
     func isHalf(_ t: Tensor?) -> Bool { t?.dtype == .bfloat16 }
-    let dq = target(g.dq, direct: isHalf(g.dq) && group == 1, bytes: 2 * keyCount)
+    let dq = target(
+      g.dq, direct: isHalf(g.dq) && group == 1 && bonus == nil, bytes: 2 * keyCount)
     let dk = target(g.dk, direct: isHalf(g.dk) && group == 1, bytes: 2 * keyCount)
     let dv = target(g.dv, direct: isHalf(g.dv), bytes: 2 * g.dv.elementCount)
     let da = target(g.a, direct: isHalf(g.a), bytes: 2 * keyCount)
@@ -272,19 +327,26 @@ struct ChunkedHeads {
     a.d_gate = Self.memory(dGate)
     a.d_beta = Self.floats(dBeta)
     a.d_initial = Self.floats(g.state?.address ?? 0)
+    let dInput = target(g.input, direct: g.input?.dtype == .float32, bytes: 4 * tokenCount)
+    if let y { beginDivisionBack(y, dFinalVector, dInitial: g.vector, dInput: dInput) }
     walk(true)
     if let functions {
-      let gradient = size == valueSize ? functions.gradient : functions.mixedGradient
+      let isOwnSize = size == valueSize || valueSize == 0
+      let gradient = isOwnSize ? functions.gradient : functions.mixedGradient
       launchAll(
         gradient[isScalar ? 1 : 0], 256,
-        Int(gyre_cuda_mixer_gradient_shared(rule, size, valueSize)),
-        mild: size == valueSize ? functions.mildGradient : nil,
+        Int(
+          valueSize == 0
+            ? gyre_cuda_mixer_linear_gradient_shared()
+            : gyre_cuda_mixer_gradient_shared(rule, size, valueSize)),
+        mild: isOwnSize ? functions.mildGradient : nil,
         Int(gyre_cuda_mixer_mild_gradient_shared(rule)))
     }
+    if let bonus { bonus.differentiate(a, dy: dy, dq: g.dq, du: g.bonus, launch) }
     if group > 1 {
       sumGroups([(dq, g.dq), (dk, g.dk)], group)
     } else {
-      convert(gyre_array(dq, .bfloat16), to: g.dq)
+      if bonus == nil { convert(gyre_array(dq, .bfloat16), to: g.dq) }
       convert(gyre_array(dk, .bfloat16), to: g.dk)
     }
     convert(gyre_array(dv, .bfloat16), to: g.dv)
@@ -297,6 +359,7 @@ struct ChunkedHeads {
       convert(gyre_array(dGate, gateType), to: g.gate)
     }
     convert(.floats(dBeta), to: g.beta)
+    convert(.floats(dInput), to: g.input)
   }
 
   private func convert(_ from: gyre_array, to t: Tensor?) {
@@ -317,9 +380,9 @@ struct ChunkedHeads {
 }
 
 /// What a forward pass by chunks leaves for its derivative: records, extras, states at the chunks'
-/// starts.
+/// starts, and what divided the outputs.
 struct KeptChunks {
-  /// Addresses of the inputs, kind of gate, scale.
+  /// Addresses of the inputs, kind of gate, scale, divisor.
   var key: [UInt64]
   var buffers: [CUDABuffer]
 }

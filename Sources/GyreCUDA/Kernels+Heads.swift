@@ -21,7 +21,10 @@ extension CUDAKernel {
     CUDAKernel(LinearAttentionForward.self) { op, call, launch in
       let step = HeadStep(op, call.inputs, launch.device)
       if step == nil, var chunks = ChunkedHeads(op, call.inputs, launch) {
-        chunks.run(y: call.outputs[0], finalState: call.outputs[1])
+        chunks.run(
+          y: call.outputs[0], finalState: call.outputs[1],
+          finalVector: call.outputs.count > 2 ? call.outputs[2] : nil,
+          finalMax: call.outputs.count > 3 ? call.outputs[3] : nil)
         return true
       }
       guard var a = arguments(op, call.inputs), let size = variant(a) else { return false }
@@ -40,10 +43,11 @@ extension CUDAKernel {
       if var chunks = ChunkedHeads(op.forward, call.inputs, launch) {
         let given = { (i: Int) in op.place(i).map { call.outputs[$0] } }
         chunks.differentiate(
-          dy: rest[1], dFinal: op.extra.pick(2, rest),
+          dy: rest[1], dFinal: op.extra.pick(2, rest), y: rest[0],
+          dFinalVector: op.extra.pick(3, rest),
           .init(
             dq: call.outputs[0], dk: call.outputs[1], dv: call.outputs[2], gate: given(3),
-            state: given(6)))
+            state: given(6), vector: given(7), input: given(4), bonus: given(5)))
         return true
       }
       guard var a = arguments(op.forward, call.inputs), let size = variant(a), a.tokens > 0,

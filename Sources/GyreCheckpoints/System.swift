@@ -84,6 +84,17 @@ struct Descriptor: ~Copyable {
     }
   }
 
+  /// Reads up to `buffer.count` bytes from an offset on; 0 at the end of the file.
+  func read(
+    into buffer: UnsafeMutableRawBufferPointer, at offset: Int
+  ) throws(CheckpointError) -> Int {
+    while true {
+      let count = System.readFile(raw, buffer.baseAddress, buffer.count, at: offset)
+      if count >= 0 { return count }
+      if errno != EINTR { throw .io(operation: "read", path: path, errno: errno) }
+    }
+  }
+
   /// Waits until the contents are on the medium.
   func synchronize() throws(CheckpointError) {
     #if canImport(Darwin)
@@ -130,6 +141,11 @@ enum System {
   }
   static func readFile(_ raw: Int32, _ base: UnsafeMutableRawPointer?, _ count: Int) -> Int {
     read(raw, base, count)
+  }
+  static func readFile(
+    _ raw: Int32, _ base: UnsafeMutableRawPointer?, _ count: Int, at offset: Int
+  ) -> Int {
+    pread(raw, base, count, off_t(offset))
   }
   static func closeFile(_ raw: Int32) -> Int32 { close(raw) }
 

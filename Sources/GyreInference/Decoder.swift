@@ -7,7 +7,7 @@ extension LanguageModel {
   /// What goes on from a state on the device in the task's current precision; nil where the model or
   /// the device has no such form.
   public func makeRunner(from state: ModelState, _ draw: TokenDraw) -> (any TokenRunner)? {
-    guard let device = device as? any TokenProgramDevice,
+    guard Perturbation.current == nil, let device = device as? any TokenProgramDevice,
       let (program, logits) = tokenProgram(from: state)
     else { return nil }
     return device.makeRunner(
@@ -29,13 +29,14 @@ public struct Decoder {
   private var state: ModelState
   private var token: Tensor
   private var isStarted = false
-  private let first: [Int32]
+  /// What the next step reads, unless the device drew it.
+  private var next: [Int32]
 
   /// Goes on from `state` in the task's current precision with one token a sequence.
   public init(_ model: LanguageModel, from state: ModelState, reading tokens: [Int32]) {
     self.model = model
     self.state = state
-    first = tokens
+    next = tokens
     token = Tensor(tokens, shape: [state.batch, 1], on: model.device)
     runner = model.makeRunner(from: state, TokenDraw())
     recorded = runner == nil ? RecordedStep(model, from: state, reading: tokens) : nil
@@ -45,11 +46,19 @@ public struct Decoder {
 
   /// Queues one step.
   public mutating func step() throws(DeviceError) {
-    if let runner {
+    if let runner = runner as? any DrawingTokenRunner {
       // A few steps may be under way.
       if runner.queued >= 4 { _ = try runner.drawnTokens() }
-      runner.queueStep(reading: isStarted ? nil : first)
+      runner.queueStep(reading: isStarted ? nil : next)
       isStarted = true
+    } else if let runner {
+      let logits = try runner.logits(after: next)
+      let vocabulary = model.configuration.vocabulary
+      next = next.indices.map { row in
+        let own = logits[row * vocabulary..<(row + 1) * vocabulary]
+        let best = own.indices.max { own[$0] < own[$1] } ?? own.startIndex
+        return Int32(best - own.startIndex)
+      }
     } else if let recorded {
       recorded.replay()
     } else {

@@ -82,12 +82,24 @@ public struct Generator: Sendable {
     /// Tokens read one at a time.
     var singles = 0
     var recorded: RecordedStep?
+    /// Goes on from the state, which stays behind.
+    var runner: (any TokenRunner)?
 
-    mutating func makeRunner(_ draw: TokenDraw) -> (any TokenRunner)? {
-      generator.model.makeRunner(from: state, draw)
+    mutating func makeRunner(_ draw: TokenDraw) -> (any DrawingTokenRunner)? {
+      runner = generator.model.makeRunner(from: state, draw)
+      return runner as? any DrawingTokenRunner
     }
 
     mutating func read(_ tokens: [TokenID]) throws(InferenceError) -> [Float] {
+      if let runner {
+        var logits: [Float] = []
+        for token in tokens {
+          do throws(DeviceError) { logits = try runner.logits(after: [Int32(token)]) } catch {
+            throw .device(error)
+          }
+        }
+        return logits
+      }
       if let recorded {
         var logits: [Float] = []
         for token in tokens {

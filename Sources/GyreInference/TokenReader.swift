@@ -6,12 +6,13 @@ import GyreTokenizers
 public protocol TokenReader {
   /// Reads tokens, at least one; the logits of the next.
   mutating func read(_ tokens: [TokenID]) throws(InferenceError) -> [Float]
-  /// What goes on from here on the device, draws included; nil where nothing does.
-  mutating func makeRunner(_ draw: TokenDraw) -> (any TokenRunner)?
+  /// Prepares for reading token after token from here. What goes on from here on the device, draws
+  /// included; nil where nothing does, and the reader reads on.
+  mutating func makeRunner(_ draw: TokenDraw) -> (any DrawingTokenRunner)?
 }
 
 extension TokenReader {
-  public mutating func makeRunner(_ draw: TokenDraw) -> (any TokenRunner)? { nil }
+  public mutating func makeRunner(_ draw: TokenDraw) -> (any DrawingTokenRunner)? { nil }
 }
 
 extension TokenReader {
@@ -90,7 +91,7 @@ extension Tokenizer {
 extension Sampler {
   /// Draws the first token from logits and starts a runner with it.
   fileprivate mutating func start(
-    _ logits: inout [Float], _ make: (TokenDraw) -> (any TokenRunner)?
+    _ logits: inout [Float], _ make: (TokenDraw) -> (any DrawingTokenRunner)?
   ) throws(InferenceError) -> RunningDraws? {
     var ahead = self
     let first = try ahead.next(logits)
@@ -102,7 +103,7 @@ extension Sampler {
 
 /// Tokens drawn by a device, one step ahead of the host.
 private struct RunningDraws {
-  let runner: any TokenRunner
+  let runner: any DrawingTokenRunner
   let first: TokenID
 
   /// Token number `count` of at most `most`. The step after it is queued before anyone waits for it.

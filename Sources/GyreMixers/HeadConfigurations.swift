@@ -28,6 +28,20 @@ extension ExpandedHeads {
   }
 }
 
+extension ExpandedHeads {
+  /// Channels of all heads where fractions are dropped.
+  func flooredChannels(_ width: Int) -> (keys: Int, values: Int) {
+    (Int(keyExpansion * Double(width)), Int(valueExpansion * Double(width)))
+  }
+  func validateFlooredHeads(_ width: Int) throws(ConfigurationError) {
+    try HeadSizes.expansion(keyExpansion, "keyExpansion")
+    try HeadSizes.expansion(valueExpansion, "valueExpansion")
+    let (keys, values) = flooredChannels(width)
+    try HeadSizes.divide(keys, by: heads, field: "heads", of: "key width")
+    try HeadSizes.divide(values, by: heads, field: "heads", of: "value width")
+  }
+}
+
 /// The same with keys and values shared by groups of query heads.
 public protocol GroupedHeads: ExpandedHeads {
   /// Heads of k and v; 0: as many as query heads.

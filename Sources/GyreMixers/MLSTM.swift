@@ -17,7 +17,7 @@ import GyreTensors
 /// `LinearAttention`.
 public struct MLSTM: SequenceMixer {
   public static let kind = "mlstm"
-  public struct Configuration: MixerConfiguration {
+  public struct Configuration: ExpandedHeads {
     public enum InputGate: String, Codable, Hashable, Sendable { case exponential, sigmoid }
     public var heads = 4
     /// Total key and value widths over the model's, rounded down.
@@ -34,15 +34,8 @@ public struct MLSTM: SequenceMixer {
     /// Projections as matrices of their own rather than one: loading them copies nothing.
     public var separate = false
     public init() {}
-
-    func sizes(_ width: Int) -> (keys: Int, values: Int) {
-      (Int(keyExpansion * Double(width)), Int(valueExpansion * Double(width)))
-    }
     public func validate(width: Int) throws(ConfigurationError) {
-      try HeadSizes.expansion(keyExpansion, "keyExpansion")
-      try HeadSizes.expansion(valueExpansion, "valueExpansion")
-      try HeadSizes.divide(sizes(width).keys, by: heads, field: "heads", of: "key width")
-      try HeadSizes.divide(sizes(width).values, by: heads, field: "heads", of: "value width")
+      try validateFlooredHeads(width)
       try require(gateCap > 0 && gateCap.isFinite, "gateCap", "must be positive, is \(gateCap)")
       try require(epsilon >= 0 && epsilon < 1, "epsilon", "must be in [0, 1), is \(epsilon)")
       try HeadSizes.epsilon(normEpsilon)
@@ -73,7 +66,7 @@ public struct MLSTM: SequenceMixer {
     _ c: Configuration, width: Int, layer: LayerPosition, parameters p: inout ParameterBuilder
   ) throws(ConfigurationError) {
     self.c = c
-    sizes = c.sizes(width)
+    sizes = c.flooredChannels(width)
     let (heads, keys, values) = (c.heads, sizes.keys, sizes.values)
     let bias: Initializer? = c.bias ? .zeros : nil
     var projections: [Linear] = []

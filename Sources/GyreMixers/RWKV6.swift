@@ -15,7 +15,7 @@ import GyreTensors
 /// State: `[H, K, V]` and the last token. Engine: `LinearAttention`, vector decay with bonus.
 public struct RWKV6: SequenceMixer {
   public static let kind = "rwkv6"
-  public struct Configuration: MixerConfiguration {
+  public struct Configuration: ExpandedHeads {
     public var heads = 4
     /// Total key and value widths over the model's, rounded down.
     public var keyExpansion = 1.0
@@ -25,15 +25,8 @@ public struct RWKV6: SequenceMixer {
     public var decayRank = 64
     public var normEpsilon = 64e-5
     public init() {}
-
-    func sizes(_ width: Int) -> (keys: Int, values: Int) {
-      (Int(keyExpansion * Double(width)), Int(valueExpansion * Double(width)))
-    }
     public func validate(width: Int) throws(ConfigurationError) {
-      try HeadSizes.expansion(keyExpansion, "keyExpansion")
-      try HeadSizes.expansion(valueExpansion, "valueExpansion")
-      try HeadSizes.divide(sizes(width).keys, by: heads, field: "heads", of: "key width")
-      try HeadSizes.divide(sizes(width).values, by: heads, field: "heads", of: "value width")
+      try validateFlooredHeads(width)
       try HeadSizes.positive(mixRank, "mixRank")
       try HeadSizes.positive(decayRank, "decayRank")
       try HeadSizes.epsilon(normEpsilon)
@@ -63,7 +56,7 @@ public struct RWKV6: SequenceMixer {
   ) throws(ConfigurationError) {
     self.c = c
     width = d
-    let (keys, values) = c.sizes(d)
+    let (keys, values) = c.flooredChannels(d)
     let depth = 1 - Double(layer.index) / Double(layer.count)
     let ratio = Double(layer.index) / Double(max(layer.count - 1, 1))
     /// The published start of a token's share of the one before.

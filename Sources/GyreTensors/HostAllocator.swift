@@ -15,6 +15,25 @@ package final class HostAllocator: Sendable {
     var inUse = 0
     var peak = 0
     var cached = 0
+    /// The most bytes in use ever.
+    var most = 0
+
+    /// Bytes that blocks in use and blocks for reuse may have together: what was in use at once, and a
+    /// twentieth.
+    var limit: Int { max(most / 20 * 21, most + 1 << 24) }
+
+    /// Takes blocks off the lists, large ones first, until what is left is below the limit.
+    mutating func removeIdle() -> [(address: UInt, size: Int)] {
+      var removed: [(address: UInt, size: Int)] = []
+      guard cached > 0, inUse + cached > limit else { return removed }
+      for size in free.keys.sorted(by: >) {
+        while inUse + cached > limit, let address = free[size]?.popLast() {
+          cached -= size
+          removed.append((address, size))
+        }
+      }
+      return removed
+    }
   }
   private let pool = Mutex(Pool())
   private let name: String
@@ -28,8 +47,8 @@ package final class HostAllocator: Sendable {
 
   deinit {
     pool.withLock { pool in
-      for blocks in pool.free.values {
-        for address in blocks { unsafe_free(address) }
+      for (size, blocks) in pool.free {
+        for address in blocks { unsafe_free(address, size) }
       }
     }
   }
@@ -42,7 +61,8 @@ package final class HostAllocator: Sendable {
   }
 
   package func allocate(byteCount: Int) throws(DeviceError) -> HostBuffer {
-    let (size, reused): (Int, UInt?) = pool.withLock { pool in
+    let (size, reused, idle) = pool.withLock {
+      pool -> (Int, UInt?, [(address: UInt, size: Int)]) in
       let exact = HostAllocator.sizeClass(byteCount)
       var size = exact
       // A free block that is a little too large costs less than a new one beside it.
@@ -53,8 +73,11 @@ package final class HostAllocator: Sendable {
       if address == nil { size = exact } else { pool.cached -= size }
       pool.inUse += size
       pool.peak = max(pool.peak, pool.inUse)
-      return (size, address)
+      pool.most = max(pool.most, pool.inUse)
+      return (size, address, address == nil ? pool.removeIdle() : [])
     }
+    // Blocks of sizes that are not wanted now make room, or every size's own peak would stay.
+    for block in idle { unsafe_free(block.address, block.size) }
     var address = reused
     if address == nil { address = unsafe_allocate(size) }
     if address == nil {
@@ -64,6 +87,7 @@ package final class HostAllocator: Sendable {
     guard let address, let pointer = UnsafeMutableRawPointer(bitPattern: address) else {
       let inUse = pool.withLock { pool in
         pool.inUse -= size
+        pool.most = pool.inUse
         return pool.inUse
       }
       throw .outOfMemory(requested: byteCount, inUse: inUse, device: name)
@@ -83,8 +107,8 @@ package final class HostAllocator: Sendable {
   /// Returns all cached blocks to the system.
   package func releaseCache() {
     pool.withLock { pool in
-      for blocks in pool.free.values {
-        for address in blocks { unsafe_free(address) }
+      for (size, blocks) in pool.free {
+        for address in blocks { unsafe_free(address, size) }
       }
       pool.free = [:]
       pool.cached = 0
@@ -98,17 +122,34 @@ package final class HostAllocator: Sendable {
   package func resetPeak() { pool.withLock { $0.peak = $0.inUse } }
 }
 
+/// The size of large pages, from which on blocks are mappings of their own: unlike the C library's they
+/// go back to the system when they are freed.
+private let largePage = 1 << 21
+
 private func unsafe_allocate(_ size: Int) -> UInt? {
-  var pointer: UnsafeMutableRawPointer?
-  let alignment = size >= 1 << 21 ? 1 << 21 : 64
-  guard posix_memalign(&pointer, alignment, size) == 0, let pointer else { return nil }
+  guard size >= largePage else {
+    var pointer: UnsafeMutableRawPointer?
+    return posix_memalign(&pointer, 64, size) == 0 ? pointer.map { UInt(bitPattern: $0) } : nil
+  }
+  guard size < Int.max - largePage,
+    let mapped = mmap(
+      nil, size + largePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANON, -1, 0),
+    mapped != MAP_FAILED
+  else { return nil }
+  let front = -Int(bitPattern: mapped) & (largePage - 1)
+  let pointer = mapped + front
+  if front > 0 { munmap(mapped, front) }
+  munmap(pointer + size, largePage - front)
   #if os(Linux)
-    if size >= 1 << 21 { madvise(pointer, size, 14) }  // MADV_HUGEPAGE: fewer faults
+    madvise(pointer, size, 14)  // MADV_HUGEPAGE: fewer faults
   #endif
   return UInt(bitPattern: pointer)
 }
 
-private func unsafe_free(_ address: UInt) { free(UnsafeMutableRawPointer(bitPattern: address)) }
+private func unsafe_free(_ address: UInt, _ size: Int) {
+  let pointer = UnsafeMutableRawPointer(bitPattern: address)
+  if size >= largePage { munmap(pointer, size) } else { free(pointer) }
+}
 
 /// A block of host memory. Safe to share: kernels order their reads and writes by the device's
 /// queue, and a block goes back to its allocator only when nothing refers to it.

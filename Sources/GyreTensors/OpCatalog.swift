@@ -20,6 +20,7 @@ public enum OpCatalog {
     L2Normalize.self,
     GatedUnit.self,
     EmbeddingLookup.self,
+    RowsAdded.self,
     ShortConvolution.self,
     PiecedConvolution.self,
     LinearPieces.self,

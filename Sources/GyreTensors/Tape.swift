@@ -93,7 +93,19 @@ public final class Tape: Sendable {
       var table = GradientTable()
       for (output, cotangent) in outputs { table.add(cotangent, to: output.id) }
       propagate(&table)
-      return variables.map { table[$0.id] }
+      return variables.map { table.settled($0.id) }
+    }
+  }
+
+  /// Adds the gradient of the sum of `loss` with respect to each of `variables` to `sums`, to the rows only
+  /// that the loss looked up where it uses a variable in no other way.
+  public func gradients(of loss: Tensor, for variables: [Tensor], addingTo sums: inout GradientSums)
+  {
+    withTape(nil) {
+      var table = GradientTable()
+      table.add(.full(1, loss.shape, on: loss.device), to: loss.id)
+      propagate(&table)
+      for (i, variable) in variables.enumerated() { sums.add(&table, variable.id, at: i) }
     }
   }
 
@@ -105,6 +117,13 @@ public final class Tape: Sendable {
         let cotangents = outputs.map { table.take($0.id) }
         guard cotangents.contains(where: { $0 != nil }) else { continue }
         let needs = inputs.map { tracked.contains($0.id) }
+        if op is EmbeddingLookup, needs[0], let gradient = cotangents[0],
+          inputs[1].device.hasKernel(for: RowsAdded())
+        {
+          table.add(
+            Rows(tokens: inputs[1], values: gradient, shape: inputs[0].shape), to: inputs[0].id)
+          continue
+        }
         let gradients = op.vjp(
           VJPContext(inputs: inputs, outputs: outputs, cotangents: cotangents, needs: needs))
         for (i, gradient) in gradients.enumerated() {
@@ -137,40 +156,6 @@ private func withTape<R, E: Error>(_ tape: Tape?, _ body: () throws(E) -> R) thr
     do throws(E) { return .success(try body()) } catch { return .failure(error) }
   }
   return try result.get()
-}
-
-private struct GradientTable {
-  private var values: [TensorID: Tensor] = [:]
-  /// Sums that this table made itself and may add into.
-  private var owned: Set<TensorID> = []
-
-  subscript(id: TensorID) -> Tensor? { values[id] }
-
-  /// A tensor that is handed out may come back as the gradient of several others (both terms of a sum
-  /// get the sum's), so nothing may be added into it any more.
-  mutating func take(_ id: TensorID) -> Tensor? {
-    guard let value = values.removeValue(forKey: id) else { return nil }
-    owned.remove(value.id)
-    return value
-  }
-
-  mutating func add(_ gradient: Tensor, to id: TensorID) {
-    guard let present = values[id] else {
-      values[id] = gradient
-      return
-    }
-    precondition(
-      present.shape == gradient.shape,
-      "gradient: \(gradient.shape) added to \(present.shape)")
-    if owned.contains(present.id) {
-      present.device.launch(
-        KernelCall(op: Binary(.add), inputs: [present, gradient], outputs: [present]))
-    } else {
-      let sum = present + gradient
-      owned.insert(sum.id)
-      values[id] = sum
-    }
-  }
 }
 
 /// The precision in which matrix products multiply; sums are float32 always.

@@ -16,6 +16,13 @@ public struct ByteTokenizer: Tokenizer, Hashable {
     for byte in text { tokens.append(TokenID(byte)) }
   }
 
+  public func encodeSettled(
+    utf8 text: UnsafeBufferPointer<UInt8>, into tokens: inout [TokenID]
+  ) -> Int {
+    encode(utf8: text, into: &tokens)
+    return text.count
+  }
+
   public func bytes(of token: TokenID) throws(TokenizerError) -> [UInt8] {
     guard let byte = UInt8(exactly: token) else { throw .unknownToken(token) }
     return [byte]

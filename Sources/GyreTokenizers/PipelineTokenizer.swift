@@ -9,6 +9,7 @@ public final class PipelineTokenizer: Tokenizer {
   private let postProcessor: PostProcessor
   private let decoder: TokenDecoder?
   private let added: AddedVocabulary
+  private let cuts: TextCuts
   private let source: [UInt8]
   /// Where decoding is concatenation, the bytes of every token; else its text after the steps of the decoder
   /// that look at one token only.
@@ -61,6 +62,7 @@ public final class PipelineTokenizer: Tokenizer {
     self.preTokenizer = preTokenizer
     self.model = model
     self.added = added
+    cuts = TextCuts(normalizer, preTokenizer, added)
     self.source = source
     kind = model.kind
     let bound = max(model.tokenBound, Int(added.indexOfID.keys.max() ?? -1) + 1)
@@ -167,6 +169,14 @@ public final class PipelineTokenizer: Tokenizer {
   public func encode(_ text: String, into tokens: inout [TokenID]) {
     var text = text
     text.withUTF8 { if !$0.isEmpty { encodeValid($0, into: &tokens) } }
+  }
+
+  public func encodeSettled(
+    utf8 text: UnsafeBufferPointer<UInt8>, into tokens: inout [TokenID]
+  ) -> Int {
+    guard let end = cuts.last(in: text) else { return 0 }
+    encode(utf8: UnsafeBufferPointer(rebasing: text[..<end]), into: &tokens)
+    return end
   }
 
   private func encodeValid(_ text: UnsafeBufferPointer<UInt8>, into tokens: inout [TokenID]) {

@@ -18,6 +18,10 @@ public protocol Tokenizer: Sendable {
   func encode(_ text: String, into tokens: inout [TokenID])
   /// Appends the tokens of UTF-8 text; bytes that are not UTF-8 count as U+FFFD unless the vocabulary is made of bytes.
   func encode(utf8 text: UnsafeBufferPointer<UInt8>, into tokens: inout [TokenID])
+  /// Appends the tokens of a front part of UTF-8 text that nothing that may follow changes: they and the tokens of
+  /// the rest with what follows are those of the whole.
+  /// - Returns: bytes of that part; 0 where the tokenizer knows of none.
+  func encodeSettled(utf8 text: UnsafeBufferPointer<UInt8>, into tokens: inout [TokenID]) -> Int
   /// Appends the tokens of `text` and the marks that the tokenizer puts around one sequence.
   func encodeWithSpecialTokens(_ text: String, into tokens: inout [TokenID])
 
@@ -89,6 +93,10 @@ extension Tokenizer {
     var text = text
     text.withUTF8 { encode(utf8: $0, into: &tokens) }
   }
+
+  public func encodeSettled(
+    utf8 text: UnsafeBufferPointer<UInt8>, into tokens: inout [TokenID]
+  ) -> Int { 0 }
 
   public func encodeWithSpecialTokens(_ text: String, into tokens: inout [TokenID]) {
     encode(text, into: &tokens)

@@ -13,6 +13,8 @@ public final class WorldTokenizer: Tokenizer {
   /// Token t is `arena[offsets[t]..<offsets[t + 1]]`.
   private let arena: [UInt8]
   private let offsets: [UInt32]
+  /// Bytes of the longest token.
+  private let longest: Int
 
   public var kind: TokenizerKind { .rwkvWorld }
   public var specialTokens: SpecialTokens { SpecialTokens(beginning: 0, end: 0, padding: 0) }
@@ -76,20 +78,36 @@ public final class WorldTokenizer: Tokenizer {
     self.offsets = offsets
     self.source = source
     vocabularySize = largest + 1
+    longest = entries.reduce(1) { max($0, $1.bytes.count) }
     trie = FlatTrie(entries.map { ($0.bytes[...], Int32($0.token)) })
   }
 
   public func encode(utf8 text: UnsafeBufferPointer<UInt8>, into tokens: inout [TokenID]) {
-    guard let base = text.baseAddress else { return }
-    tokens.reserveCapacity(tokens.count + text.count / 4)
-    trie.nodes.withUnsafeBufferPointer { nodes in
-      guard let nodes = nodes.baseAddress else { return }
+    _ = encode(text, &tokens, startingBefore: text.count)
+  }
+
+  /// A match that begins where the longest token still fits does not depend on what follows.
+  public func encodeSettled(
+    utf8 text: UnsafeBufferPointer<UInt8>, into tokens: inout [TokenID]
+  ) -> Int {
+    encode(text, &tokens, startingBefore: text.count - longest + 1)
+  }
+
+  /// Appends the tokens that begin before `end`; where the last of them ends.
+  private func encode(
+    _ text: UnsafeBufferPointer<UInt8>, _ tokens: inout [TokenID], startingBefore end: Int
+  ) -> Int {
+    guard let base = text.baseAddress, end > 0 else { return 0 }
+    tokens.reserveCapacity(tokens.count + end / 4)
+    return trie.nodes.withUnsafeBufferPointer { nodes in
+      guard let nodes = nodes.baseAddress else { return 0 }
       var position = 0
-      while position < text.count {
+      while position < end {
         let match = FlatTrie.longestMatch(nodes, base + position, text.count - position)
         tokens.append(match.value)
         position += match.length
       }
+      return position
     }
   }
 

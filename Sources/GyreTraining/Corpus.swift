@@ -21,10 +21,11 @@ public enum TrainingError: Error, CustomStringConvertible {
   }
 }
 
-/// Texts to train on and to score: documents as UTF-8 bytes.
+/// Texts to train on and to score, as documents. Files are read when their text is wanted, a piece at a
+/// time.
 public struct Corpus: Sendable {
-  public var train: [[UInt8]]
-  public var validation: [[UInt8]]
+  public var train: [CorpusText]
+  public var validation: [CorpusText]
   /// Where the text came from, for run folders.
   public var source: String
 
@@ -41,36 +42,62 @@ public struct Corpus: Sendable {
   /// The last twentieth of the bytes, 100 kB at most, is held out.
   /// - Throws: `data` with the file and what is wrong.
   public init(paths: [String]) throws(TrainingError) {
-    var documents: [[UInt8]] = []
+    try self.init(paths: paths, CorpusReader())
+  }
+
+  init(paths: [String], _ reader: CorpusReader) throws(TrainingError) {
+    var reader = reader
+    var documents: [CorpusText] = []
     for path in paths {
-      for file in try Corpus.files(path) { documents += try Corpus.documents(file) }
+      for file in try Corpus.files(path) { documents += try reader.documents(file) }
     }
-    documents.removeAll { $0.isEmpty }
-    let total = documents.reduce(0) { $0 + $1.count }
+    documents.removeAll { $0.byteCount == 0 }
+    let total = documents.reduce(0) { $0 + $1.byteCount }
     guard total >= 64 else {
       throw .data(
         path: paths.joined(separator: ", "), reason: "holds \(total) bytes; at least 64 are needed")
     }
     var held = min(total / 20, 100_000)
-    var validation: [[UInt8]] = []
+    var validation: [CorpusText] = []
     while held > 0, let last = documents.popLast() {
-      if last.count <= held, !documents.isEmpty {
+      if last.byteCount <= held, !documents.isEmpty {
         validation.insert(last, at: 0)
-        held -= last.count
+        held -= last.byteCount
       } else {
-        let cut = max(last.count - held, 1)
-        documents.append(Array(last[..<cut]))
-        if cut < last.count { validation.insert(Array(last[cut...]), at: 0) }
+        let (kept, rest) = last.split(at: max(last.byteCount - held, 1))
+        documents.append(kept)
+        if rest.byteCount > 0 { validation.insert(rest, at: 0) }
         held = 0
       }
     }
-    self.init(train: documents, validation: validation, source: paths.joined(separator: " "))
+    (train, self.validation) = (documents, validation)
+    source = paths.joined(separator: " ")
   }
 
+  /// Texts in memory.
   public init(train: [[UInt8]], validation: [[UInt8]], source: String) {
-    self.train = train
-    self.validation = validation
+    self.train = train.map { CorpusText($0) }
+    self.validation = validation.map { CorpusText($0) }
     self.source = source
+  }
+
+  /// Calls `body` with the training texts in pieces that end with a line or with their document.
+  public func forEachTrainingPiece(
+    _ body: ([UInt8]) throws(TrainingError) -> Void
+  ) throws(TrainingError) {
+    var reader = CorpusReader()
+    for text in train {
+      var rest: [UInt8] = []
+      try reader.read(text) { (piece) throws(TrainingError) in
+        guard let line = piece.lastIndex(of: UInt8(ascii: "\n")) else {
+          rest += piece
+          return
+        }
+        try body(rest + piece[...line])
+        rest = Array(piece[(line + 1)...])
+      }
+      if !rest.isEmpty { try body(rest) }
+    }
   }
 
   private static func files(_ path: String) throws(TrainingError) -> [String] {
@@ -87,24 +114,5 @@ public struct Corpus: Sendable {
     var found: [String] = []
     for name in names.sorted() where !name.hasPrefix(".") { found += try files(path + "/" + name) }
     return found
-  }
-
-  private static func documents(_ path: String) throws(TrainingError) -> [[UInt8]] {
-    let bytes: [UInt8]
-    do throws(CheckpointError) {
-      bytes = try MappedFile(path: path).withUnsafeBytes { Array($0) }
-    } catch { throw .data(path: path, reason: "\(error)") }
-    guard path.hasSuffix(".jsonl") else { return [bytes] }
-    struct Line: Decodable { var text: String }
-    var documents: [[UInt8]] = []
-    for (number, line) in bytes.split(separator: UInt8(ascii: "\n")).enumerated() {
-      do {
-        documents.append(Array(try JSONDecoder().decode(Line.self, from: Data(line)).text.utf8))
-      } catch {
-        throw .data(
-          path: path, reason: "line \(number + 1) is not an object with a string \"text\"")
-      }
-    }
-    return documents
   }
 }

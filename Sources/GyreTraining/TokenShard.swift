@@ -1,3 +1,4 @@
+import FoundationEssentials
 import GyreCheckpoints
 import GyreTokenizers
 
@@ -8,6 +9,8 @@ import GyreTokenizers
 public struct TokenShard: Sendable {
   private static let magic = Array("GYRESHRD".utf8)
   private static let headerCount = 8 + 6 * 8
+  /// Bytes of tokens that are copied or checked at once.
+  private static let pieceSize = 1 << 20
 
   public let path: String
   public let vocabulary: Int
@@ -20,32 +23,76 @@ public struct TokenShard: Sendable {
   private let width: Int
   private let start: Int
 
-  /// Writes a shard atomically.
+  /// Writes a shard of texts in memory atomically.
   public static func write(
     _ documents: [[UInt8]], tokenizer: any Tokenizer, to path: String
   ) throws(TrainingError) {
-    var tokens: [TokenID] = []
-    var starts: [Int] = []
-    for document in documents {
-      starts.append(tokens.count)
-      document.withUnsafeBufferPointer { tokenizer.encode(utf8: $0, into: &tokens) }
-    }
+    try write(documents.map { CorpusText($0) }, tokenizer: tokenizer, to: path)
+  }
+
+  /// Writes a shard atomically. Neither a text nor its tokens are in memory as a whole: tokens go to a
+  /// file beside the shard first, as the header counts them.
+  ///
+  /// Documents are held in memory whole only where the tokenizer knows no place to cut a text.
+  public static func write(
+    _ documents: [CorpusText], tokenizer: any Tokenizer, to path: String
+  ) throws(TrainingError) {
+    try write(documents, tokenizer: tokenizer, to: path, CorpusReader())
+  }
+
+  static func write(
+    _ documents: [CorpusText], tokenizer: any Tokenizer, to path: String, _ reader: CorpusReader
+  ) throws(TrainingError) {
+    var reader = reader
+    let spool = path + ".tokens"
     let width = tokenizer.vocabularySize <= 1 << 16 ? 2 : 4
-    let numbers = [
-      1, width, tokenizer.vocabularySize, tokens.count, starts.count,
-      documents.reduce(0) { $0 + $1.count },
-    ]
+    var failure: TrainingError?
     do throws(CheckpointError) {
-      try AtomicFile.write(to: path) { (sink) throws(CheckpointError) in
-        try sink.write(magic)
-        try sink.write((numbers + starts).map { UInt64($0).littleEndian })
-        if width == 2 {
-          try sink.write(tokens.map { UInt16(truncatingIfNeeded: $0).littleEndian })
-        } else {
-          try sink.write(tokens.map { UInt32(bitPattern: $0).littleEndian })
+      defer { try? FileManager.default.removeItem(atPath: spool) }
+      var (starts, count) = ([Int](), 0)
+      try AtomicFile.write(to: spool) { (sink) throws(CheckpointError) in
+        var encoder = StreamingEncoder(tokenizer)
+        var tokens: [TokenID] = []
+        func flush() throws(CheckpointError) {
+          count += tokens.count
+          if width == 2 {
+            try sink.write(tokens.map { UInt16(truncatingIfNeeded: $0).littleEndian })
+          } else {
+            try sink.write(tokens.map { UInt32(bitPattern: $0).littleEndian })
+          }
+          tokens.removeAll(keepingCapacity: true)
+        }
+        for document in documents {
+          starts.append(count)
+          do throws(TrainingError) {
+            try reader.read(document) { (piece) throws(TrainingError) in
+              piece.withUnsafeBufferPointer { encoder.append($0, into: &tokens) }
+              do throws(CheckpointError) { try flush() } catch { throw .checkpoint(error) }
+            }
+          } catch {
+            failure = error
+            return
+          }
+          encoder.finish(into: &tokens)
+          try flush()
+        }
+      }
+      if failure == nil {
+        let numbers = [
+          1, width, tokenizer.vocabularySize, count, starts.count,
+          documents.reduce(0) { $0 + $1.byteCount },
+        ]
+        let tokens = try FileReader(path: spool)
+        try AtomicFile.write(to: path) { (sink) throws(CheckpointError) in
+          try sink.write(magic)
+          try sink.write((numbers + starts).map { UInt64($0).littleEndian })
+          for start in stride(from: 0, to: tokens.byteCount, by: pieceSize) {
+            try sink.write(try tokens.read(start..<min(start + pieceSize, tokens.byteCount)))
+          }
         }
       }
     } catch { throw .checkpoint(error) }
+    if let failure { throw failure }
   }
 
   /// Opens a shard; every number in it is checked.
@@ -105,8 +152,33 @@ public struct TokenShard: Sendable {
     if let bad { throw fail(start + bad * width, "token beyond the vocabulary of \(vocabulary)") }
   }
 
+  /// Read rather than mapped: the pages would stay in memory.
   private func firstBadToken() throws(TrainingError) -> Int? {
-    tokens(0..<count).firstIndex { $0 < 0 || Int($0) >= vocabulary }
+    do throws(CheckpointError) {
+      let reader = try FileReader(path: path)
+      let most = Self.pieceSize / width
+      for first in stride(from: 0, to: count, by: most) {
+        let bytes = try reader.read(
+          start + first * width..<start + min(first + most, count) * width)
+        let bad = bytes.withUnsafeBytes { bytes in
+          (0..<bytes.count / width).first { i in
+            let token = token(i, bytes)
+            return token < 0 || Int(token) >= vocabulary
+          }
+        }
+        if let bad { return first + bad }
+      }
+      return nil
+    } catch { throw .checkpoint(error) }
+  }
+
+  /// Token `i` of some bytes.
+  private func token(_ i: Int, _ bytes: UnsafeRawBufferPointer) -> Int32 {
+    width == 2
+      ? Int32(UInt16(littleEndian: bytes.loadUnaligned(fromByteOffset: 2 * i, as: UInt16.self)))
+      : Int32(
+        truncatingIfNeeded: UInt32(
+          littleEndian: bytes.loadUnaligned(fromByteOffset: 4 * i, as: UInt32.self)))
   }
 
   /// Some tokens.
@@ -115,15 +187,8 @@ public struct TokenShard: Sendable {
   public func tokens(_ range: Range<Int>) -> [Int32] {
     precondition(range.lowerBound >= 0 && range.upperBound <= count, "tokens \(range) of \(count)")
     return file.withUnsafeBytes { bytes in
-      range.map { i in
-        width == 2
-          ? Int32(
-            UInt16(
-              littleEndian: bytes.loadUnaligned(fromByteOffset: start + 2 * i, as: UInt16.self)))
-          : Int32(
-            truncatingIfNeeded: UInt32(
-              littleEndian: bytes.loadUnaligned(fromByteOffset: start + 4 * i, as: UInt32.self)))
-      }
+      let all = UnsafeRawBufferPointer(rebasing: bytes[start...])
+      return range.map { token($0, all) }
     }
   }
 

@@ -141,7 +141,7 @@ public final class Trainer {
   private func advance(wantsToStop: Bool) throws -> (Metrics, isEnding: Bool) {
     let c = configuration
     let variables = model.parameters.map(\.value)
-    var sums = [Tensor?](repeating: nil, count: variables.count)
+    var gradients = GradientSums(count: variables.count)
     var losses: [Tensor] = []
     var next = state
     let reports = NewtonReports()
@@ -149,17 +149,14 @@ public final class Trainer {
       let batch = train.batch(step * c.accumulation + part)
       if batch.startsAfresh { next = model.makeState(batch: share?.rows.count ?? c.batch) }
       _ = try reports.take()
-      let (mean, gradients) = NewtonReports.$current.withValue(reports) {
-        differentiate(batch, &next, variables, part: step * c.accumulation + part)
-      }
-      losses.append(mean)
-      for (i, gradient) in gradients.enumerated() {
-        guard let gradient else { continue }
-        sums[i] = sums[i].map { $0 + gradient } ?? gradient
+      NewtonReports.$current.withValue(reports) {
+        losses.append(
+          differentiate(
+            batch, &next, variables, part: step * c.accumulation + part, &gradients))
       }
     }
     // Sums over ranks are float32; a device may give bfloat16.
-    if parallel != nil { sums = sums.map { $0?.cast(to: .float32) } }
+    let sums = gradients.tensors.map { parallel == nil ? $0 : $0?.cast(to: .float32) }
     let present = sums.compactMap(\.self)
     let (loss, isEnding) = try together(losses, present, wantsToStop)
     let norm =
@@ -204,9 +201,11 @@ public final class Trainer {
     return (try sum.item() / Double(configuration.accumulation), try stop.item() > 0)
   }
 
+  /// Adds the gradients of a batch; its mean loss.
   private func differentiate(
-    _ batch: Batch, _ state: inout ModelState, _ variables: [Tensor], part: Int
-  ) -> (loss: Tensor, gradients: [Tensor?]) {
+    _ batch: Batch, _ state: inout ModelState, _ variables: [Tensor], part: Int,
+    _ sums: inout GradientSums
+  ) -> Tensor {
     let device = model.device
     let shape = share?.shape ?? [configuration.batch, batch.tokens.count / configuration.batch]
     func tensor(_ values: [Int32]) -> Tensor {
@@ -230,12 +229,12 @@ public final class Trainer {
         return parallel == nil ? mean : mean * weight
       }
     }
-    let gradients = ComputePrecision.$current.withValue(configuration.precision) {
-      tape.gradients(of: loss, for: variables)
+    ComputePrecision.$current.withValue(configuration.precision) {
+      tape.gradients(of: loss, for: variables, addingTo: &sums)
     }
     state = train.carriesState ? carried.detached() : model.makeState(batch: shape[0])
     if let relay, train.carriesState { state = relay.wrap(state, on: device) }
-    return (loss, gradients)
+    return loss
   }
 
   /// Why a step must not be taken.

@@ -112,15 +112,15 @@ struct Evaluate: ParsableCommand {
     let device = try device.open()
     guard let file else { return try ask(device) }
     let tokenizer = try StoredModel.tokenizer(folder: folder)
-    let bytes = try Files.read(file)
-    guard bytes.count >= 2 else {
-      throw Failure("'\(file)' holds \(bytes.count) bytes; at least 2 are needed")
+    let source = try CorpusText(file: file)
+    guard source.byteCount >= 2 else {
+      throw Failure("'\(file)' holds \(source.byteCount) bytes; at least 2 are needed")
     }
     let path =
       FileManager.default.temporaryDirectory.path
       + "/gyre-eval-\(UInt64.random(in: 0 ... .max)).shard"
     defer { try? FileManager.default.removeItem(atPath: path) }
-    try TokenShard.write([bytes], tokenizer: tokenizer, to: path)
+    try TokenShard.write([source], tokenizer: tokenizer, to: path)
     let text = try TokenShard(path: path)
     guard text.count >= 2 else { throw Failure("'\(file)' is a single token") }
     let pointer = try cache.map { try NeuralCache(size: $0, theta: theta, lambda: lambda) }
@@ -128,7 +128,7 @@ struct Evaluate: ParsableCommand {
     var cached: Evaluation?
     if let egg = try EggModel.load(folder: folder, device: device) {
       if pointer != nil { throw Failure("--cache needs hidden states; EGG models have none of it") }
-      evaluation = try Evaluation(egg, bytes)
+      evaluation = try Evaluation(egg, try source.bytes())
     } else {
       let (matrices, precision) = weights.choice(on: device)
       let model = try StoredModel.load(

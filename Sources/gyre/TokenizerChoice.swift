@@ -16,7 +16,7 @@ enum TokenizerChoice {
           + "\(sizes.upperBound)")
     }
     var trainer = BytePairTrainer(vocabularySize: size)
-    for document in corpus.train { trainer.feedLines(String(decoding: document, as: UTF8.self)) }
+    try corpus.forEachTrainingPiece { trainer.feedLines(String(decoding: $0, as: UTF8.self)) }
     return try trainer.train()
   }
 }

@@ -91,6 +91,43 @@ import Testing
 }
 
 @Suite struct CorpusTests {
+  /// Files and lines in pieces of any size give the shard of the texts in memory, byte for byte.
+  @Test func filesAreTokenisedInPieces() throws {
+    let run = try TemporaryRun()
+    let folder = run.folder.path
+    try FileManager.default.createDirectory(atPath: folder, withIntermediateDirectories: true)
+    let words = ["one ", "two\n", "three, ", "  four", "5é ", "日本\n", "six"]
+    let generator = CounterGenerator(seed: 5, name: "words")
+    let long = (0..<700).map { words[generator.integer(UInt64($0), below: words.count)] }.joined()
+    try AtomicFile.write(long, to: folder + "/a.txt")
+    let lines = [long, "a \"quoted\" line", ""].map {
+      let escaped = $0.replacing("\"", with: "\\\"").replacing("\n", with: "\\n")
+      return "{\"text\": \"\(escaped)\"}"
+    }
+    try AtomicFile.write(lines.joined(separator: "\n"), to: folder + "/b.jsonl")
+    var trainer = BytePairTrainer(vocabularySize: 300)
+    trainer.feedLines(long)
+    let tokenizer = try trainer.train()
+    let whole = try Corpus(paths: [folder])
+    let texts = try whole.train.map { try $0.bytes() }
+    #expect(texts[0] == Array(long.utf8) && texts.count == 2)
+    try TokenShard.write(texts, tokenizer: tokenizer, to: folder + "/.whole")
+    let read = { (name: String) in
+      try MappedFile(path: folder + "/" + name).withUnsafeBytes { Array($0) }
+    }
+    for size in [1, 7, 64, 1000] {
+      let reader = CorpusReader(pieceSize: size)
+      let corpus = try Corpus(paths: [folder], reader)
+      #expect(try corpus.train.map { try $0.bytes() } == texts)
+      try TokenShard.write(corpus.train, tokenizer: tokenizer, to: folder + "/.pieces", reader)
+      #expect(try read(".pieces") == read(".whole"), "pieces of \(size)")
+    }
+    var lineEnds = 0
+    try whole.forEachTrainingPiece { lineEnds += $0.count(where: { $0 == 0x0A }) }
+    #expect(lineEnds == texts.joined().count(where: { $0 == 0x0A }))
+    #expect(try FileManager.default.contentsOfDirectory(atPath: folder).count == 4)
+  }
+
   @Test func foldersAndLinesAreRead() throws {
     let run = try TemporaryRun()
     try FileManager.default.createDirectory(
@@ -99,8 +136,11 @@ import Testing
     try AtomicFile.write(
       "{\"text\": \"first\"}\n{\"text\": \"second é\"}\n", to: run.folder.path + "/a.jsonl")
     let corpus = try Corpus(paths: [run.folder.path])
-    #expect(corpus.train[0] == Array("first".utf8) && corpus.train[1] == Array("second é".utf8))
-    #expect((corpus.train + corpus.validation).reduce(0) { $0 + $1.count } == 414)
+    #expect(try corpus.train[0].bytes() == Array("first".utf8))
+    #expect(try corpus.train[1].bytes() == Array("second é".utf8))
+    #expect((corpus.train + corpus.validation).reduce(0) { $0 + $1.byteCount } == 414)
+    // The held-out end of the last document is 20 bytes of its file.
+    #expect(try corpus.train[2].bytes() + corpus.validation[0].bytes() == text(400))
     try AtomicFile.write("{\"text\": 3}\n", to: run.folder.path + "/c.jsonl")
     #expect(throws: TrainingError.self) { try Corpus(paths: [run.folder.path]) }
     #expect(throws: TrainingError.self) { try Corpus(paths: [run.folder.path + "/none"]) }

@@ -27,6 +27,31 @@
 #pragma once
 #include "mma.cuh"
 
+/// What divides the outputs: y = o / d, d = max(|a|, bound) + ε or a + ε, a = s z·q, z ← D z + w k,
+/// with w = 1 or e^(ĩ − m) (chunk_normalizer.cuh). KP: K rounded up to the kernel's.
+struct NormalizerArgs {
+  const void *input_gate;       // ĩ [B, T, H] or null
+  const float *initial_max;     // [B, H] or null: 0
+  float *final_max;             // [B, H] or null
+  float *stabilizers;           // [B·H, N + 1, 2] or null: log2 m entering each chunk, and scratch
+  float *row_sums;              // [B·H, N, 2, 64] or null: rows of P̃, and e^−m
+  float *key_sums;              // [B·H, N, KP]: columns of K̃
+  const float *initial_vector;  // [B, H, K] or null: z before the first token
+  float *final_vector;          // [B, H, K] or null
+  float *vectors;               // [B·H, N, KP] or null: z entering the chunks
+  float *amounts;               // [B, T, H] or null: a
+  void *dn;                     // T [B, T, H, V]: dy / d, for walk_back and gradient
+  float *d_amounts;             // [B, T, H] or null
+  float *query_sums;            // [B·H, N, KP]: Q̃ᵀ da
+  float *vector_gradients;      // [B·H, N, KP]: gradients of the z that leave the chunks
+  const float *d_final_vector;  // [B, H, K] or null: zeros
+  float *d_initial_vector;      // [B, H, K] or null
+  float *d_input;               // [B, T, H] or null
+  int input_is_float;           // the input gate's type: 1 float32, 0 bf16
+  int divisor;                  // 0: none, 1: a + ε, 2: max(|a|, floor) + ε, 3: max(|a|, e^−m) + ε
+  float floor, epsilon;
+};
+
 /// Arguments of all four kernels; a kernel reads what its comment names. T is the kernel's element
 /// type. Letters: B batch, T tokens, H heads, Hk key heads (head h reads key head h / (H / Hk)), K,
 /// V sizes of keys and values (multiples of 8), N = ⌈T / 64⌉ chunks.
@@ -63,6 +88,7 @@ struct MixerArgs {
   int beta_is_float;  // likewise
   float scale;        // s, multiplies the outputs
   int normalize;      // 1: q and k are divided by √(Σ² + 1e-6); dq, dk are those of the results
+  NormalizerArgs n;   // linear attention with gate kinds 0 to 2
 };
 
 #ifndef GYRE_KEYS
@@ -209,33 +235,98 @@ DEV bool is_level(int i, int j) {
   return i > j && (i ^ j) >= L && (i ^ j) < 2 * L;
 }
 
-/// What a chunk's tokens have decayed by where one factor serves all channels: the running sum of
-/// log2 decays and the number of closed tokens (resets, decays of 0) so far, which no pair may
-/// cross.
-struct ScalarDecays {
-  float sum[64], closed[64];
-  float lead[64], tail[64];  // from the chunk's start through a token; after it to the chunk's end
+DEV float larger(float a, float b) {
+  return a > b ? a : b;
+}
 
-  /// One warp; all must wait for it.
-  DEV_MEMBER void fill(const MixerArgs &p, int batch, int head, int start) {
-    const int lane = threadIdx.x & 31;
-    float g[2], shut[2];
+/// The scalar gates of two tokens a lane, in log2, and what they make of the stabiliser:
+/// m ← max(m + rise, top), through each token from the chunk's start.
+struct GatePair {
+  u32 bits[2], input_bits[2];  // on their way
+  int resets[2];
+  float decay[2], shut[2], input[2], rise[2], top[2];
+
+  DEV_MEMBER void fetch(const MixerArgs &p, int batch, int head, int start) {
 #pragma unroll
     for (int i = 0; i < 2; i++) {
-      const int t = start + lane * 2 + i;
-      const long long row = (long long)batch * p.tokens + t;
-      g[i] = shut[i] = 0.0f;
-      if (t < p.tokens) {
-        if (p.gate_kind)
-          g[i] = load_any(p.gate, p.gate_is_float, p.gate_kind == 1 ? head : row * p.heads + head);
-        if (g[i] < -1e30f || (p.reset && p.reset[row])) {
-          g[i] = 0.0f;
-          shut[i] = 1.0f;
-        }
-      }
-      g[i] *= 1.4426950408889634f;
+      const int t = start + (threadIdx.x & 31) * 2 + i, last = t < p.tokens ? t : p.tokens - 1;
+      const long long row = (long long)batch * p.tokens + last, at = row * p.heads + head;
+      bits[i] = p.gate_kind ? load_bits(p.gate, p.gate_is_float, p.gate_kind == 1 ? head : at) : 0;
+      input_bits[i] = p.n.input_gate ? load_bits(p.n.input_gate, p.n.input_is_float, at) : 0;
+      resets[i] = p.reset ? p.reset[row] : 0;
     }
-    float s = g[0] + g[1], n = shut[0] + shut[1];
+  }
+  /// After fetch.
+  DEV_MEMBER void open(const MixerArgs &p, int start) {
+    const float none = -1e30f, log2e = 1.4426950408889634f;
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      decay[i] = shut[i] = rise[i] = 0.0f;
+      input[i] = p.n.input_gate ? none : 0.0f;
+      top[i] = none;
+      if (start + (int)(threadIdx.x & 31) * 2 + i >= p.tokens) continue;
+      if (p.gate_kind) decay[i] = number(bits[i], p.gate_is_float) * log2e;
+      if (p.n.input_gate) {
+        input[i] = number(input_bits[i], p.n.input_is_float) * log2e;
+        // A new document starts from m = 0.
+        top[i] = resets[i] ? larger(decay[i], input[i]) : input[i];
+      }
+      rise[i] = decay[i];
+      if (decay[i] < -1e30f || resets[i]) {
+        rise[i] = none;
+        decay[i] = 0.0f;
+        shut[i] = 1.0f;
+      }
+    }
+  }
+  /// Makes rise and top those of all tokens from the chunk's start.
+  DEV_MEMBER void scan_stabilizer() {
+    const int lane = threadIdx.x & 31;
+    top[1] = larger(top[0] + rise[1], top[1]);
+    rise[1] += rise[0];
+    float r = rise[1], m = top[1];
+#pragma unroll
+    for (int d = 1; d < 32; d *= 2) {
+      const float r_before = __shfl_up_sync(0xffffffffu, r, d),
+                  m_before = __shfl_up_sync(0xffffffffu, m, d);
+      if (lane >= d) {
+        m = larger(m_before + r, m);
+        r += r_before;
+      }
+    }
+    const float r_before = __shfl_up_sync(0xffffffffu, r, 1),
+                m_before = __shfl_up_sync(0xffffffffu, m, 1);
+    if (lane) {
+      top[0] = larger(m_before + rise[0], top[0]);
+      rise[0] += r_before;
+    }
+    rise[1] = r;
+    top[1] = m;
+  }
+};
+
+/// What a chunk's tokens have decayed by where one factor serves all channels: the running sum of
+/// log2 decays and the number of closed tokens (resets, decays of 0) so far, which no pair may
+/// cross. Input gates and stabilisers count as decays: e^(c_i − m_i − c_j + ĩ_j) ≤ 1.
+struct ScalarDecays {
+  float row[64], column[64], closed[64];
+  float lead[64], tail[64];  // from the chunk's start through a token; after it to the chunk's end
+
+  /// One warp, which has fetched `x`; all must wait for it.
+  DEV_MEMBER void fill(const MixerArgs &p, GatePair &x, int batch, int head, int start) {
+    const int lane = threadIdx.x & 31;
+    float begin = 0.0f, m[2] = {0.0f, 0.0f};
+    if (p.n.input_gate) {
+      const long long place = (long long)batch * p.heads + head;
+      begin = p.n.stabilizers[(place * (p.chunks + 1) + start / CHUNK) * 2];
+    }
+    x.open(p, start);
+    if (p.n.input_gate) {
+      x.scan_stabilizer();
+#pragma unroll
+      for (int i = 0; i < 2; i++) m[i] = larger(begin + x.rise[i], x.top[i]);
+    }
+    float s = x.decay[0] + x.decay[1], n = x.shut[0] + x.shut[1];
 #pragma unroll
     for (int d = 1; d < 32; d *= 2) {
       const float s_before = __shfl_up_sync(0xffffffffu, s, d),
@@ -245,19 +336,27 @@ struct ScalarDecays {
         n += n_before;
       }
     }
-    const float all = __shfl_sync(0xffffffffu, s, 31), all_shut = __shfl_sync(0xffffffffu, n, 31);
+    const float all = __shfl_sync(0xffffffffu, s, 31) - __shfl_sync(0xffffffffu, m[1], 31),
+                all_shut = __shfl_sync(0xffffffffu, n, 31);
 #pragma unroll
     for (int i = 0; i < 2; i++) {
-      const float c = i ? s : s - g[1], m = i ? n : n - shut[1];
-      sum[lane * 2 + i] = c;
-      closed[lane * 2 + i] = m;
-      lead[lane * 2 + i] = m == 0.0f ? exp2_of(c < 0.0f ? c : 0.0f) : 0.0f;
-      tail[lane * 2 + i] = m == all_shut ? exp2_of(all - c < 0.0f ? all - c : 0.0f) : 0.0f;
+      const float c = i ? s : s - x.decay[1], shut = i ? n : n - x.shut[1];
+      const float from = c - m[i], to = c - x.input[i], to_end = all - to;
+      row[lane * 2 + i] = from;
+      column[lane * 2 + i] = to;
+      closed[lane * 2 + i] = shut;
+      lead[lane * 2 + i] =
+          shut == 0.0f ? exp2_of(from + begin < 0.0f ? from + begin : 0.0f) : 0.0f;
+      tail[lane * 2 + i] = shut == all_shut ? exp2_of(to_end < 0.0f ? to_end : 0.0f) : 0.0f;
+      if (p.n.row_sums && !p.n.d_amounts) {
+        const long long place = ((long long)batch * p.heads + head) * p.chunks + start / CHUNK;
+        p.n.row_sums[place * 128 + 64 + lane * 2 + i] = exp2_of(-m[i]);
+      }
     }
   }
   /// The decay from token j through token i ≥ j.
   DEV_MEMBER float between(int i, int j) const {
-    const float d = sum[i] - sum[j];
+    const float d = row[i] - column[j];
     return closed[i] == closed[j] ? exp2_of(d < 0.0f ? d : 0.0f) : 0.0f;
   }
 };

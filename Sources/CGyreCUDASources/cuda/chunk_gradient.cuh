@@ -18,7 +18,7 @@
 /// Chunk `chunk` of row `index` of B·H, 256 threads, GradientLayout::bytes of shared memory; V:
 /// values rounded up to 64 or 128. Reads q, k, v, a, b, gate, beta, reset, records, extras, states,
 /// state_gradients, dy; writes dq, dk, dv, da, db, d_gate, d_beta. SCALAR: gate kinds 0 to 2,
-/// linear attention and the delta rule only, and faster; without it any kind.
+/// the delta rule only, and faster; without it any kind.
 template <int RULE, int K, int V, bool SCALAR, typename E>
 DEV void gradient(const MixerArgs &p, int chunk, int index) {
   typedef GradientLayout<RULE, K, V> L;
@@ -46,6 +46,8 @@ DEV void gradient(const MixerArgs &p, int chunk, int index) {
   const long long head_row = (token * p.heads + head) * p.keys,
                   head_stride = (long long)p.heads * p.keys;
 
+  GatePair gates;
+  if (SCALAR && warp == 0) gates.fetch(p, batch, head, start);
   KeptState<K, V> state, state_gradient;
   state.fetch(p.states, place, p.values);
   state_gradient.fetch(p.state_gradients, place, p.values);
@@ -74,7 +76,7 @@ DEV void gradient(const MixerArgs &p, int chunk, int index) {
   }
   ScalarDecays &decays = *(ScalarDecays *)total;
   if (SCALAR) {
-    if (warp == 0) decays.fill(p, batch, head, start);
+    if (warp == 0) decays.fill(p, gates, batch, head, start);
   } else {
     load_scalar_decays(scalar, p, batch, head, start);
   }
@@ -243,9 +245,10 @@ DEV void gradient(const MixerArgs &p, int chunk, int index) {
     }
   }
   __syncthreads();
-  if (SCALAR) {
-    scalar_gradients<RULE, K, V, E>(p, m, decays, key_row, key_stride, head_row, head_stride, rows,
-                                    token, head);
+  if constexpr (SCALAR) {
+    static_assert(RULE == BETA, "linear attention has chunk_gradient_linear.cuh");
+    scalar_gradients<K, V, E>(p, m, decays, key_row, key_stride, head_row, head_stride, rows, token,
+                              head);
     return;
   }
 

@@ -24,8 +24,8 @@ struct GradientLayout {
   static constexpr int raw_q = stage_end > result_end ? stage_end : result_end;
   static constexpr int raw_k = raw_q + 4096;
   static constexpr int exchange = raw_k + 4096;  // 8 warps × 1280: level tiles, or float [16][40]
-  static constexpr int total = exchange + 8 * 1280;  // float [4][64]
-  static constexpr int cross = total + 512;          // float [4][4][64]
+  static constexpr int total = exchange + 8 * 1280;  // float [4][64], or ScalarDecays
+  static constexpr int cross = total + 640;          // float [4][4][64]
   static constexpr int carry = cross + 2048;         // float [8][64]
   static constexpr int sums = carry + 1024;          // float [2][64]
   static constexpr int beta = sums + 256, scalar = beta + 128,

@@ -6,13 +6,11 @@
 
 #define GYRE_VALUES (192 - GYRE_KEYS)
 #define EACH(RULE, E, K)                                          \
-  each_steep(args, [&](int chunk, int row) {                      \
+  each_gradient<false>(args, [&](int chunk, int row) {            \
     gradient<RULE, K, GYRE_VALUES, false, E>(args, chunk, row);   \
   })
 #define GRADIENTS(E, e, K)                                                                       \
   ENTRY(linear_attention_gradient_##e##_k##K##_mixed, MixerArgs, 256, EACH(LINEAR, E, K))        \
-  ENTRY(linear_attention_gradient_scalar_##e##_k##K##_mixed, MixerArgs, 256,                     \
-        gradient<LINEAR, K, GYRE_VALUES, true, E>(args, blockIdx.x, blockIdx.y))                 \
   ENTRY(delta_rule_beta_gradient_##e##_k##K##_mixed, MixerArgs, 256, EACH(BETA, E, K))           \
   ENTRY(delta_rule_beta_gradient_scalar_##e##_k##K##_mixed, MixerArgs, 256,                      \
         gradient<BETA, K, GYRE_VALUES, true, E>(args, blockIdx.x, blockIdx.y))                   \

@@ -125,3 +125,13 @@ DEV void each_steep(const MixerArgs &p, const Body &body) {
     }
   }
 }
+
+/// What the gradient calls: sizes without a mild gradient have a grid of all places, and no loop, whose
+/// registers they could not spare.
+template <bool HAS_MILD, typename Body>
+DEV void each_gradient(const MixerArgs &p, const Body &body) {
+  if (HAS_MILD)
+    each_steep(p, body);
+  else
+    body((int)(blockIdx.x % p.chunks), (int)(blockIdx.x / p.chunks));
+}

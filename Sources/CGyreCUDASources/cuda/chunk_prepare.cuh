@@ -8,6 +8,7 @@
 // with Q̄, K̄, Ā decayed from the chunk's start and K̂, B̂ to its end. T comes from 16-row blocks
 // inverted by substitution in float32 and merged 16 → 32 → 64 by T₂₁ = −T₂₂ A₂₁ T₁₁.
 #pragma once
+#include "chunk_normalizer.cuh"
 #include "chunk_solve.cuh"
 
 /// Products of the rows of X with the columns of X, both sets, over 64 channels.
@@ -173,7 +174,7 @@ DEV void prepare_scalar(const MixerArgs &p, u16 *m, const ScalarDecays &decays, 
     if (RULE == BETA) ((uint4 *)(m + L::A))[i] = scaled8(key, -beta[row] * lead);
     *k = scaled8(key, decays.tail[row]);
   }
-  if (threadIdx.x < K) d[threadIdx.x] = decays.lead[63];
+  for (int k = threadIdx.x; k < K; k += 128) d[k] = decays.lead[63];
 }
 
 DEV_CONST bool is_compact(int rule, int keys, bool is_scalar) {
@@ -204,6 +205,8 @@ DEV void prepare(const MixerArgs &p, int chunk, int index) {
   const long long token = (long long)batch * p.tokens + start;
   const long long key_row = (token * p.key_heads + key_head) * p.keys;
   const long long key_stride = (long long)p.key_heads * p.keys;
+  GatePair gates;
+  if (SCALAR && warp == 0) gates.fetch(p, batch, head, start);
   load_rows<K>(m + L::Q, (const E *)p.q, key_row, key_stride, rows, p.keys, 128);
   load_rows<K>(m + L::H, (const E *)p.k, key_row, key_stride, rows, p.keys, 128);
   if (RULE == GENERAL) {
@@ -222,7 +225,7 @@ DEV void prepare(const MixerArgs &p, int chunk, int index) {
   float *d_out = (float *)(record + R::D * 2);
   if (SCALAR) {
     ScalarDecays &decays = *(ScalarDecays *)total;
-    if (warp == 0) decays.fill(p, batch, head, start);
+    if (warp == 0) decays.fill(p, gates, batch, head, start);
     copy_wait<0>();
     __syncthreads();
     if (p.normalize) {
@@ -231,6 +234,7 @@ DEV void prepare(const MixerArgs &p, int chunk, int index) {
     }
     prepare_scalar<RULE, K, COMPACT>(p, m, decays, beta, diagonal, d_out);
     __syncthreads();
+    if (RULE == LINEAR && p.n.row_sums) sum_tiles<K>(p, m + L::P, m + L::H, diagonal, place);
     finish<RULE, K, COMPACT>(p, m, diagonal, beta, record, place);
     return;
   }

@@ -25,8 +25,8 @@ struct PrepareLayout {
   static constexpr int KT = COMPACT ? G : R::KT, W = COMPACT ? A : R::W;
   static constexpr int scratch = RULE == LINEAR ? P : G;  // level tiles of one warp's 16
   static constexpr int diagonal = end;                    // float [4][256]
-  static constexpr int total = diagonal + 2048;           // float [4][64]
-  static constexpr int beta = total + 512;                // float [64]
+  static constexpr int total = diagonal + 2048;           // float [4][64], or ScalarDecays
+  static constexpr int beta = total + 640;                // float [64]
   static constexpr int scalar = beta + 128;               // float [64]
   static constexpr int bytes = (scalar + 128) * 2;
 };

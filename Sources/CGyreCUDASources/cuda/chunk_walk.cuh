@@ -2,7 +2,7 @@
 // a head's state, transposed ([16 values, K]) in the accumulators of its products, so that nothing
 // but the copies of the next records is shared between warps.
 #pragma once
-#include "chunk_common.cuh"
+#include "chunk_normalizer.cuh"
 
 #if GYRE_BULK
 enum { SHARED_LIMIT = 225 * 1024 };
@@ -10,23 +10,25 @@ enum { SHARED_LIMIT = 225 * 1024 };
 enum { SHARED_LIMIT = 160 * 1024 };
 #endif
 
-template <int RULE, int K, int VT, bool BACK>
+template <int RULE, int K, int VT, bool BACK, bool NORM>
 struct WalkLayout {
   typedef Record<RULE, K> R;
   // What the pass reads of a record is contiguous: all of it, or from W (without W: from Q̃) on.
   static constexpr int from = BACK ? R::W * 2 : 0;
   static constexpr int copied = R::bytes - from;
   static constexpr int rows = (copied + 1023) / 1024 * 1024;  // where the rows of v or dO start
-  static constexpr int stage = rows + (64 * VT * 2 + 1023) / 1024 * 1024;
+  static constexpr int sums = rows + (64 * VT * 2 + 1023) / 1024 * 1024;  // of rows, of columns
+  static constexpr int summed = NORM ? (BACK ? 0 : 512) + K * 4 : 0;
+  static constexpr int stage = sums + (summed + 1023) / 1024 * 1024;
   static constexpr int fit = (SHARED_LIMIT - 1024) / stage;
   static constexpr int stages = fit > 4 ? 4 : fit < 2 ? 2 : fit;
   static constexpr int bytes = stages * stage + 1024;
 };
 
 /// The stages of shared memory that the records and the rows of v or dO pass through.
-template <int RULE, int K, int VT, bool BACK, int THREADS, typename E>
+template <int RULE, int K, int VT, bool BACK, bool NORM, int THREADS, typename E>
 struct Stages {
-  typedef WalkLayout<RULE, K, VT, BACK> L;
+  typedef WalkLayout<RULE, K, VT, BACK, NORM> L;
   typedef Record<RULE, K> R;
   const MixerArgs &p;
   unsigned char *memory;
@@ -68,6 +70,16 @@ struct Stages {
       load_rows<VT>((u16 *)(to + L::rows), values, row_base + start * token_stride, token_stride,
                     p.tokens - start < CHUNK ? p.tokens - start : CHUNK, p.values - v_tile,
                     THREADS);
+      if (NORM) {
+        const long long place = (long long)blockIdx.y * p.chunks + chunk(step);
+        const float *columns = (BACK ? p.n.query_sums : p.n.key_sums) + place * K;
+        constexpr int rows = L::summed - K * 4;
+        for (int i = threadIdx.x * 16; i < L::summed; i += THREADS * 16)
+          copy16(to + L::sums + i,
+                 i < rows ? (const unsigned char *)(p.n.row_sums + place * 128) + i
+                          : (const unsigned char *)columns + (i - rows),
+                 true);
+      }
     }
     copy_commit();
   }
@@ -83,15 +95,16 @@ struct Stages {
 /// Grid (⌈V / VT⌉, B·H), 2 VT threads, WalkLayout::bytes of shared memory.
 /// Forward: reads records, v, initial; writes y, and final, states where given.
 /// Backward: reads records, dy, d_final; writes state_gradients, and d_initial where given.
-template <int RULE, int K, int VT, bool BACK, typename E>
+/// NORM: with the normaliser's vector beside the state, linear attention only; dy is its dn.
+template <int RULE, int K, int VT, bool BACK, typename E, bool NORM = false>
 DEV void walk(const MixerArgs &p) {
-  typedef WalkLayout<RULE, K, VT, BACK> L;
+  typedef WalkLayout<RULE, K, VT, BACK, NORM> L;
   typedef Record<RULE, K> R;
   constexpr int STEPS = K / 16, THREADS = VT * 2;
   SHARED(memory);
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, c = (lane & 3) * 2;
   const int v_tile = blockIdx.x * VT, mine = warp * 16;
-  Stages<RULE, K, VT, BACK, THREADS, E> stages(p, memory);
+  Stages<RULE, K, VT, BACK, NORM, THREADS, E> stages(p, memory);
 
   float S[K / 8][4];
   const float *begin = BACK ? p.d_final : p.initial;
@@ -107,6 +120,9 @@ DEV void walk(const MixerArgs &p) {
     }
   uint4 *keep = (uint4 *)(BACK ? p.state_gradients : p.states);
   const int v_blocks = (p.values + 15) / 16, v_block = (v_tile + mine) / 16;
+  WalkVector<NORM ? K : 16, BACK> vector;
+  if (NORM) vector.begin(p);
+  float *const amounts = NORM && !BACK ? amounts_of(p) : nullptr;
 
 #pragma unroll 1
   for (int step = 0; step < p.chunks; step++) {
@@ -114,7 +130,7 @@ DEV void walk(const MixerArgs &p) {
     unsigned char *stage = stages.at_step(step);
     const u16 *tiles = (const u16 *)(stage - L::from);  // the record's offsets hold
     const u16 *rows = (const u16 *)(stage + L::rows);
-    const float *d = (const float *)(tiles + R::D);
+    const float *d = (const float *)(tiles + R::D), *sums = (const float *)(stage + L::sums);
     u32 s[STEPS][4];
 #pragma unroll
     for (int i = 0; i < STEPS; i++) as_a(s[i], S[i * 2], S[i * 2 + 1]);
@@ -124,6 +140,11 @@ DEV void walk(const MixerArgs &p) {
                   lane;
 #pragma unroll
       for (int i = 0; i < STEPS; i++) to[i * 32] = {s[i][0], s[i][1], s[i][2], s[i][3]};
+    }
+    if (NORM) {
+      if (!BACK) vector.split();
+      vector.keep(BACK ? p.n.vector_gradients : p.n.vectors,
+                  ((long long)blockIdx.y * p.chunks + chunk) * K, K);
     }
     stages.advance(step);
 
@@ -175,14 +196,16 @@ DEV void walk(const MixerArgs &p) {
     if (!BACK) {
 #pragma unroll
       for (int m = 0; m < 4; m++) {
-        float o[2][4];
+        float o[2][4], amount[1][4];
         clear(o);
+        clear(amount);
 #pragma unroll
         for (int i = 0; i < STEPS; i++) {
           u32 a[4];
           load_a<K>(a, tiles + R::Q, m * 16, i * 16);
           mma(o[0], a, s[i][0], s[i][2]);
           mma(o[1], a, s[i][1], s[i][3]);
+          if (NORM) mma(amount[0], a, vector.column[NORM ? i : 0][0], vector.column[NORM ? i : 0][1]);
         }
 #pragma unroll
         for (int j = 0; j <= m; j++) {
@@ -195,6 +218,7 @@ DEV void walk(const MixerArgs &p) {
         for (int h = 0; h < 2; h++) {
           const int t = chunk * CHUNK + m * 16 + g + h * 8;
           const long long row = stages.row_base + t * stages.token_stride;
+          if (NORM) divide(p, o, amount[0], sums, amounts, chunk, m * 16 + g + h * 8, h);
 #pragma unroll
           for (int n = 0; n < 2; n++) {
             const int value = mine + n * 8 + c;
@@ -204,8 +228,12 @@ DEV void walk(const MixerArgs &p) {
         }
       }
     }
+    if (NORM) vector.advance(sums + (BACK ? 0 : 128), d);
   }
   copy_wait<0>();
+  if (NORM)
+    vector.keep(BACK ? p.n.d_initial_vector : p.n.final_vector, (long long)blockIdx.y * p.keys,
+                p.keys);
   float *end = BACK ? p.d_initial : p.final;
   if (end)
 #pragma unroll
@@ -225,9 +253,9 @@ template <int K, int VT>
 struct TeamLayout {
   static constexpr int bytes = VT / 16 * (16 * K + 16 * 64) * 2;
 };
-template <int RULE, int K, int VT, bool BACK, typename E>
+template <int RULE, int K, int VT, bool BACK, typename E, bool NORM = false>
 DEV void walk_team(const MixerArgs &p) {
-  typedef WalkLayout<RULE, K, VT, BACK> L;
+  typedef WalkLayout<RULE, K, VT, BACK, NORM> L;
   typedef Record<RULE, K> R;
   constexpr int STEPS = K / 16, THREADS = VT * 8, OWN = K / 4;
   SHARED(memory);
@@ -236,7 +264,7 @@ DEV void walk_team(const MixerArgs &p) {
   const int v_tile = blockIdx.x * VT, mine = group * 16, own = member * OWN;
   u16 *shared_state = (u16 *)(memory + L::bytes) + group * (16 * K + 16 * 64);
   u16 *shared_y = shared_state + 16 * K;
-  Stages<RULE, K, VT, BACK, THREADS, E> stages(p, memory);
+  Stages<RULE, K, VT, BACK, NORM, THREADS, E> stages(p, memory);
 
   float S[OWN / 8][4];
   const float *begin = BACK ? p.d_final : p.initial;
@@ -252,6 +280,9 @@ DEV void walk_team(const MixerArgs &p) {
     }
   uint4 *keep = (uint4 *)(BACK ? p.state_gradients : p.states);
   const int v_blocks = (p.values + 15) / 16, v_block = (v_tile + mine) / 16;
+  WalkVector<NORM ? K : 16, BACK> vector;
+  if (NORM) vector.begin(p);
+  float *const amounts = NORM && !BACK ? amounts_of(p) : nullptr;
 
 #pragma unroll 1
   for (int step = 0; step < p.chunks; step++) {
@@ -259,8 +290,13 @@ DEV void walk_team(const MixerArgs &p) {
     unsigned char *stage = stages.at_step(step);
     const u16 *tiles = (const u16 *)(stage - L::from);
     const u16 *rows = (const u16 *)(stage + L::rows);
-    const float *d = (const float *)(tiles + R::D);
+    const float *d = (const float *)(tiles + R::D), *sums = (const float *)(stage + L::sums);
     store_tile<K>(shared_state, 0, own, S);
+    if (NORM) {
+      if (!BACK) vector.split();
+      vector.keep(BACK ? p.n.vector_gradients : p.n.vectors,
+                  ((long long)blockIdx.y * p.chunks + chunk) * K, K);
+    }
     stages.advance(step);
 
     u32 s[STEPS][4];
@@ -296,17 +332,19 @@ DEV void walk_team(const MixerArgs &p) {
     u32 va[4][4];
 #pragma unroll
     for (int j = 0; j < 4; j++) load_a_t<VT>(va[j], rows, mine, j * 16);
-    float o[2][4];
+    float o[2][4], amount[1][4];
     if (!BACK) {
       float o_odd[2][4];
       clear(o);
       clear(o_odd);
+      clear(amount);
 #pragma unroll
       for (int i = 0; i < STEPS; i++) {
         u32 a[4];
         load_a<K>(a, tiles + R::Q, member * 16, i * 16);
         mma(i & 1 ? o_odd[0] : o[0], a, s[i][0], s[i][2]);
         mma(i & 1 ? o_odd[1] : o[1], a, s[i][1], s[i][3]);
+        if (NORM) mma(amount[0], a, vector.column[NORM ? i : 0][0], vector.column[NORM ? i : 0][1]);
       }
 #pragma unroll
       for (int j = 0; j < 4; j++)
@@ -360,6 +398,7 @@ DEV void walk_team(const MixerArgs &p) {
       for (int h = 0; h < 2; h++) {
         const int t = chunk * CHUNK + member * 16 + g + h * 8;
         const long long row = stages.row_base + t * stages.token_stride;
+        if (NORM) divide(p, o, amount[0], sums, amounts, chunk, member * 16 + g + h * 8, h);
 #pragma unroll
         for (int n = 0; n < 2; n++) {
           const int value = mine + n * 8 + c;
@@ -367,8 +406,12 @@ DEV void walk_team(const MixerArgs &p) {
             store_two((E *)p.y, row + value, o[n][h * 2], o[n][h * 2 + 1]);
         }
       }
+    if (NORM) vector.advance(sums + (BACK ? 0 : 128), d);
   }
   copy_wait<0>();
+  if (NORM)
+    vector.keep(BACK ? p.n.d_initial_vector : p.n.final_vector, (long long)blockIdx.y * p.keys,
+                p.keys);
   float *end = BACK ? p.d_initial : p.final;
   if (end)
 #pragma unroll

@@ -31,13 +31,13 @@
   ENTRY(delta_rule_walk_back_team_##e##_k##K, MixerArgs, 256,                                     \
         walk_team<BETA, K, 32, true, E>(args))                                                    \
   ENTRY_BLOCKS(delta_rule_beta_gradient_##e##_k##K, MixerArgs, 256, (K == 64 ? 2 : 1),            \
-               each_steep(args, [&](int chunk, int row) {                                         \
+               each_gradient<K == 64>(args, [&](int chunk, int row) {                             \
                  gradient<BETA, K, K, false, E>(args, chunk, row);                                \
                }))                                                                                \
   ENTRY_BLOCKS(delta_rule_beta_gradient_scalar_##e##_k##K, MixerArgs, 256, (K == 64 ? 2 : 1),     \
                gradient<BETA, K, K, true, E>(args, blockIdx.x, blockIdx.y))                       \
   ENTRY(delta_rule_general_gradient_##e##_k##K, MixerArgs, 256,                                   \
-        each_steep(args, [&](int chunk, int row) {                                                \
+        each_gradient<K == 64>(args, [&](int chunk, int row) {                                    \
           gradient<GENERAL, K, K, false, E>(args, chunk, row);                                    \
         }))
 

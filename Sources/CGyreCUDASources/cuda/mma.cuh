@@ -42,6 +42,11 @@ DEV float exp2_of(float x) {
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
+DEV float reciprocal(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
 DEV float lowest_bits(u32 x) {
   return __uint_as_float(x);
 }
@@ -154,6 +159,14 @@ DEV void store_two(float *p, long long i, float x, float y) {
 /// An element of an array that is float32 or bf16.
 DEV float load_any(const void *p, bool is_float, long long i) {
   return is_float ? ((const float *)p)[i] : lowest_bits((u32)((const bf16 *)p)[i].bits << 16);
+}
+/// Its bits, to be made a number where it is needed: a load that is converted at once is waited for
+/// where it stands.
+DEV u32 load_bits(const void *p, bool is_float, long long i) {
+  return is_float ? ((const u32 *)p)[i] : (u32)((const bf16 *)p)[i].bits;
+}
+DEV float number(u32 bits, bool is_float) {
+  return lowest_bits(is_float ? bits : bits << 16);
 }
 DEV two load_two_any(const void *p, bool is_float, long long i) {
   return is_float ? load_two((const float *)p, i) : load_two((const bf16 *)p, i);

@@ -174,6 +174,31 @@ typedef struct gyre_group_sum_args {
   gyre_array out[2];
 } gyre_group_sum_args;
 
+// MARK: bonus.cu
+
+// out[t] = x[t + 1] in bfloat16, rows of `columns`, a multiple of 8; 0 before a reset and at the end.
+typedef struct gyre_shift_args {
+  long batch, tokens, columns;
+  GYRE_CUDA_PTR(const void) x;
+  GYRE_CUDA_PTR(void) out;
+  GYRE_CUDA_PTR(const int) reset;  // [batch, tokens]
+} gyre_shift_args;
+
+// All in bfloat16 but u, state; key_size at most 128 in the gradient.
+typedef struct gyre_bonus_args {
+  long batch, tokens, heads, key_size, value_size;
+  float scale;
+  int unused;
+  gyre_array q, k, v, u;  // u: [heads, key_size]
+  gyre_array state;       // [batch, heads, key_size, value_size] float32, or absent
+  gyre_array o;           // what moved queries read; backward their gradient
+  gyre_array y, dy;
+  gyre_array dq, dk, dv;
+  GYRE_CUDA_PTR(const int) reset;
+  GYRE_CUDA_PTR(float) dstate;   // added to, or null
+  GYRE_CUDA_PTR(float) partial;  // gradients of u to be summed: [splits, batch, heads, key_size]
+} gyre_bonus_args;
+
 // out[r] = <x[r], y[r]>.
 typedef struct gyre_row_dot_args {
   long rows, columns;

@@ -7,6 +7,31 @@
 extern "C" {
 #endif
 
+/// What divides the outputs of linear attention with gates of kinds 0 to 2: y = o / d, a = s z·q,
+/// z ← D z + w k. Null pointers where allowed. KP is gyre_cuda_mixer_size's of K.
+struct gyre_cuda_normalizer_args {
+  const void *input_gate;       // ĩ [B, T, H], w = e^(ĩ − m), or null: w = 1
+  const float *initial_max;     // [B, H] or null: 0
+  float *final_max;             // [B, H] or null
+  float *stabilizers;           // workspace [B·H, N + 1, 2], with input gates; until the gradient
+  float *row_sums;              // workspace [B·H, N, 2, 64]; until the gradient
+  float *key_sums;              // workspace [B·H, N, KP]; until the walk
+  const float *initial_vector;  // [B, H, K] or null: zeros
+  float *final_vector;          // [B, H, K] or null
+  float *vectors;               // workspace [B·H, N, KP]; null without gradients
+  float *amounts;               // workspace [B, T, H]; null without gradients
+  void *dn;                     // element [B, T, H, V], takes the place of dy after normalize_back
+  float *d_amounts;             // workspace [B, T, H]; null in the forward pass
+  float *query_sums;            // workspace [B·H, N, KP]
+  float *vector_gradients;      // workspace [B·H, N, KP]
+  const float *d_final_vector;  // [B, H, K] or null: zeros
+  float *d_initial_vector;      // [B, H, K] or null
+  float *d_input;               // [B, T, H] or null
+  int input_is_float;           // the input gate's type: 1 float32, 0 bf16
+  int divisor;                  // 0: none, 1: a + ε, 2: max(|a|, floor) + ε, 3: max(|a|, e^−m) + ε
+  float floor, epsilon;
+};
+
 /// B batch, T tokens, H heads, Hk key heads, K and V sizes of keys and values (multiples of 8), N
 /// chunks of 64 tokens. "element": bf16, or float32 in the kernels named `_float_`. Null pointers
 /// where allowed.
@@ -42,6 +67,7 @@ struct gyre_cuda_mixer_args {
   int beta_is_float;  // likewise
   float scale;        // multiplies the outputs
   int normalize;      // 1: q and k are divided by √(Σ² + 1e-6); dq, dk are those of the results
+  struct gyre_cuda_normalizer_args n;
 };
 
 struct gyre_cuda_scan_args {
@@ -68,6 +94,10 @@ enum gyre_cuda_mixer_rule {
 
 /// The kernels' size for K or V: rounded up to 64 or 128; 0: no kernel.
 static inline int gyre_cuda_mixer_size(int n) { return n % 8 || n > 128 ? 0 : n <= 64 ? 64 : 128; }
+/// The same for K of linear attention with gates of kinds 0 to 2, which takes V of any multiple of 8.
+static inline int gyre_cuda_mixer_wide_size(int n) {
+  return n % 8 || n > 256 ? 0 : n <= 64 ? 64 : n <= 128 ? 128 : 256;
+}
 
 /// Bytes a chunk and head of `records`; `size` is gyre_cuda_mixer_size's of K, here and below.
 static inline long gyre_cuda_mixer_record_bytes(enum gyre_cuda_mixer_rule rule, int size) {
@@ -84,18 +114,21 @@ static inline long gyre_cuda_mixer_state_bytes(int values, int size) {
 static inline int gyre_cuda_mixer_prepare_shared(enum gyre_cuda_mixer_rule rule, int size,
                                                  int is_scalar) {
   if (is_scalar && rule == GYRE_CUDA_MIXER_BETA && size == 64)
-    return (6 * 4096 + 2048 + 512 + 256) * 2;
+    return (6 * 4096 + 2048 + 640 + 256) * 2;
   const int tiles = 64 * size;
   int n = 4096 + (rule == GYRE_CUDA_MIXER_LINEAR ? 2 : 4) * tiles;
   n += rule == GYRE_CUDA_MIXER_LINEAR ? 4096 : rule * tiles + rule * 8192;
-  return (n + 2048 + 512 + 256) * 2;
+  return (n + 2048 + 640 + 256) * 2;
 }
+/// `has_norm`: with what divides the outputs.
 static inline int gyre_cuda_mixer_walk_shared(enum gyre_cuda_mixer_rule rule, int size, int is_back,
-                                              int is_team, int is_sm90) {
+                                              int is_team, int has_norm, int is_sm90) {
   const int values = is_team ? 32 : 64;
   const long copied =
       gyre_cuda_mixer_record_bytes(rule, size) - (is_back ? (4096L + 64L * size) * 2 : 0);
-  const long stage = (copied + 1023) / 1024 * 1024 + 64L * values * 2;
+  const long sums = has_norm ? (is_back ? 0 : 512) + size * 4L : 0;
+  const long stage =
+      (copied + 1023) / 1024 * 1024 + 64L * values * 2 + (sums + 1023) / 1024 * 1024;
   const long fit = ((is_sm90 ? 225 : 160) * 1024L - 1024) / stage;
   const long bytes = (fit > 4 ? 4 : fit < 2 ? 2 : fit) * stage + 1024;
   return (int)(bytes + (is_team ? 2 * (16L * size + 1024) * 2 : 0));
@@ -104,10 +137,16 @@ static inline int gyre_cuda_mixer_mild_prepare_shared(enum gyre_cuda_mixer_rule 
   const int tiles = (rule == GYRE_CUDA_MIXER_LINEAR ? 2 : 4) * 64 * size;
   return (tiles + (2 * rule + 1) * 4096 + 10 * size + 128) * 2;
 }
+/// normalize_back's.
+static inline int gyre_cuda_mixer_normalize_shared(void) { return (64 + 1024) * 4; }
 /// Keys and values of up to 64.
 static inline int gyre_cuda_mixer_mild_gradient_shared(enum gyre_cuda_mixer_rule rule) {
   const int tiles = rule == GYRE_CUDA_MIXER_LINEAR ? 8 : rule == GYRE_CUDA_MIXER_BETA ? 12 : 13;
   return (tiles * 4096 + 2944) * 2;
+}
+/// Linear attention with gates of kinds 0 to 2, any size.
+static inline int gyre_cuda_mixer_linear_gradient_shared(void) {
+  return (8 * 4096 + 640 + 1280 + 128 + 256) * 2;
 }
 /// `values` is gyre_cuda_mixer_size's of V.
 static inline int gyre_cuda_mixer_gradient_shared(enum gyre_cuda_mixer_rule rule, int size,
@@ -121,7 +160,7 @@ static inline int gyre_cuda_mixer_gradient_shared(enum gyre_cuda_mixer_rule rule
                      : rule == GYRE_CUDA_MIXER_BETA ? 2 * value_tile + 2 * 4096
                                                     : 2 * value_tile + 6 * 4096;
   return (2 * value_tile + 2 * size * values + (first > second ? first : second) + 2 * 4096 +
-          8 * 1280 + 4352) *
+          8 * 1280 + 4480) *
          2;
 }
 

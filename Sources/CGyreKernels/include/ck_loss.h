@@ -22,21 +22,22 @@ struct ck_cross_entropy_args {
 };
 
 /// gather: out[i] = table[tokens[i]]. scatter: dtable[tokens[i]] += dout[i], in the order of i for
-/// each token, whatever the number of threads. Tokens outside [0, vocabulary) give zeros and
-/// receive nothing.
+/// each token, whatever the number of threads. add: the same, a token's sum first, and no other row is
+/// touched. Tokens outside [0, vocabulary) give zeros and receive nothing.
 struct ck_embedding_args {
   long count, vocabulary, width;
   const int32_t *tokens;   // [count]
   const float *table;      // [vocabulary, width]; gather
   float *out;              // [count, width]; gather
-  const float *dout;       // [count, width]; scatter
-  float *dtable;           // [vocabulary, width], added to; scatter
+  const float *dout;       // [count, width]; scatter and add
+  float *dtable;           // [vocabulary, width], added to; scatter and add
 };
 
 struct ck_loss_table {
   void (*cross_entropy)(const struct ck_cross_entropy_args *);
   void (*embedding_gather)(const struct ck_embedding_args *);
   void (*embedding_scatter)(const struct ck_embedding_args *);
+  void (*embedding_add)(const struct ck_embedding_args *);
 };
 
 /// Fills the best kernels that `level` contains; false where this architecture lacks the level.

@@ -337,8 +337,11 @@ extension LinearAttentionForward {
 
   /// Values in bfloat16, whose products devices may form in it: two chunks and a bit.
   private static let halfCases: [OpCase] = {
-    let (B, T, H, K, V) = (1, 70, 2, 16, 24)
-    return [DecayKind.none, .constant, .scalar, .vector].map { decay in
+    func make(
+      _ label: String, _ decay: DecayKind, _ normalizer: LinearAttention.Normalizer = .none,
+      bonus: Bool = false, keyHeads: Int = 2, K: Int = 16, V: Int = 24
+    ) -> OpCase {
+      let (B, T, H) = (1, 70, 2)
       let gate: TestInput? =
         switch decay {
         case .none: nil
@@ -346,19 +349,34 @@ extension LinearAttentionForward {
         case .scalar: TestInput([B, T, H], .uniform(-0.5, 0))
         case .vector: TestInput([B, T, H, K], .uniform(-0.5, 0)).stored(as: .bfloat16)
         }
-      let keyHeads = decay == .scalar ? 1 : H
+      // A divisor of both signs may come near zero, where it magnifies what rounding has left.
+      let values: TestInput.Values = normalizer.hasVector ? .uniform(0.1, 1) : .normal()
       let inputs: [TestInput?] = [
-        TestInput([B, T, keyHeads, K]).stored(as: .bfloat16),
-        TestInput([B, T, keyHeads, K]).stored(as: .bfloat16),
-        TestInput([B, T, H, V]).stored(as: .bfloat16), gate, nil, nil,
-        TestInput([B, H, K, V]), nil, nil, testResets(batch: B, tokens: T),
+        TestInput([B, T, keyHeads, K], values).stored(as: .bfloat16),
+        TestInput([B, T, keyHeads, K], values).stored(as: .bfloat16),
+        TestInput([B, T, H, V]).stored(as: .bfloat16), gate,
+        normalizer.isExponential ? TestInput([B, T, H]) : nil,
+        bonus ? TestInput([H, K], .uniform(0, 1)) : nil,
+        TestInput([B, H, K, V]),
+        normalizer.hasVector ? TestInput([B, H, K], .uniform(0.5, 1)) : nil,
+        normalizer.isExponential ? TestInput([B, H], differentiable: false) : nil,
+        testResets(batch: B, tokens: T),
       ]
       return OpCase(
-        "bfloat16 \(decay)",
+        "bfloat16 \(label)",
         LinearAttentionForward(
-          form: .chunkwise, decay: decay, normalizer: .none, scale: 0.3,
+          form: .chunkwise, decay: decay, normalizer: normalizer, scale: 0.3,
           optional: OptionalInputs(inputs.map { $0 != nil })), inputs.compactMap { $0 },
-        tolerance: 1e-2, gradientTolerance: 2e-2, differenceTolerance: 1e-2)
+        tolerance: 1e-2, gradientTolerance: 2e-2, differenceTolerance: 1e-2,
+        differentiableOutputs: normalizer.isExponential ? 1 : nil)
     }
+    let exponential = LinearAttention.Normalizer.exponential(epsilon: 1e-6)
+    return [
+      make("none", .none), make("constant", .constant), make("scalar", .scalar, keyHeads: 1),
+      make("vector", .vector), make("bonus", .vector, bonus: true),
+      make("sum", .none, .sum(epsilon: 1e-6)), make("floor", .scalar, .floor(1, epsilon: 1e-6)),
+      make("exponential", .scalar, exponential, keyHeads: 1),
+      make("exponential wide", .scalar, exponential, K: 136, V: 136),
+    ]
   }()
 }

@@ -298,6 +298,7 @@ public protocol TokenProgramDevice: Device {
   ///   - program: its last phase writes `logits`, a vector of the vocabulary.
   ///   - position: tokens that the states have seen.
   ///   - precision: what weights are multiplied in.
+  ///   - draw: how a runner that draws (`DrawingTokenRunner`) does it.
   /// - Returns: nil where the device's kernels do not cover the program's sizes.
   func makeRunner(
     _ program: TokenProgram, logits: TokenProgram.Vector, vocabulary: Int, position: Int,
@@ -309,6 +310,12 @@ public protocol TokenProgramDevice: Device {
 public protocol TokenRunner: AnyObject {
   /// Reads one token a sequence; the logits `[B, vocabulary]` after them.
   func logits(after tokens: [Int32]) throws(DeviceError) -> [Float]
+  /// Kernels that a step launches.
+  var launches: Int { get }
+}
+
+/// A runner that draws tokens where the logits are, so that the host need not wait for them.
+public protocol DrawingTokenRunner: TokenRunner {
   /// Tells the draws which tokens came before, for the penalty of repetition.
   func observe(_ tokens: [Int32])
   /// Queues a step that reads `tokens`, or the tokens drawn by the step before, and draws the next.
@@ -317,6 +324,4 @@ public protocol TokenRunner: AnyObject {
   func drawnTokens() throws(DeviceError) -> [Int32]
   /// Steps queued and not taken with `drawnTokens`.
   var queued: Int { get }
-  /// Kernels that a step launches.
-  var launches: Int { get }
 }

@@ -48,6 +48,38 @@ public struct EmbeddingLookup: Op {
     }
 }
 
+/// Rows added to a table: y = x, and y[v] = x[v] + Σ of r over the positions that hold token v; the sum of a
+/// row's r first. Inputs: x `[V, D]`, r `[…, D]`, tokens int32 `[…]`; output `[V, D]`, which may be x itself:
+/// then only the rows that are named are touched.
+public struct RowsAdded: Op {
+  public static let name = "add_rows"
+  public init() {}
+  public func infer(_ i: [TensorSpec]) -> [TensorSpec] { [i[0]] }
+  public func reference(_ a: inout HostArguments) {
+    let d = a.inputSpecs[0].shape[1]
+    a.outputs[0] = a.inputs[0]
+    for (t, token) in a.inputs[2].enumerated() {
+      for j in 0..<d { a.outputs[0][Int(token) * d + j] += a.inputs[1][t * d + j] }
+    }
+  }
+  public func vjp(_ c: VJPContext) -> [Tensor?] {
+    let dy = c.cotangent(0)
+    return [
+      c.needs[0] ? dy : nil,
+      c.needs[1] ? apply(EmbeddingLookup(), [dy, c.inputs[2]])[0] : nil, nil,
+    ]
+  }
+  public var saved: SavedValues { .only(inputs: [2]) }
+  public static let cases = [
+    OpCase(
+      "rows", RowsAdded(),
+      [TestInput([300, 24]), TestInput([3, 17, 24]), .integers([3, 17], 0, 300)]),
+    OpCase(
+      "repeated rows", RowsAdded(),
+      [TestInput([5, 67]), TestInput([2, 40, 67]), .integers([2, 40], 0, 5)]),
+  ]
+}
+
 extension Tensor {
   /// The rows that int32 `tokens` name.
   public func rows(_ tokens: Tensor) -> Tensor {

@@ -27,6 +27,9 @@ struct TextPattern: Sendable {
 
   init(literal: [UInt8]) { form = .literal(literal) }
 
+  /// True for the patterns that have scanners of their own.
+  var isKnown: Bool { if case .known = form { true } else { false } }
+
   init(pattern source: String) throws(PatternError) {
     if let known = KnownPattern(source) {
       form = .known(known)

@@ -1,4 +1,5 @@
 import ArgumentParser
+import GyreInference
 import GyreLayers
 import GyreModels
 import GyrePlatform
@@ -416,7 +417,7 @@ struct Bench: ParsableCommand {
           let context = 512
           let prompt = [Int32](repeating: 65, count: context)
           _ = model.hidden(Tensor(prompt, shape: [1, context], on: device), state: &state)
-          let token = Tensor([Int32(65)], shape: [1, 1], on: device)
+          var decoder = Decoder(model, from: state, reading: [65])
           let parameters = 4 * model.parameterCount - 4 * 255 * model.configuration.width
           let moved = model.stateSpecs.reduce(0) { sum, spec in
             sum + spec.entries.reduce(0) { $0 + $1.decodeBytes(tokenCount: context) }
@@ -425,7 +426,7 @@ struct Bench: ParsableCommand {
             try Measurement(
               name, "decode", bytes: Double(parameters + moved),
               flops: 0.5 * Double(parameters), tokens: 1, on: device, machine: machine
-            ) { _ = model.logits(model.hidden(token, state: &state, form: .recurrent)) }
+            ) { try decoder.step() }
           ]
         }
       )

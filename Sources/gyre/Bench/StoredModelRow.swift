@@ -76,9 +76,21 @@ struct StoredModelRow: Encodable {
     }
     var state = model.makeState(batch: 1)
     promptTokensPerS = try Double(prompt) / timed("prompt", 1) { next = try read(ids, &state) }
+    // Ops are counted where they run one by one.
+    if ops {
+      decodeTokensPerS =
+        try Double(tokens)
+        / timed("decode", tokens) { for _ in 0..<tokens { next = try read([next], &state) } }
+      return
+    }
+    var decoder = Decoder(model, from: state, reading: [next])
+    try decoder.step()
     decodeTokensPerS =
       try Double(tokens)
-      / timed("decode", tokens) { for _ in 0..<tokens { next = try read([next], &state) } }
+      / timed("decode", tokens) {
+        for _ in 0..<tokens { try decoder.step() }
+        try device.synchronize()
+      }
   }
 
   func print() {

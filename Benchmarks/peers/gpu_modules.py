@@ -1,0 +1,135 @@
+"""The project's CUDA kernels loaded without the library: argument structures, NVRTC, the driver through ctypes."""
+import ctypes as C
+import os
+import re
+
+import torch
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+SOURCES = os.path.join(HERE, "..", "..", "Sources", "CGyreCUDASources", "cuda")
+
+
+class NormalizerArgs(C.Structure):
+    """chunk_common.cuh"""
+    _fields_ = [(n, C.c_void_p) for n in (
+        "input_gate initial_max final_max stabilizers row_sums key_sums initial_vector final_vector vectors amounts dn "
+        "d_amounts query_sums vector_gradients d_final_vector d_initial_vector d_input").split()] + [
+            ("input_is_float", C.c_int), ("divisor", C.c_int), ("floor", C.c_float), ("epsilon", C.c_float)]
+
+
+class MixerArgs(C.Structure):
+    """chunk_common.cuh"""
+    _fields_ = [(n, C.c_void_p) for n in (
+        "q k v a b gate beta reset initial y final records extras states state_gradients dy d_final "
+        "dq dk dv da db d_gate d_beta d_initial norms mild").split()] + [(n, C.c_int) for n in (
+            "batch tokens heads key_heads keys values chunks gate_kind gate_is_float beta_is_float"
+        ).split()] + [("scale", C.c_float), ("normalize", C.c_int), ("n", NormalizerArgs)]
+
+
+class ScanArgs(C.Structure):
+    """diagonal_scan.cu"""
+    _fields_ = [(n, C.c_void_p) for n in "decay input initial reset h final dh d_final da du d_initial".split()] + [
+        (n, C.c_int) for n in "batch tokens channels decay_is_log decay_is_float".split()]
+
+
+def inline(path, seen):
+    """The source with its own headers in place."""
+    out = []
+    for line in open(path):
+        m = re.match(r'#include "(.*\.cuh)"', line)
+        if m:
+            if m[1] not in seen:
+                seen.add(m[1])
+                out.append(inline(os.path.join(os.path.dirname(path), m[1]), seen))
+        elif not line.startswith("#pragma once") and '"host.h"' not in line:
+            out.append(line)
+    return "".join(out)
+
+
+def compile(path, key, arch=None, rtc=None, log=False):
+    """A cubin; `key` ends in the element type and size of a mixer."""
+    rtc = rtc or C.CDLL("libnvrtc.so.13")
+    if not arch:
+        major, minor = torch.cuda.get_device_capability()
+        arch = f"sm_{major}{minor}" + ("a" if major == 9 else "")
+    options = [f"--gpu-architecture={arch}", "--std=c++17"] + (["--ptxas-options=-v"] if log else [])
+    m = re.search(r"_(bf16|float)_k(\d+)$", key)
+    if m:
+        options += [f"-DGYRE_KEYS={m[2]}"] + (["-DGYRE_FLOAT"] if m[1] == "float" else [])
+    program, size = C.c_void_p(), C.c_size_t()
+    rtc.nvrtcCreateProgram(C.byref(program), inline(path, set()).encode(), key.encode(), 0, None, None)
+    code = rtc.nvrtcCompileProgram(program, len(options), (C.c_char_p * len(options))(*[o.encode() for o in options]))
+    rtc.nvrtcGetProgramLogSize(program, C.byref(size))
+    text = C.create_string_buffer(size.value)
+    rtc.nvrtcGetProgramLog(program, text)
+    if log:
+        print(text.value.decode())
+    if code:
+        raise SystemExit(text.value.decode())
+    rtc.nvrtcGetCUBINSize(program, C.byref(size))
+    image = C.create_string_buffer(size.value)
+    rtc.nvrtcGetCUBIN(program, image)
+    return image.raw
+
+
+class Cuda:
+    """The driver API and NVRTC through ctypes, in torch's context."""
+    device = "cuda"
+
+    def __init__(self, cubins=None):
+        torch.cuda.init()
+        torch.empty(1, device="cuda")
+        self.cu = C.CDLL("libcuda.so.1")
+        self.cubins = cubins
+        self.functions, self.modules = {}, {}
+
+    def module(self, kernel):
+        """The compiled source that holds a kernel: one a size and element type."""
+        source = next(n for n in ("linear_attention", "delta_rule", "diagonal_scan") if kernel.startswith(n))
+        key = source
+        if source != "diagonal_scan":
+            key += re.search(r"_(bf16|float)_k\d+$", kernel)[0]
+        if key not in self.modules:
+            if self.cubins:
+                image = open(os.path.join(self.cubins, key + ".cubin"), "rb").read()
+            else:
+                image = compile(os.path.join(SOURCES, source + ".cu"), key)
+            self.modules[key] = C.c_void_p()
+            self.ok(self.cu.cuModuleLoadData(C.byref(self.modules[key]), image))
+        return self.modules[key]
+
+    @staticmethod
+    def ok(code):
+        if code:
+            raise RuntimeError(f"CUDA driver error {code}")
+
+    def function(self, name, smem):
+        key = (name, smem)
+        if key not in self.functions:
+            f = C.c_void_p()
+            self.ok(self.cu.cuModuleGetFunction(C.byref(f), self.module(name), name.encode()))
+            self.ok(self.cu.cuFuncSetAttribute(f, 8, smem))  # dynamic shared memory
+            self.functions[key] = f
+        return self.functions[key]
+
+    def launch(self, name, grid, threads, smem, args):
+        f = self.function(name, smem)
+        pointer = (C.c_void_p * 1)(C.cast(C.pointer(args), C.c_void_p))
+        self.ok(self.cu.cuLaunchKernel(
+            f, *grid, threads, 1, 1, smem, C.c_void_p(torch.cuda.current_stream().cuda_stream), pointer, None))
+
+
+class Emulator:
+    """Development without a GPU: a host build of the sources."""
+    device = "cpu"
+
+    def __init__(self, folder):
+        self.folder, self.libraries = folder, {}
+
+    def launch(self, name, grid, threads, smem, args):
+        key = "diagonal_scan" if name.startswith("diagonal") else (
+            name.split("_")[0] + re.search(r"_(bf16|float)_k\d+$", name)[0])
+        if key not in self.libraries:
+            self.libraries[key] = C.CDLL(os.path.join(self.folder, f"emu_{key}.so"))
+        if self.libraries[key].launch(name.encode(), *grid, threads, smem, C.byref(args)):
+            raise RuntimeError(f"no kernel {name}")

@@ -1,0 +1,113 @@
+/// What a look-up adds to the gradient of its table.
+struct Rows {
+  let tokens, values: Tensor
+  /// Of the table.
+  let shape: Shape
+
+  /// The gradient of the look-up alone.
+  var dense: Tensor {
+    apply(EmbeddingLookup.Backward(vocabulary: shape[0]), [values, tokens])[0]
+  }
+  /// Adds the rows to a sum that nobody else has.
+  func add(into sum: Tensor) {
+    sum.device.launch(KernelCall(op: RowsAdded(), inputs: [sum, values, tokens], outputs: [sum]))
+  }
+  func added(to sum: Tensor) -> Tensor { apply(RowsAdded(), [sum, values, tokens])[0] }
+}
+
+/// Gradients on their way back through a tape.
+struct GradientTable {
+  private var values: [TensorID: Tensor] = [:]
+  /// Sums that this table made itself and may add into.
+  private var owned: Set<TensorID> = []
+  /// Rows to be added to values, in this order.
+  private var rows: [TensorID: [Rows]] = [:]
+
+  /// The sum for a tensor.
+  mutating func settled(_ id: TensorID) -> Tensor? {
+    for part in rows.removeValue(forKey: id) ?? [] {
+      if let present = values[id], owned.contains(present.id) {
+        part.add(into: present)
+      } else {
+        let sum = values[id].map { part.added(to: $0) } ?? part.dense
+        owned.insert(sum.id)
+        values[id] = sum
+      }
+    }
+    return values[id]
+  }
+
+  /// Whether nobody else has the sum for a tensor.
+  func owns(_ id: TensorID) -> Bool { values[id].map { owned.contains($0.id) } ?? false }
+
+  /// The rows for a tensor whose gradient is nothing but rows.
+  mutating func takeRows(_ id: TensorID) -> [Rows]? {
+    values[id] == nil ? rows.removeValue(forKey: id) : nil
+  }
+
+  /// A tensor that is handed out may come back as the gradient of several others (both terms of a sum
+  /// get the sum's), so nothing may be added into it any more.
+  mutating func take(_ id: TensorID) -> Tensor? {
+    guard let value = settled(id) else { return nil }
+    values[id] = nil
+    owned.remove(value.id)
+    return value
+  }
+
+  mutating func add(_ part: Rows, to id: TensorID) { rows[id, default: []].append(part) }
+
+  mutating func add(_ gradient: Tensor, to id: TensorID) {
+    guard let present = settled(id) else {
+      values[id] = gradient
+      return
+    }
+    precondition(
+      present.shape == gradient.shape,
+      "gradient: \(gradient.shape) added to \(present.shape)")
+    if owned.contains(present.id) {
+      present.device.launch(
+        KernelCall(op: Binary(.add), inputs: [present, gradient], outputs: [present]))
+    } else {
+      let sum = present + gradient
+      owned.insert(sum.id)
+      values[id] = sum
+    }
+  }
+}
+
+/// Gradients of several losses, added up. Sums are updated in place where nobody else has them, and those of
+/// tables that losses look rows up in at these rows only.
+public struct GradientSums: Sendable {
+  /// One a variable; nil while no loss depends on it.
+  public private(set) var tensors: [Tensor?]
+  private var owned: [Bool]
+
+  public init(count: Int) {
+    tensors = .init(repeating: nil, count: count)
+    owned = .init(repeating: false, count: count)
+  }
+
+  /// A sum may be float32, bfloat16, or of the device's choice.
+  mutating func add(_ table: inout GradientTable, _ id: TensorID, at i: Int) {
+    if let sum = tensors[i], let rows = table.takeRows(id) {
+      // Two look-ups' rows are added up before they are added to the sum, as dense gradients are.
+      if rows.count == 1, let only = rows.first {
+        if owned[i] { only.add(into: sum) } else { tensors[i] = only.added(to: sum) }
+        owned[i] = true
+        return
+      }
+      for part in rows { table.add(part, to: id) }
+    }
+    guard let gradient = table.settled(id) else { return }
+    guard let sum = tensors[i] else {
+      (tensors[i], owned[i]) = (gradient, table.owns(id))
+      return
+    }
+    if owned[i], sum.dtype == gradient.dtype {
+      sum.device.launch(KernelCall(op: Binary(.add), inputs: [sum, gradient], outputs: [sum]))
+    } else {
+      tensors[i] = sum + gradient
+      owned[i] = true
+    }
+  }
+}
