@@ -40,5 +40,8 @@ public enum OpCatalog {
     MomentumStep.self,
     EvolutionNoise.self,
     LowRankAdd.self,
+    MemberLinear.self,
+    MemberRows.self,
+    MemberParameters.self,
   ]
 }
