@@ -98,13 +98,13 @@ let package = Package(
         "GyreTensors", "GyreLayers", "GyreRecurrence", "GyreModels", "GyreTokenizers",
         "GyreCheckpoints",
       ]),
+    // Level 5
     target(
       "GyreConformance",
       [
         "GyreTensors", "GyreLayers", "GyreRecurrence", "GyreMixers", "GyreModels",
-        "GyreCheckpoints",
+        "GyreCheckpoints", "GyreTraining",
       ]),
-    // Level 5
     target(
       "GyreTasks",
       [

@@ -45,6 +45,9 @@ static const char bonus_cu[] = {
 static const char blend_cu[] = {
 #embed "cuda/blend.cu" suffix(, 0)
 };
+static const char value_scales_cu[] = {
+#embed "cuda/value_scales.cu" suffix(, 0)
+};
 static const char token_mixes_cu[] = {
 #embed "cuda/token_mixes.cu" suffix(, 0)
 };
@@ -281,6 +284,7 @@ static const gyre_cuda_source kernels[] = {
     {"rwkv7", rwkv7_cu},
     {"bonus", bonus_cu},
     {"blend", blend_cu},
+    {"value_scales", value_scales_cu},
     {"token_mixes", token_mixes_cu},
     {"sequence", sequence_cu},
     {"diagonal_scan_base", diagonal_scan_base_cu},

@@ -152,6 +152,16 @@ final class CUDALaunch {
     device.check(code, "set bytes")
   }
 
+  /// Bytes from the host in memory of the op's own, or of the graph that is being recorded; 0 where there
+  /// is none, and the device keeps the error.
+  func upload(_ bytes: UnsafeRawBufferPointer) -> UInt64 {
+    guard !device.failure.isSet else { return 0 }
+    if let kept = device.constant(bytes) { return kept }
+    let address = scratch(bytes.count)
+    guard address != 0, device.check(device.copy(bytes, to: address), op) else { return 0 }
+    return address
+  }
+
   func copy(_ source: Tensor, to target: Tensor) {
     guard source.byteCount > 0, !device.failure.isSet, source.address != target.address else {
       return
@@ -239,6 +249,10 @@ extension DType {
 
 extension Tensor {
   var cudaBuffer: CUDABuffer? { buffer as? CUDABuffer }
+  /// Whether kernels compute in its type, where it is floating point.
+  var isComputable: Bool {
+    !dtype.isFloat || dtype == .float32 || dtype == .bfloat16 || dtype == .float16
+  }
   /// Whether the tensor is all of its memory.
   var isWhole: Bool { cudaBuffer.map { byteOffset == 0 && byteCount + 16 > $0.byteCount } ?? false }
   /// Its values in bfloat16 where they are kept.
@@ -264,9 +278,6 @@ extension Tensor? {
 extension KernelCall {
   /// Whether the floating tensors of the call have types that kernels compute in.
   var isComputable: Bool {
-    func fits(_ t: Tensor) -> Bool {
-      !t.dtype.isFloat || t.dtype == .float32 || t.dtype == .bfloat16 || t.dtype == .float16
-    }
-    return inputs.allSatisfy(fits) && outputs.allSatisfy(fits)
+    inputs.allSatisfy(\.isComputable) && outputs.allSatisfy(\.isComputable)
   }
 }

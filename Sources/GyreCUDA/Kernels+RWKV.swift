@@ -205,7 +205,8 @@ extension CUDAKernel {
 
 extension KernelCall {
   /// Whether every operand starts at a multiple of 16 bytes.
-  fileprivate var isAligned: Bool {
+  /// Whether all tensors begin where pieces of 16 bytes do.
+  var isAligned: Bool {
     inputs.allSatisfy { $0.address % 16 == 0 } && outputs.allSatisfy { $0.address % 16 == 0 }
   }
 }

@@ -6,6 +6,7 @@ import GyreTensors
 extension CUDAKernel {
   private static let topMask = CUDAFunction("selection", "top_mask")
   private static let selectedHistory = CUDAFunction("selection", "selected_history")
+  private static let randomChoice = CUDAFunction("selection", "random_choice")
   private static let rotaryAtRates = CUDAFunction("selection", "rotary_at_rates")
 
   static let selection: [CUDAKernel] = [
@@ -35,6 +36,16 @@ extension CUDAKernel {
       }
       a.last = call.outputs[op.width - 1].address
       launch.run(selectedHistory, channels: s[0] * s[2], a)
+      return true
+    },
+    CUDAKernel(RandomChoice.self) { op, call, launch in
+      var a = gyre_choice_args()
+      a.count = call.outputs[0].elementCount
+      (a.seed, a.stream) = (UInt(op.generator.seed), UInt(op.generator.stream))
+      if let step = call.inputs.first { a.step = step.address }
+      (a.below, a.chosen, a.other) = (op.bound, op.chosen, op.other)
+      a.y = call.outputs[0].array
+      launch.run(randomChoice, over: (a.count + 3) / 4, a)
       return true
     },
     CUDAKernel(RotaryAtRates.self) { op, call, launch in

@@ -1,6 +1,6 @@
-// Choices of routers and what they select, rotary positions at rates.
+// Choices of routers and what they select, random choices, rotary positions at rates.
 #include "gyre_cuda_engine_args.h"
-#include "prelude.cuh"
+#include "philox.cuh"
 
 #define EACH(i, count)                                                                        \
   for (long i = (long)blockIdx.x * blockDim.x + threadIdx.x; i < (count); \
@@ -65,6 +65,23 @@ GYRE_KERNEL selected_history(const __grid_constant__ gyre_selected_history_args 
 #pragma unroll
   for (int j = 0; j < GYRE_SELECTED_WIDTH; j++)
     if (j < before) a.last[n * before + j] = history[j];
+}
+
+// MARK: random choice
+
+// Four numbers a thread.
+GYRE_KERNEL random_choice(gyre_choice_args a) {
+  unsigned long stream = a.stream;
+  if (a.step) stream ^= (unsigned long)a.step[0] * 0x9E3779B97F4A7C15ul;
+  EACH(n, (a.count + 3) / 4) {
+    const uint4 v = philox(
+        make_uint4((unsigned)n, (unsigned)(n >> 32), (unsigned)stream, (unsigned)(stream >> 32)),
+        (unsigned)a.seed, (unsigned)(a.seed >> 32));
+    const unsigned words[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+    for (int j = 0; j < 4; j++)
+      if (4 * n + j < a.count) store(a.y, 4 * n + j, words[j] >> 9 < a.below ? a.chosen : a.other);
+  }
 }
 
 // MARK: rotary positions at rates

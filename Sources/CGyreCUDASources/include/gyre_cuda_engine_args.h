@@ -355,6 +355,17 @@ typedef struct gyre_evolution_noise_args {
   gyre_array y;
 } gyre_evolution_noise_args;
 
+// RandomChoice: number i of a stream below `below` gives `chosen`.
+typedef struct gyre_choice_args {
+  long count;
+  unsigned long seed, stream;
+  GYRE_CUDA_PTR(const long) step;  // mixed into the stream; may be absent
+  unsigned below;
+  float chosen, other;
+  unsigned unused;
+  gyre_array y;
+} gyre_choice_args;
+
 typedef struct gyre_low_rank_add_args {
   long rows, each, rank, inputs, outputs;
   gyre_array base, x, down, up, y;
