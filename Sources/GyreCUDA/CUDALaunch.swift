@@ -226,7 +226,7 @@ final class CUDALaunch {
 
 extension gyre_array {
   init(_ address: UInt64, _ dtype: DType) {
-    self.init(data: address, dtype: dtype.cuda, unused: 0)
+    self.init(data: address, dtype: dtype.cuda, stride: 0)
   }
   static func floats(_ address: UInt64) -> gyre_array { gyre_array(address, .float32) }
 }
@@ -261,6 +261,12 @@ extension Tensor {
   var address: UInt64 { cudaBuffer.map { $0.address + UInt64(byteOffset) } ?? 0 }
   /// As kernels take it.
   var array: gyre_array { gyre_array(address, dtype) }
+  /// The same for a parameter of `width` elements that may be `[B] + shape`, of each sequence its own.
+  func parameter(_ width: Int) -> gyre_array {
+    var a = array
+    if elementCount > width { a.stride = Int32(width) }
+    return a
+  }
 }
 
 extension Tensor? {

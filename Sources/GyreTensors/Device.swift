@@ -115,9 +115,10 @@ extension Device {
   public var readsKeptStates: Bool { true }
 
   /// Whether a chain of simple ops should be this one op: where it has a kernel and passes over memory
-  /// are what costs. Populations look at simple ops.
+  /// are what costs. Populations look at simple ops and at those that take members' own parameters.
   package func fuses(_ op: any Op) -> Bool {
-    storesBFloat16 && hasKernel(for: op) && Perturbation.current == nil
+    storesBFloat16 && hasKernel(for: op)
+      && (Perturbation.current == nil || op is any TakesOwnParameters)
   }
   public var newtonRange: (units: Int, tokens: Int) { (4, 256) }
   public func multiplies(stored type: DType) -> Bool { false }

@@ -19,8 +19,8 @@ package final class HostAllocator: Sendable {
     var most = 0
 
     /// Bytes that blocks in use and blocks for reuse may have together: what was in use at once, and a
-    /// twentieth.
-    var limit: Int { max(most / 20 * 21, most + 1 << 24) }
+    /// thirty-second part.
+    var limit: Int { most + max(most / 32, 1 << 22) }
 
     /// Takes blocks off the lists, large ones first, until what is left is below the limit.
     mutating func removeIdle() -> [(address: UInt, size: Int)] {

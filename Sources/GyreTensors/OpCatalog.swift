@@ -44,5 +44,8 @@ public enum OpCatalog {
     RandomChoice.self,
     EvolutionNoise.self,
     LowRankAdd.self,
+    MemberLinear.self,
+    MemberRows.self,
+    MemberParameters.self,
   ]
 }

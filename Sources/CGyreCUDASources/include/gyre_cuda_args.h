@@ -27,7 +27,7 @@ enum {
 typedef struct gyre_array {
   GYRE_CUDA_PTR(void) data;
   int dtype;
-  int unused;
+  int stride;  // of a parameter: elements between sequences' own values, 0 where one serves all
 } gyre_array;
 
 // What the copy engine of sm_90 knows of a tensor, as the driver encodes it. Lies at a multiple of 64
@@ -226,6 +226,7 @@ typedef struct gyre_norm_args {
   long rows, columns, period;
   int kind, gate, gate_is_silu;
   float epsilon;
+  long each;  // rows of a sequence where weight and bias are sequences' own, otherwise 0
   gyre_array x, z, weight, bias, y;
   gyre_array dy, dx, dz;
   GYRE_CUDA_PTR(float) statistics;  // [rows, 2]: mean, 1 / deviation
@@ -390,8 +391,9 @@ typedef struct gyre_token_shift_args {
 
 // Rows are [batch, tokens, heads] of the head's channels; parameters [heads, channels].
 // sums: [parts, count, heads, channels] of the parameters' gradients, in the order they are listed.
+// tokens: of a sequence where a parameter is sequences' own, otherwise 0.
 typedef struct gyre_rwkv7_keys_args {
-  long rows, heads;
+  long rows, heads, tokens;
   float epsilon;
   int unused;
   gyre_array key, rate, decay;
@@ -403,7 +405,7 @@ typedef struct gyre_rwkv7_keys_args {
 } gyre_rwkv7_keys_args;
 
 typedef struct gyre_rwkv7_readout_args {
-  long rows, heads;
+  long rows, heads, tokens;
   float epsilon;
   int unused;
   gyre_array y, query, written, value, gate;
@@ -418,7 +420,7 @@ typedef struct gyre_rwkv7_readout_args {
 // out = x + (y - x) * sigmoid(gate + bias), rows of `columns` in eights; bias [columns].
 // sums: of the gate's gradient, [parts, columns].
 typedef struct gyre_blend_args {
-  long rows, columns;
+  long rows, columns, each;  // each: rows of a sequence
   gyre_array x, y, gate, bias, out;
   gyre_array dout, dx, dy, dgate;
   GYRE_CUDA_PTR(float) sums;
