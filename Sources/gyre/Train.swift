@@ -50,6 +50,7 @@ struct Train: ParsableCommand {
       Texts are files, folders (walked in order) or JSON lines with a field "text". The run folder
       holds config.json, training.json, the tokenizer, model.safetensors, metrics.jsonl and
       report.html. Ctrl-C saves a checkpoint and ends; --resume goes on bit for bit.
+      On NVIDIA cards steps are recorded and queued ahead: what is reported is up to eight steps old.
       """)
 
   @Argument(help: "Text files, folders, .jsonl files; none: the built-in text.")
