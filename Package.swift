@@ -98,13 +98,13 @@ let package = Package(
         "GyreTensors", "GyreLayers", "GyreRecurrence", "GyreModels", "GyreTokenizers",
         "GyreCheckpoints",
       ]),
+    // Level 5
     target(
       "GyreConformance",
       [
         "GyreTensors", "GyreLayers", "GyreRecurrence", "GyreMixers", "GyreModels",
-        "GyreCheckpoints",
+        "GyreCheckpoints", "GyreTraining",
       ]),
-    // Level 5
     target(
       "GyreTasks",
       [
@@ -115,7 +115,7 @@ let package = Package(
       "GyreEvolution",
       [
         "GyreTensors", "GyreLayers", "GyreRecurrence", "GyreMixers", "GyreModels",
-        "GyreTokenizers", "GyreCheckpoints", "GyreTraining", "GyreInference",
+        "GyreTokenizers", "GyreCheckpoints", "GyreTraining", "GyreInference", "GyreDistributed",
       ]),
     // Tests
     test(
@@ -165,7 +165,7 @@ let package = Package(
       [
         "GyreTensors", "GyreCPU", "GyreRecurrence", "GyreLayers", "GyreModels", "GyreTraining",
         "GyreCheckpoints", "GyreInference", "GyreConformance", "GyreTokenizers",
-        "GyreMixers",
+        "GyreMixers", "GyreDistributed",
       ]),
     test("GyreCheckpoints", ["GyreTensors"]),
     test("GyreTokenizers", resources: [.copy("Fixtures")]),

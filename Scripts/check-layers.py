@@ -8,8 +8,8 @@ LEVELS = [
     {"GyreCPU", "GyreCUDA", "GyreLayers"},
     {"GyreMixers", "GyrePlatform"},
     {"GyreModels"},
-    {"GyreTraining", "GyreInference", "GyreConformance"},
-    {"GyreTasks", "GyreEvolution"},
+    {"GyreTraining", "GyreInference"},
+    {"GyreTasks", "GyreEvolution", "GyreConformance"},
     {"gyre"},
 ]
 BACKENDS = {

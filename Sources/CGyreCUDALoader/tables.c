@@ -95,6 +95,7 @@ static const gyre_symbol nccl_symbols[] = {
     NCCL(group_start, "ncclGroupStart"),
     NCCL(group_end, "ncclGroupEnd"),
     NCCL(all_reduce, "ncclAllReduce"),
+    NCCL(all_gather, "ncclAllGather"),
     NCCL(send, "ncclSend"),
     NCCL(receive, "ncclRecv"),
 };

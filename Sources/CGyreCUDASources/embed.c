@@ -45,6 +45,9 @@ static const char bonus_cu[] = {
 static const char blend_cu[] = {
 #embed "cuda/blend.cu" suffix(, 0)
 };
+static const char value_scales_cu[] = {
+#embed "cuda/value_scales.cu" suffix(, 0)
+};
 static const char token_mixes_cu[] = {
 #embed "cuda/token_mixes.cu" suffix(, 0)
 };
@@ -113,6 +116,15 @@ static const char delta_rule_cu[] = {
 };
 static const char chunk_gradient_mixed_cu[] = {
 #embed "cuda/chunk_gradient_mixed.cu" suffix(, 0)
+};
+static const char evolution_cu[] = {
+#embed "cuda/evolution.cu" suffix(, 0)
+};
+static const char low_rank_noise_cu[] = {
+#embed "cuda/low_rank_noise.cu" suffix(, 0)
+};
+static const char member_linear_cu[] = {
+#embed "cuda/member_linear.cu" suffix(, 0)
 };
 static const char egg_streams_cu[] = {
 #embed "cuda/egg_streams.cu" suffix(, 0)
@@ -235,6 +247,9 @@ static const char engine_args_h[] = {
 static const char philox_cuh[] = {
 #embed "cuda/philox.cuh" suffix(, 0)
 };
+static const char evolution_numbers_cuh[] = {
+#embed "cuda/evolution_numbers.cuh" suffix(, 0)
+};
 static const char egg_cuh[] = {
 #embed "cuda/egg.cuh" suffix(, 0)
 };
@@ -269,6 +284,7 @@ static const gyre_cuda_source kernels[] = {
     {"rwkv7", rwkv7_cu},
     {"bonus", bonus_cu},
     {"blend", blend_cu},
+    {"value_scales", value_scales_cu},
     {"token_mixes", token_mixes_cu},
     {"sequence", sequence_cu},
     {"diagonal_scan_base", diagonal_scan_base_cu},
@@ -292,6 +308,9 @@ static const gyre_cuda_source kernels[] = {
     {"linear_attention", linear_attention_cu},
     {"delta_rule", delta_rule_cu},
     {"chunk_gradient_mixed", chunk_gradient_mixed_cu},
+    {"evolution", evolution_cu},
+    {"low_rank_noise", low_rank_noise_cu},
+    {"member_linear", member_linear_cu},
     {"egg_streams", egg_streams_cu},
     {"egg_forward", egg_forward_cu},
     {"egg_update", egg_update_cu},
@@ -337,6 +356,7 @@ static const gyre_cuda_source headers[] = {
     {"gyre_cuda_engine_args.h", engine_args_h},
     {"gyre_cuda_token_args.h", token_args_h},
     {"philox.cuh", philox_cuh},
+    {"evolution_numbers.cuh", evolution_numbers_cuh},
     {"egg.cuh", egg_cuh},
     {"egg_numbers.cuh", egg_numbers_cuh},
     {"egg_products.cuh", egg_products_cuh},

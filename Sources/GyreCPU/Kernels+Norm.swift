@@ -4,7 +4,7 @@ import GyreTensors
 extension CPUKernel {
   static let norms: [CPUKernel] = [
     CPUKernel(Norm.self) { op, call, k in
-      guard call.isFloat32 else { return false }
+      guard call.isFloat32, !op.hasOwnWeights else { return false }
       var a = arguments(op, x: call.inputs[0], weight: call.inputs.dropFirst().first)
       if call.inputs.count > 2 { a.bias = UnsafePointer(call.inputs[2].f32) }
       a.y = call.outputs[0].f32

@@ -4,7 +4,13 @@ import GyreTensors
 extension CPUKernel {
   static let optimizers: [CPUKernel] = [
     CPUKernel(AdamWStep.self) { op, call, k in
-      guard call.isFloat32, let factor = call.inputs[1].f32 else { return false }
+      var op = op
+      if call.inputs.count == 6 {
+        guard let control = StepControl(call.inputs[5]) else { return false }
+        guard control.isTaken else { return updatesInPlace(call, k) }
+        op = op.controlled(by: control)
+      }
+      guard isFloat32(call, tensors: 5), let factor = call.inputs[1].f32 else { return false }
       var a = ck_adamw_args()
       a.count = call.inputs[0].elementCount
       a.learning_rate = Float(op.learningRate)
@@ -24,7 +30,13 @@ extension CPUKernel {
       return true
     },
     CPUKernel(MomentumStep.self) { op, call, k in
-      guard call.isFloat32, let factor = call.inputs[1].f32 else { return false }
+      var op = op
+      if call.inputs.count == 5 {
+        guard let control = StepControl(call.inputs[4]) else { return false }
+        guard control.isTaken else { return updatesInPlace(call, k) }
+        op = op.controlled(by: control)
+      }
+      guard isFloat32(call, tensors: 4), let factor = call.inputs[1].f32 else { return false }
       var a = ck_sgd_args()
       a.count = call.inputs[0].elementCount
       a.learning_rate = Float(op.learningRate)
@@ -40,6 +52,11 @@ extension CPUKernel {
       return true
     },
   ]
+
+  /// Whether all is float32 but the control, which follows the other inputs.
+  private static func isFloat32(_ call: KernelCall, tensors: Int) -> Bool {
+    (call.inputs.prefix(tensors) + call.outputs).allSatisfy { $0.dtype == .float32 }
+  }
 
   /// The kernels update in place: where outputs are tensors of their own, copies the inputs first.
   private static func updatesInPlace(_ call: KernelCall, _ k: KernelTables) -> Bool {

@@ -59,7 +59,12 @@ extension CPUKernel {
       guard let out = call.outputs[0].f32 else { return false }
       var a = ck_choice_args()
       a.count = call.outputs[0].elementCount
-      (a.seed, a.stream) = (op.generator.seed, op.generator.stream)
+      var generator = op.generator
+      if let step = call.inputs.first {
+        guard let p = step.hostAddress?.assumingMemoryBound(to: Int64.self) else { return false }
+        generator = generator.mixed(with: UInt64(bitPattern: p.pointee))
+      }
+      (a.seed, a.stream) = (generator.seed, generator.stream)
       a.below = op.bound
       (a.chosen, a.other) = (op.chosen, op.other)
       a.out = out

@@ -26,6 +26,7 @@ extension CPUKernel {
       return true
     },
     CPUKernel(MatMul.self) { op, call, k in
+      if op.adds { return false }
       let (x, y) = (call.inputs[0], call.inputs[1])
       guard var a = arguments(x, y, call.outputs[0]) else { return false }
       let e = op.extents(x.shape, y.shape)

@@ -18,6 +18,25 @@ final class CUDAAllocator: Sendable {
     var cached = 0
     /// Blocks released while a graph is captured: the graph's alone from then on.
     var captured: [(address: UInt64, size: Int)]?
+    /// While a graph is captured that shares its memory.
+    var sharing: Sharing?
+    /// Graphs that work in a block between its other uses.
+    var shared: [UInt64: [SharedBlocks]] = [:]
+  }
+  /// What a capture that shares its memory took.
+  private struct Sharing {
+    var used: Set<UInt64> = []
+    var live: Set<UInt64> = []
+    var start = 0
+    var peak = 0
+    /// Whether memory from before the capture was released in it, or memory of it left the allocator.
+    var isBroken = false
+
+    mutating func took(_ address: UInt64, inUse: Int) {
+      used.insert(address)
+      live.insert(address)
+      peak = max(peak, inUse)
+    }
   }
   private static let slabSize = 8 << 20
   private static let largestInSlab = 1 << 20
@@ -41,6 +60,11 @@ final class CUDAAllocator: Sendable {
       pool.inUse += size
       pool.peak = max(pool.peak, pool.inUse)
       pool.held[size, default: 0] += 1
+      if pool.sharing != nil {
+        let inUse = pool.inUse
+        pool.sharing?.took(address, inUse: inUse)
+      }
+      if !pool.shared.isEmpty { for graph in pool.shared[address] ?? [] { graph.busy += 1 } }
       return address
     }
     guard let address else {
@@ -89,6 +113,10 @@ final class CUDAAllocator: Sendable {
     pool.withLock { pool in
       pool.inUse -= size
       pool.held[size, default: 0] -= 1
+      if pool.sharing != nil, pool.sharing?.live.remove(address) == nil {
+        pool.sharing?.isBroken = true
+      }
+      if !pool.shared.isEmpty { for graph in pool.shared[address] ?? [] { graph.busy -= 1 } }
       if pool.captured != nil {
         pool.captured?.append((address, size))
         return
@@ -103,7 +131,11 @@ final class CUDAAllocator: Sendable {
 
   private func releaseCache(_ pool: inout Pool) {
     for (size, blocks) in pool.free where size > Self.largestInSlab {
-      for address in blocks { driver.free(address) }
+      for address in blocks {
+        driver.free(address)
+        for graph in pool.shared.removeValue(forKey: address) ?? [] { graph.isGone = true }
+        if pool.sharing?.used.contains(address) == true { pool.sharing?.isBroken = true }
+      }
       pool.cached -= size * blocks.count
       pool.free[size] = nil
     }
@@ -113,6 +145,51 @@ final class CUDAAllocator: Sendable {
   func hasRoom(for byteCount: Int) -> Bool {
     pool.withLock { $0.inUse + byteCount <= total / 5 * 3 }
   }
+
+  // MARK: - Graphs that share their memory
+
+  /// From now on notes which blocks are used.
+  func beginSharing() {
+    pool.withLock { pool in
+      var sharing = Sharing()
+      (sharing.start, sharing.peak) = (pool.inUse, pool.inUse)
+      pool.sharing = sharing
+    }
+  }
+
+  /// The blocks used since `beginSharing`; nil where a graph could not use them again: some are still
+  /// held, or memory that was there before was released.
+  func endSharing() -> SharedBlocks? {
+    pool.withLock { pool in
+      defer { pool.sharing = nil }
+      guard let sharing = pool.sharing, !sharing.isBroken, sharing.live.isEmpty else { return nil }
+      let blocks = SharedBlocks(
+        addresses: Array(sharing.used), byteCount: sharing.peak - sharing.start)
+      for address in blocks.addresses { pool.shared[address, default: []].append(blocks) }
+      return blocks
+    }
+  }
+
+  /// Whether a graph may work in its blocks now: nobody holds one.
+  func use(_ blocks: SharedBlocks) -> Bool {
+    pool.withLock { pool in
+      guard blocks.busy == 0, !blocks.isGone else { return false }
+      pool.peak = max(pool.peak, pool.inUse + blocks.byteCount)
+      return true
+    }
+  }
+
+  /// Ends a graph's claim.
+  func forget(_ blocks: SharedBlocks) {
+    pool.withLock { pool in
+      for address in blocks.addresses {
+        pool.shared[address]?.removeAll { $0 === blocks }
+        if pool.shared[address]?.isEmpty == true { pool.shared[address] = nil }
+      }
+    }
+  }
+
+  // MARK: - Graphs with memory of their own
 
   /// From now on released blocks are kept apart, since a captured graph will use them again.
   func beginCapture() { pool.withLock { $0.captured = [] } }
@@ -153,6 +230,22 @@ final class CUDAAllocator: Sendable {
       releaseCache(&pool)
       for slab in pool.slabs { driver.free(slab) }
     }
+  }
+}
+
+/// Blocks in which a recorded graph works, free for others between its replays. Its allocator's lock
+/// guards what changes.
+final class SharedBlocks: @unchecked Sendable {
+  let addresses: [UInt64]
+  /// Bytes that are in use at once.
+  let byteCount: Int
+  /// How many of the blocks others hold.
+  fileprivate var busy = 0
+  /// Whether one has gone back to the driver.
+  fileprivate var isGone = false
+
+  fileprivate init(addresses: [UInt64], byteCount: Int) {
+    (self.addresses, self.byteCount) = (addresses, byteCount)
   }
 }
 

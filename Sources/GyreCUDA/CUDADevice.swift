@@ -27,11 +27,13 @@ public final class CUDADevice: Device, @unchecked Sendable {
   public let times: LaunchTimes
   private let products: CUDAProducts
   private let staging: Staging
+  private let readBack: ReadBack
   private let optimizer: Mutex<AdamWBatch>
   private let references = Mutex<[String: Int]>([:])
   private let launched = Atomic<Int>(0)
-  /// While work is recorded: whether it can be replayed.
-  private let recording = Mutex<Bool?>(nil)
+  /// While work is traced or recorded.
+  let notes = Mutex<WorkNotes?>(nil)
+  let isNoting = Atomic(false)
 
   /// Oldest compute capability that the kernels are written for.
   private static let oldest = 8
@@ -102,6 +104,7 @@ public final class CUDADevice: Device, @unchecked Sendable {
       "driver \(version / 1000).\(version % 1000 / 10), NVRTC \(compiler.version), "
       + "cuBLASLt \(products.version)"
     staging = Staging(driver: driver, stream: stream)
+    readBack = ReadBack(driver: driver, stream: stream)
     times = LaunchTimes(driver: driver, stream: stream)
     optimizer = Mutex(AdamWBatch())
     multiprocessors = attribute(Int(GYRE_CUDA_MULTIPROCESSORS))
@@ -146,14 +149,10 @@ public final class CUDADevice: Device, @unchecked Sendable {
   public func launch(_ call: KernelCall) {
     if failure.isSet { return }
     launched.wrappingAdd(1, ordering: .relaxed)
-    // A position is a number of the launch, not of memory.
-    if call.op is Rotary || call.op is RotaryAtRates {
-      recording.withLock { if $0 != nil { $0 = false } }
-    }
+    note { $0.add(call) }
     // Steps of AdamW wait for each other, to run as one.
     if let step = call.op as? AdamWStep {
-      let isFull = optimizer.withLock { $0.add(step, call, self) }
-      if isFull { flush() }
+      optimizer.withLock { $0.add(step, call, self) }
       return
     }
     defer { for output in call.outputs { output.cudaBuffer?.changed() } }
@@ -167,6 +166,7 @@ public final class CUDADevice: Device, @unchecked Sendable {
       return
     }
     references.withLock { $0["\(call.op.name) \(call.inputs.map(\.spec))", default: 0] += 1 }
+    note { $0.hinder("\(call.op.name) runs on the host") }
     runReference(call)
   }
 
@@ -176,52 +176,13 @@ public final class CUDADevice: Device, @unchecked Sendable {
   }
 
   public func synchronize() throws(DeviceError) {
-    if recording.withLock({ $0 != nil }) {
-      recording.withLock { $0 = false }
-      return
-    }
+    if noteWait("a wait for the host") { return }
     flush()
     check(driver.current.stream_synchronize(stream), "synchronize")
     try failure.take()
   }
 
   public func fail(_ error: DeviceError) { failure.set(error) }
-
-  public func record(_ body: () -> Void) -> (any RecordedWork)? {
-    flush()
-    guard !failure.isSet else { return nil }
-    let table = driver.current
-    guard table.capture_begin(stream, 2) == GYRE_CUDA_SUCCESS else { return nil }  // relaxed
-    allocator.beginCapture()
-    recording.withLock { $0 = true }
-    body()
-    flush()
-    let isRepeatable = recording.withLock { value in
-      defer { value = nil }
-      return value ?? false
-    }
-    var graph: gyre_cuda_handle?
-    var executable: gyre_cuda_handle?
-    let ended = driver.current.capture_end(stream, &graph)
-    let blocks = allocator.endCapture()
-    defer { if graph != nil { _ = table.graph_destroy(graph) } }
-    guard isRepeatable, ended == GYRE_CUDA_SUCCESS, !failure.isSet, graph != nil,
-      table.graph_instantiate(&executable, graph, 0) == GYRE_CUDA_SUCCESS, let executable
-    else {
-      // What could not be recorded did not run either.
-      _ = try? failure.take()
-      allocator.reclaim(blocks)
-      return nil
-    }
-    return CUDAGraph(device: self, executable: executable, blocks: blocks)
-  }
-
-  /// Queues a graph.
-  func replay(_ executable: UnsafeMutableRawPointer) {
-    if failure.isSet { return }
-    flush()
-    check(driver.current.graph_launch(executable, stream), "graph")
-  }
 
   public func hasKernel(for op: any Op) -> Bool {
     op is AdamWStep || CUDAKernel.all[ObjectIdentifier(type(of: op))] != nil
@@ -235,12 +196,33 @@ public final class CUDADevice: Device, @unchecked Sendable {
     guard let target = buffer as? CUDABuffer, !failure.isSet else { return }
     flush()
     target.changed()
-    if recording.withLock({ $0 != nil }) {
-      recording.withLock { $0 = false }
+    note { $0.trace.add(written: bytes) }
+    let address = target.address + UInt64(offset)
+    if let source = constant(bytes) {
+      guard source != 0 else { return }
+      check(
+        driver.current.copy_on_device(address, source, bytes.count, stream), "copy to the device")
       return
     }
-    let code = staging.copy(bytes, to: target.address + UInt64(offset))
-    check(code, "copy to the device")
+    check(copy(bytes, to: address), "copy to the device")
+  }
+
+  /// Queues a copy to the device; the driver's code.
+  func copy(_ bytes: UnsafeRawBufferPointer, to address: UInt64) -> Int32 {
+    staging.copy(bytes, to: address)
+  }
+
+  public func queueRead(
+    _ buffer: any DeviceBuffer, offset: Int, byteCount: Int
+  ) -> any PendingRead {
+    flush()
+    let address = (buffer as? CUDABuffer).map { $0.address + UInt64(offset) }
+    if let address, !isNoting.load(ordering: .relaxed), !failure.isSet,
+      let read = readBack.queue(address, byteCount, self)
+    {
+      return read
+    }
+    return finishedRead(buffer, offset: offset, byteCount: byteCount)
   }
 
   public func read(
@@ -249,10 +231,7 @@ public final class CUDADevice: Device, @unchecked Sendable {
     guard let source = buffer as? CUDABuffer, let target = bytes.baseAddress, bytes.count > 0 else {
       return
     }
-    if recording.withLock({ $0 != nil }) {
-      recording.withLock { $0 = false }
-      return
-    }
+    if noteWait("a read on the host") { return }
     flush()
     let table = driver.current
     check(

@@ -15,7 +15,10 @@ final class CUDAGraph: RecordedWork, @unchecked Sendable {
     self.blocks = blocks
   }
 
-  func replay() { device.replay(executable) }
+  func replay() -> Bool {
+    device.replay(executable)
+    return true
+  }
 
   deinit {
     _ = device.driver.current.stream_synchronize(device.stream)

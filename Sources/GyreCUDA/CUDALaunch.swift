@@ -152,6 +152,16 @@ final class CUDALaunch {
     device.check(code, "set bytes")
   }
 
+  /// Bytes from the host in memory of the op's own, or of the graph that is being recorded; 0 where there
+  /// is none, and the device keeps the error.
+  func upload(_ bytes: UnsafeRawBufferPointer) -> UInt64 {
+    guard !device.failure.isSet else { return 0 }
+    if let kept = device.constant(bytes) { return kept }
+    let address = scratch(bytes.count)
+    guard address != 0, device.check(device.copy(bytes, to: address), op) else { return 0 }
+    return address
+  }
+
   func copy(_ source: Tensor, to target: Tensor) {
     guard source.byteCount > 0, !device.failure.isSet, source.address != target.address else {
       return
@@ -216,7 +226,7 @@ final class CUDALaunch {
 
 extension gyre_array {
   init(_ address: UInt64, _ dtype: DType) {
-    self.init(data: address, dtype: dtype.cuda, unused: 0)
+    self.init(data: address, dtype: dtype.cuda, stride: 0)
   }
   static func floats(_ address: UInt64) -> gyre_array { gyre_array(address, .float32) }
 }
@@ -239,6 +249,10 @@ extension DType {
 
 extension Tensor {
   var cudaBuffer: CUDABuffer? { buffer as? CUDABuffer }
+  /// Whether kernels compute in its type, where it is floating point.
+  var isComputable: Bool {
+    !dtype.isFloat || dtype == .float32 || dtype == .bfloat16 || dtype == .float16
+  }
   /// Whether the tensor is all of its memory.
   var isWhole: Bool { cudaBuffer.map { byteOffset == 0 && byteCount + 16 > $0.byteCount } ?? false }
   /// Its values in bfloat16 where they are kept.
@@ -247,6 +261,12 @@ extension Tensor {
   var address: UInt64 { cudaBuffer.map { $0.address + UInt64(byteOffset) } ?? 0 }
   /// As kernels take it.
   var array: gyre_array { gyre_array(address, dtype) }
+  /// The same for a parameter of `width` elements that may be `[B] + shape`, of each sequence its own.
+  func parameter(_ width: Int) -> gyre_array {
+    var a = array
+    if elementCount > width { a.stride = Int32(width) }
+    return a
+  }
 }
 
 extension Tensor? {
@@ -258,9 +278,6 @@ extension Tensor? {
 extension KernelCall {
   /// Whether the floating tensors of the call have types that kernels compute in.
   var isComputable: Bool {
-    func fits(_ t: Tensor) -> Bool {
-      !t.dtype.isFloat || t.dtype == .float32 || t.dtype == .bfloat16 || t.dtype == .float16
-    }
-    return inputs.allSatisfy(fits) && outputs.allSatisfy(fits)
+    inputs.allSatisfy(\.isComputable) && outputs.allSatisfy(\.isComputable)
   }
 }

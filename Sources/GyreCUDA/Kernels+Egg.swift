@@ -26,7 +26,6 @@ private struct EggPlan {
   private let defines: [String]
   private var noise = gyre_egg_noise()
 
-  private static let widest = 256
   /// Memory of one launch for noise and states, and for the factors of votes.
   private static let streamBytes = 3 << 29
   private static let factorBytes = 1 << 29
@@ -44,7 +43,7 @@ private struct EggPlan {
 
   /// Nil for models that are wider than the kernels' registers.
   init?(_ shape: EggShape, _ noise: EggNoise, _ stored: Tensor?, _ device: CUDADevice) {
-    guard shape.width <= Self.widest else { return nil }
+    guard shape.width <= EggShape.widestOnCards else { return nil }
     (self.shape, self.device) = (shape, device)
     defines = ["-DWIDTH=\(shape.width)", "-DSHIFT=\(4 + noise.sigmaShift)"]
     self.noise.stored_row = Int32(clamping: shape.noiseCount)

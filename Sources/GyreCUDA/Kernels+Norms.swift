@@ -19,6 +19,10 @@ extension CUDAKernel {
     CUDAKernel(Norm.self) { op, call, launch in
       var a = arguments(op, call.inputs[0], call.inputs.dropFirst().first)
       a.bias = (call.inputs.count > 2 ? call.inputs[2] : nil).array
+      if op.hasOwnWeights {
+        a.each = max(a.rows / max(call.inputs[0].shape[0], 1), 1)
+        (a.weight.stride, a.bias.stride) = (Int32(a.period), Int32(a.period))
+      }
       a.y = call.outputs[0].array
       normalize(a, launch)
       return true
@@ -78,7 +82,7 @@ extension CUDAKernel {
   private static func arguments(_ op: Norm, _ x: Tensor, _ weight: Tensor?) -> gyre_norm_args {
     var a = rows(x, Int32(op.centers ? GYRE_NORM_LAYER : GYRE_NORM_RMS), op.epsilon)
     a.weight = weight.array
-    if let weight { a.period = max(weight.elementCount, 1) }
+    if let weight { a.period = op.period(x.shape, weight.shape) }
     return a
   }
 
@@ -141,7 +145,7 @@ private struct RowPlan {
       $0.data % 16 == 0 && $0.dtype <= Int32(GYRE_F16)
     }
     guard isWide, a.rows > 0, a.columns > 0, a.columns % 8 == 0, a.columns <= 4096,
-      a.period % a.columns == 0
+      a.period % a.columns == 0, a.each == 0 || a.period == a.columns
     else { return nil }
     // Up to 256 columns in one piece of eight a lane, beyond that two.
     let lanes =

@@ -34,6 +34,11 @@ extension CUDAKernel {
         p.batch = 1
       }
       (p.aStride, p.bStride, p.cStride) = (e.m * e.k, y.rank == 2 ? 0 : e.n * e.k, e.m * e.n)
+      if op.adds {
+        guard call.outputs[0].dtype == .float32, p.k > 0 else { return false }
+        launch.copy(call.inputs[2], to: call.outputs[0])
+        p.beta = 1
+      }
       multiply(&p, x, y, call.outputs[0], op.precision, launch)
       return true
     },
@@ -55,10 +60,12 @@ extension CUDAKernel {
   ) {
     let (x, w) = (call.inputs[0], call.inputs[1])
     let (rows, k) = (x.shape.rowCount, w.shape[1])
+    if op.adds { launch.copy(call.inputs[2 + op.forward.pieces.count], to: call.outputs[0]) }
     let pieces = zip(zip(op.forward.pieces, op.forward.starts), call.inputs[2...]).enumerated()
     for (i, ((n, start), dy)) in pieces {
       var p = CUDAProducts.Problem()
       (p.m, p.n, p.k, p.transposesA) = (n, k, rows, true)
+      p.beta = op.adds ? 1 : 0
       let part = call.outputs[0].aliased(
         as: [n, k], byteOffset: call.outputs[0].byteOffset + 4 * start * k)
       multiply(&p, dy, x, part, op.forward.precision, launch)

@@ -21,7 +21,10 @@ extension CUDAKernel {
 
   static let rwkv: [CUDAKernel] = [
     CUDAKernel(RWKV7Keys.self) { op, call, launch in
-      guard let plan = HeadPlan(heads: op.heads, of: call.inputs[0], call, launch, 8),
+      guard
+        let plan = HeadPlan(
+          heads: op.heads, width: call.inputs[0].shape.last, call, launch, 8,
+          parameters: op.parameters(of: call.inputs.count)),
         let function = keys[plan.size]
       else { return false }
       var a = arguments(op, call.inputs, plan)
@@ -31,7 +34,9 @@ extension CUDAKernel {
       return true
     },
     CUDAKernel(RWKV7Keys.Backward.self) { op, call, launch in
-      guard let plan = HeadPlan(heads: op.forward.heads, of: call.inputs[0], call, launch, 3),
+      guard
+        let plan = HeadPlan(
+          heads: op.forward.heads, width: call.inputs[0].shape.last, call, launch, 3),
         let function = keysBackward[plan.size]
       else { return false }
       var a = arguments(op.forward, call.inputs, plan)
@@ -49,8 +54,11 @@ extension CUDAKernel {
       return true
     },
     CUDAKernel(RWKV7Readout.self) { op, call, launch in
-      let heads = call.inputs[0].shape[-2]
-      guard let plan = HeadPlan(heads: heads, of: call.inputs[0], call, launch, 8),
+      let (heads, size) = (call.inputs[0].shape[-2], call.inputs[0].shape.last)
+      guard
+        let plan = HeadPlan(
+          heads: heads, width: heads * size, call, launch, 8,
+          parameters: op.parameters(of: call.inputs.count)),
         let function = readout[plan.size]
       else { return false }
       var a = arguments(op, call.inputs, plan)
@@ -59,8 +67,8 @@ extension CUDAKernel {
       return true
     },
     CUDAKernel(RWKV7Readout.Backward.self) { op, call, launch in
-      let heads = call.inputs[0].shape[-2]
-      guard let plan = HeadPlan(heads: heads, of: call.inputs[0], call, launch, 3),
+      let (heads, size) = (call.inputs[0].shape[-2], call.inputs[0].shape.last)
+      guard let plan = HeadPlan(heads: heads, width: heads * size, call, launch, 3),
         let function = readoutBackward[plan.size]
       else { return false }
       var a = arguments(op.forward, call.inputs, plan)
@@ -121,8 +129,9 @@ extension CUDAKernel {
     var a = gyre_rwkv7_keys_args()
     (a.rows, a.heads, a.epsilon) = (plan.rows, op.heads, Float(op.epsilon))
     (a.key, a.rate, a.decay) = (i[0].array, i[1].array, i[2].array)
-    (a.key_scale, a.key_rate) = (i[3].array, i[4].array)
-    (a.rate_bias, a.decay_bias) = (i[5].array, i[6].array)
+    (a.key_scale, a.key_rate) = (i[3].parameter(plan.width), i[4].parameter(plan.width))
+    (a.rate_bias, a.decay_bias) = (i[5].parameter(plan.width), i[6].parameter(plan.width))
+    a.tokens = plan.tokens
     return a
   }
 
@@ -133,7 +142,9 @@ extension CUDAKernel {
     (a.rows, a.heads, a.epsilon) = (plan.rows, i[0].shape[-2], Float(op.epsilon))
     (a.y, a.query, a.written) = (i[0].array, i[1].array, i[2].array)
     (a.value, a.gate) = (i[3].array, i[4].array)
-    (a.bonus, a.weight, a.bias) = (i[5].array, i[6].array, i[7].array)
+    a.bonus = i[5].parameter(plan.width)
+    (a.weight, a.bias) = (i[6].parameter(plan.width), i[7].parameter(plan.width))
+    a.tokens = plan.tokens
     return a
   }
 
@@ -142,7 +153,8 @@ extension CUDAKernel {
     (a.rows, a.columns) = (call.inputs[0].shape.rowCount, call.inputs[0].shape.last)
     guard a.columns % 8 == 0, a.rows > 0, call.isAligned else { return nil }
     (a.x, a.y) = (call.inputs[0].array, call.inputs[1].array)
-    (a.gate, a.bias) = (call.inputs[2].array, call.inputs[3].array)
+    (a.gate, a.bias) = (call.inputs[2].array, call.inputs[3].parameter(a.columns))
+    a.each = a.rows / call.inputs[0].shape[0]
     return a
   }
 
@@ -168,7 +180,7 @@ extension CUDAKernel {
       1, min(a.tokens / 16, wanted / max(a.batch * a.width / 4, 1), 60_000 / a.batch))
     a.chunk = (a.tokens + chunks - 1) / chunks
     a.x = call.inputs[0].array
-    set(&a.mix, call.inputs[1...op.mixes])
+    set(&a.mix, call.inputs[1...op.mixes].map { $0.parameter(s[2]) })
     if op.hasLast { a.last = call.inputs[op.mixes + 1].array }
     return a
   }
@@ -179,10 +191,13 @@ extension CUDAKernel {
 
   /// Writes tensors into a C array of arrays.
   private static func set<Arrays>(_ arrays: inout Arrays, _ tensors: ArraySlice<Tensor>) {
+    set(&arrays, tensors.map(\.array))
+  }
+  private static func set<Arrays>(_ arrays: inout Arrays, _ values: [gyre_array]) {
     withUnsafeMutableBytes(of: &arrays) { memory in
-      for (i, t) in tensors.enumerated() {
+      for (i, array) in values.enumerated() {
         memory.storeBytes(
-          of: t.array, toByteOffset: MemoryLayout<gyre_array>.stride * i, as: gyre_array.self)
+          of: array, toByteOffset: MemoryLayout<gyre_array>.stride * i, as: gyre_array.self)
       }
     }
   }
@@ -190,7 +205,8 @@ extension CUDAKernel {
 
 extension KernelCall {
   /// Whether every operand starts at a multiple of 16 bytes.
-  fileprivate var isAligned: Bool {
+  /// Whether all tensors begin where pieces of 16 bytes do.
+  var isAligned: Bool {
     inputs.allSatisfy { $0.address % 16 == 0 } && outputs.allSatisfy { $0.address % 16 == 0 }
   }
 }
@@ -199,20 +215,34 @@ extension KernelCall {
 private struct HeadPlan {
   /// Channels of a head.
   let size: Int
+  /// Elements of a parameter, and of all heads of a token.
+  let width: Int
+  /// Of a sequence, where a parameter is sequences' own; otherwise 0.
+  let tokens: Int
   let rows, blocks: Int
   /// Partial sums of parameters' gradients.
   let parts: Int
 
-  /// Nil where no kernel covers the sizes.
+  /// Nil where no kernel covers the sizes. `parameters`: places of those that may be sequences' own.
   init?(
-    heads: Int, of x: Tensor, _ call: KernelCall, _ launch: CUDALaunch, _ blocksPerProcessor: Int
+    heads: Int, width: Int, _ call: KernelCall, _ launch: CUDALaunch, _ blocksPerProcessor: Int,
+    parameters: Range<Int> = 0..<0
   ) {
-    let width = call.inputs[5].elementCount
+    let x = call.inputs[0]
     guard heads > 0, width % heads == 0, call.isAligned, x.elementCount > 0 else { return nil }
+    self.width = width
     size = width / heads
     guard [8, 16, 32, 64, 128].contains(size) else { return nil }
     rows = x.elementCount / size
     let each = 256 / (size / 8)
+    if call.inputs[parameters].contains(where: { $0.elementCount > width }) {
+      let sequences = x.shape[0]
+      tokens = rows / heads / sequences
+      blocks = (sequences * heads + each - 1) / each
+      parts = 0
+      return
+    }
+    tokens = 0
     // Groups in multiples of the heads.
     var (unit, rest) = (heads, each)
     while unit % 2 == 0, rest > 1 { (unit, rest) = (unit / 2, rest / 2) }

@@ -2,12 +2,11 @@ import CGyreCUDASources
 import GyreRecurrence
 import GyreTensors
 
-/// Choices of routers, perturbations of a population, rotary positions at rates.
+/// Choices of routers, rotary positions at rates.
 extension CUDAKernel {
   private static let topMask = CUDAFunction("selection", "top_mask")
   private static let selectedHistory = CUDAFunction("selection", "selected_history")
-  private static let evolutionNoise = CUDAFunction("selection", "evolution_noise")
-  private static let lowRankAdd = CUDAFunction("selection", "low_rank_add")
+  private static let randomChoice = CUDAFunction("selection", "random_choice")
   private static let rotaryAtRates = CUDAFunction("selection", "rotary_at_rates")
 
   static let selection: [CUDAKernel] = [
@@ -39,27 +38,14 @@ extension CUDAKernel {
       launch.run(selectedHistory, channels: s[0] * s[2], a)
       return true
     },
-    CUDAKernel(EvolutionNoise.self) { op, call, launch in
-      var a = gyre_evolution_noise_args()
-      (a.rows, a.count) = (call.inputs[0].shape[0], op.count)
-      (a.seed, a.epoch, a.leaf, a.first) = (UInt(op.seed), op.epoch, op.leaf, op.first)
-      (a.is_signed, a.factor) = (op.isSigned ? 1 : 0, op.factor)
-      a.members = call.inputs[0].address
+    CUDAKernel(RandomChoice.self) { op, call, launch in
+      var a = gyre_choice_args()
+      a.count = call.outputs[0].elementCount
+      (a.seed, a.stream) = (UInt(op.generator.seed), UInt(op.generator.stream))
+      if let step = call.inputs.first { a.step = step.address }
+      (a.below, a.chosen, a.other) = (op.bound, op.chosen, op.other)
       a.y = call.outputs[0].array
-      launch.run(evolutionNoise, over: a.rows * ((a.count + 3) / 4), a)
-      return true
-    },
-    CUDAKernel(LowRankAdd.self) { op, call, launch in
-      var a = gyre_low_rank_add_args()
-      let (y, x) = (call.inputs[0], call.inputs[1])
-      let (down, up) = (call.inputs[2].shape, call.inputs[3].shape)
-      (a.rows, a.rank, a.inputs, a.outputs) = (y.shape.rowCount, down[1], down[2], up[2])
-      a.each = a.rows / max(down[0], 1)
-      (a.base, a.y) = (y.array, call.outputs[0].array)
-      (a.down, a.up) = (call.inputs[2].array, call.inputs[3].array)
-      if x.dtype == .int32 { a.tokens = x.address } else { a.x = x.array }
-      let blocks = min(a.rows, launch.device.multiprocessors * 16)
-      launch.run(lowRankAdd, grid: (blocks, 1, 1), threads: (128, 1), a)
+      launch.run(randomChoice, over: (a.count + 3) / 4, a)
       return true
     },
     CUDAKernel(RotaryAtRates.self) { op, call, launch in

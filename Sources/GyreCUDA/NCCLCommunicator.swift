@@ -6,19 +6,26 @@ import Synchronization
 /// Moves tensors between NVIDIA cards by NCCL, in the queue of the device.
 ///
 /// NCCL's kernels wait for their peers for ever. A watcher looks every second whether one has gone and
-/// then aborts, after which the device fails with its name.
+/// then aborts, after which the device fails with its name. Where ranks can do without each other
+/// between calls, it looks during `gather` alone.
 public final class NCCLCommunicator: GroupCommunicator, @unchecked Sendable {
   public let group: RankGroup
   private let card: CUDADevice
   private let table: gyre_nccl
   private let handle: Mutex<Handle>
   private var watcher: Task<Void, Never>?
+  private let watchesAlways: Bool
+  private let isGathering = Atomic(false)
 
   /// The communicator; nil once it was aborted.
   private struct Handle: @unchecked Sendable { var value: UnsafeMutableRawPointer? }
 
+  /// - Parameter watchesAlways: whether a rank that ends while nothing is exchanged fails the others.
   /// - Throws: `unavailable` when NCCL is missing or the cards cannot reach each other.
-  public init(_ group: RankGroup, device: CUDADevice) throws(DeviceError) {
+  public init(
+    _ group: RankGroup, device: CUDADevice, watchesAlways: Bool = true
+  ) throws(DeviceError) {
+    self.watchesAlways = watchesAlways
     let table = try CUDALibraries.load(device.id.name, gyre_cuda_load_nccl)
     func check(_ code: Int32, _ what: String) throws(DeviceError) {
       guard code == GYRE_NCCL_SUCCESS else {
@@ -45,6 +52,7 @@ public final class NCCLCommunicator: GroupCommunicator, @unchecked Sendable {
       while !Task.isCancelled {
         try? await Task.sleep(for: .seconds(1))
         guard let self else { return }
+        guard self.watchesAlways || self.isGathering.load(ordering: .acquiring) else { continue }
         if let lost = group.firstLost() {
           self.abort("rank \(lost) is gone")
           return
@@ -57,7 +65,9 @@ public final class NCCLCommunicator: GroupCommunicator, @unchecked Sendable {
 
   deinit {
     watcher?.cancel()
-    handle.withLock { if let value = $0.value { _ = table.destroy(value) } }
+    // A rank that has gone would be waited for.
+    let end = group.firstLost() == nil ? table.destroy : table.abort
+    handle.withLock { if let value = $0.value { _ = end(value) } }
   }
 
   private static func text(_ table: gyre_nccl, _ code: Int32) -> String {
@@ -105,6 +115,25 @@ public final class NCCLCommunicator: GroupCommunicator, @unchecked Sendable {
           communicator, card.stream)
       }
     }
+  }
+
+  public func gather(_ tensor: Tensor) -> Tensor {
+    let all = Tensor(
+      emptyWith: TensorSpec(Shape([count] + tensor.shape.dimensions), tensor.dtype), on: card)
+    guard let from = address(tensor), let to = address(all) else { return all }
+    isGathering.store(true, ordering: .releasing)
+    defer { isGathering.store(false, ordering: .releasing) }
+    queue { communicator in
+      [
+        table.all_gather(
+          from, to, tensor.byteCount, Int32(GYRE_NCCL_UINT8), communicator, card.stream)
+      ]
+    }
+    // The watcher ends what a lost rank would make wait for ever.
+    if !watchesAlways {
+      do throws(DeviceError) { try card.synchronize() } catch { card.fail(error) }
+    }
+    return all
   }
 
   public func send(_ tensors: [Tensor], to rank: Int) {

@@ -20,6 +20,8 @@ final class Staging: @unchecked Sendable {
     var isUsed = false
   }
   private static let slotSize = 1 << 20
+  /// Copies up to here go piece by piece through the slots.
+  private static let largest = 4 << 20
   private let driver: DriverCalls
   private let stream: gyre_cuda_handle?
   private let lock = Mutex(())
@@ -51,7 +53,15 @@ final class Staging: @unchecked Sendable {
 
   /// Queues a copy; the bytes may change once this returns. The driver's code.
   func copy(_ bytes: UnsafeRawBufferPointer, to address: UInt64) -> Int32 {
-    lock.withLock { _ in copyLocked(bytes, to: address) }
+    lock.withLock { _ in
+      guard bytes.count <= Self.largest else { return copyLocked(bytes, to: address) }
+      for start in stride(from: 0, to: bytes.count, by: Self.slotSize) {
+        let piece = bytes[start..<min(start + Self.slotSize, bytes.count)]
+        let code = copyLocked(UnsafeRawBufferPointer(rebasing: piece), to: address + UInt64(start))
+        if code != 0 { return code }
+      }
+      return 0
+    }
   }
 
   private func copyLocked(_ bytes: UnsafeRawBufferPointer, to address: UInt64) -> Int32 {

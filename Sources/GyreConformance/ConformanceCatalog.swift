@@ -13,7 +13,7 @@ public enum ConformanceCatalog {
       + OpCatalog.tensorOps.flatMap { CheckOp.cases($0, .op) }
       + EngineCatalog.ops.flatMap { CheckOp.cases($0, .engine) }
       + (MixerCatalog.mixers + MixerCatalog.feedForwards).flatMap { CheckMixer.cases($0) }
-      + CheckModel.cases()
+      + CheckModel.cases() + CheckTraining.cases()
   }
 
   /// Those that are fast enough for tests without optimisation.

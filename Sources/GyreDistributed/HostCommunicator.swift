@@ -96,6 +96,24 @@ public final class HostCommunicator: GroupCommunicator {
       start: tensor.hostAddress?.assumingMemoryBound(to: Float.self), count: tensor.elementCount)
   }
 
+  public func gather(_ tensor: Tensor) -> Tensor {
+    let all = Tensor(
+      emptyWith: TensorSpec(Shape([count] + tensor.shape.dimensions), tensor.dtype), on: device)
+    let (own, target) = (storage(tensor), storage(all))
+    func part(_ rank: Int) -> UnsafeMutableRawBufferPointer {
+      let size = own.count
+      return UnsafeMutableRawBufferPointer(rebasing: target[rank * size..<(rank + 1) * size])
+    }
+    part(rank).copyMemory(from: UnsafeRawBufferPointer(own))
+    let peers = (0..<count).filter { $0 != rank }
+    attempt { () throws(GroupError) in
+      try group.exchange(
+        sends: peers.map { ($0, UnsafeRawBufferPointer(own)) },
+        receives: peers.map { ($0, part($0)) })
+    }
+    return all
+  }
+
   public func send(_ tensors: [Tensor], to rank: Int) {
     attempt { () throws(GroupError) in
       for tensor in tensors {

@@ -13,10 +13,10 @@ public enum Workers {
   ///
   /// - Parameter shouldStop: asked all the time; a yes asks every rank to end (SIGTERM).
   /// - Throws: `configuration` when a process cannot be started.
-  /// - Returns: the first exit status that is not 0, and the rank that it came from.
+  /// - Returns: exit statuses that are not 0 and the ranks that they came from, as they ended.
   public static func run(
     program: String, arguments: [String], count: Int, shouldStop: () -> Bool
-  ) throws(GroupError) -> (status: Int32, rank: Int)? {
+  ) throws(GroupError) -> [(status: Int32, rank: Int)] {
     let place = "/tmp/gyre-\(getuid())-\(getpid())"
     defer { _ = unlink(place) }
     var all: [pid_t] = []
@@ -31,7 +31,7 @@ public enum Workers {
       }
     }
     var isStopping = false
-    var first: (status: Int32, rank: Int)?
+    var failures: [(status: Int32, rank: Int)] = []
     var left = Set(all)
     while !left.isEmpty {
       var status: Int32 = 0
@@ -48,9 +48,9 @@ public enum Workers {
       left.remove(pid)
       // As the shell has it: the exit code, or 128 and the signal.
       let code = status & 0x7f == 0 ? (status >> 8) & 0xff : 128 + (status & 0x7f)
-      if code != 0, first == nil { first = (code, all.firstIndex(of: pid) ?? 0) }
+      if code != 0 { failures.append((code, all.firstIndex(of: pid) ?? 0)) }
     }
-    return first
+    return failures
   }
 
   private static func start(

@@ -3,19 +3,24 @@ import GyreTensors
 /// Where dropout's random choices of one training step come from. Absent: nothing is dropped, as in
 /// evaluation. A choice is a pure function of seed, step, name and place, so a step that is run again,
 /// for a resumed run or to recompute activations, makes the same ones.
-public struct DropoutNoise: Sendable, Hashable {
+public struct DropoutNoise: Sendable {
   public var seed: UInt64
-  public var step: UInt64
+  private enum Step: Sendable {
+    case number(UInt64)
+    /// int64 `[1]`, so that recorded work makes new choices each time.
+    case tensor(Tensor)
+  }
+  private let step: Step
 
   public init(seed: UInt64, step: UInt64) {
     self.seed = seed
-    self.step = step
+    self.step = .number(step)
   }
 
-  private func generator(_ name: String) -> CounterGenerator {
-    var g = CounterGenerator(seed: seed, name: "dropout " + name)
-    g.stream ^= step &* 0x9E37_79B9_7F4A_7C15
-    return g
+  /// - Parameter step: int64 `[1]`, read by the device.
+  public init(seed: UInt64, step: Tensor) {
+    self.seed = seed
+    self.step = .tensor(step)
   }
 
   /// 1 with probability `rate` and 0 otherwise.
@@ -35,7 +40,13 @@ public struct DropoutNoise: Sendable, Hashable {
     _ device: any Device
   ) -> Tensor {
     precondition((0..<1).contains(rate), "dropout: a rate of \(rate)")
-    return .choice(rate, chosen, else: others, shape, generator(name), on: device)
+    let generator = CounterGenerator(seed: seed, name: "dropout " + name)
+    return switch step {
+    case .number(let n):
+      .choice(rate, chosen, else: others, shape, generator.mixed(with: n), on: device)
+    case .tensor(let t):
+      .choice(rate, chosen, else: others, shape, generator, step: t, on: device)
+    }
   }
 }
 

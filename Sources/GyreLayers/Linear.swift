@@ -23,6 +23,11 @@ public struct Linear: Sendable {
   public func callAsFunction(_ x: Tensor) -> Tensor {
     x.linear(weight.value, bias: bias?.value)
   }
+
+  /// The same, split along the last axis.
+  public func callAsFunction(_ x: Tensor, pieces: [Int]) -> [Tensor] {
+    bias == nil ? x.linear(weight.value, pieces: pieces) : self(x).split(pieces)
+  }
 }
 
 /// Two linear maps of low rank: y = (act(x Aᵀ)) Bᵀ + b.

@@ -70,10 +70,9 @@ extension RecurrenceEngine {
   func scoped(
     _ inputs: Inputs, _ prefix: String, _ state: inout State, _ context: SequenceContext
   ) -> Tensor {
-    var part = State(stateSpec, batch: state.batch)
+    var part = state.sibling(stateSpec)
     let path = prefix.isEmpty ? "" : prefix + "."
     for entry in stateSpec.entries { part[entry.name] = state[path + entry.name] }
-    part.tokenCount = state.tokenCount
     let y = self(inputs, state: &part, form: context.form, reset: context.reset)
     for entry in stateSpec.entries { state[path + entry.name] = part[entry.name] }
     return y

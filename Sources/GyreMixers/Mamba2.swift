@@ -137,15 +137,15 @@ public struct Mamba2: SequenceMixer {
     -> Tensor
   {
     let keys = c.groups * c.stateSize
-    let parts = input(u).split([inner, inner + 2 * keys, heads])
-    let mixed = convolution(parts[1], state: &state, reset: context.reset)
-      .split([inner, keys, keys])
+    let parts = input(u, pieces: [inner, inner + 2 * keys, heads])
+    let mixed = convolution(
+      parts[1], pieces: [inner, keys, keys], state: &state, reset: context.reset)
     var step = (parts[2] + stepBias.value).softplus()  // [B, T, H]
     if c.stepLow > 0 { step = step.maximum(.full(c.stepLow, [1], on: u.device)) }
     if let high = c.stepHigh { step = step.minimum(.full(high, [1], on: u.device)) }
     let logDecay = step * -logRate.value.exp()
     let v = mixed[0].heads(heads)  // [B, T, H, P]
-    let scaled = v * step.reshaped(Shape(step.shape.dimensions + [1]))
+    let (scaled, kept) = v.scaled(by: step, and: skip.value)
     let turned = c.negativeEigenvalues ? signed(logDecay, context.form) : nil
     let read = engine(
       .init(
@@ -158,8 +158,7 @@ public struct Mamba2: SequenceMixer {
       let end = sign.sliced(u.shape[1] - 1..<u.shape[1], axis: 1)
       state["S"] = last * end.reshaped([u.shape[0], heads, 1, 1])
     }
-    let size = c.skipPerChannel ? c.headSize : 1
-    let skipped = y + v * skip.value.reshaped([heads, size])
+    let skipped = y + kept
     guard let norm else { return output(skipped.mergedHeads() * parts[0].unary(gate)) }
     let groups = c.normGroupCount()
     return output(

@@ -143,7 +143,7 @@ public struct LanguageModel: Sendable {
       x =
         rematerializes && Tape.current != nil
         ? block.rematerialized(x, &states, &context) : block(x, &states, &context)
-      for i in states.indices { states[i].tokenCount += tokens.shape[1] }
+      for i in states.indices { states[i].advance(by: tokens.shape[1]) }
       if let relay { for (i, layer) in range.enumerated() { relay.after(layer, states[i]) } }
       state.layers.replaceSubrange(range, with: states)
     }

@@ -1,4 +1,5 @@
 import GyreTensors
+import Synchronization
 
 /// What a layer remembers of one sequence: named tensors without the batch axis.
 public struct StateSpec: Sendable, Hashable {
@@ -63,14 +64,31 @@ public struct State: Sendable {
   public let spec: StateSpec
   public let batch: Int
   /// Tokens consumed so far, the same for all rows: the position of the next token.
-  public var tokenCount: Int
+  public var tokenCount: Int {
+    get {
+      PositionReads.current?.note()
+      return position
+    }
+    set { position = newValue }
+  }
+  private var position: Int
   private var values: [String: Tensor]
 
   public init(_ spec: StateSpec, batch: Int) {
     self.spec = spec
     self.batch = batch
-    tokenCount = 0
+    position = 0
     values = [:]
+  }
+
+  /// Counts tokens that were consumed.
+  public mutating func advance(by count: Int) { position += count }
+
+  /// An empty state at this one's position.
+  package func sibling(_ spec: StateSpec) -> State {
+    var part = State(spec, batch: batch)
+    part.position = position
+    return part
   }
 
   /// Several batches as one, row after row.
@@ -78,7 +96,7 @@ public struct State: Sendable {
   /// - Precondition: at least one, all of one spec, with the same entries written.
   public init(joining parts: [State]) {
     self.init(parts[0].spec, batch: parts.reduce(0) { $0 + $1.batch })
-    tokenCount = parts[0].tokenCount
+    position = parts[0].position
     for name in parts[0].values.keys {
       values[name] = concatenated(parts.compactMap { $0.values[name] }, axis: 0)
     }
@@ -129,8 +147,7 @@ public struct State: Sendable {
 
   /// The part of the state under a prefix, as a state of its own.
   public func scoped(_ prefix: String, _ spec: StateSpec) -> State {
-    var part = State(spec, batch: batch)
-    part.tokenCount = tokenCount
+    var part = sibling(spec)
     for entry in spec.entries { part.values[entry.name] = values[prefix + "." + entry.name] }
     return part
   }
@@ -143,7 +160,7 @@ public struct State: Sendable {
   /// The state of some rows.
   public func rows(_ indices: [Int]) -> State {
     var result = State(spec, batch: indices.count)
-    result.tokenCount = tokenCount
+    result.position = position
     for (name, t) in values {
       let flat = t.reshaped([batch, t.elementCount / max(batch, 1)])
       let index = Tensor(indices.map(Int32.init), shape: [indices.count], on: t.device)
@@ -164,4 +181,15 @@ public struct State: Sendable {
     for (name, t) in values { result.values[name] = t.detached() }
     return result
   }
+}
+
+/// Notes, while it is bound to the current task, whether anything asks for the position in a sequence:
+/// what does not is the same work at every step.
+package final class PositionReads: Sendable {
+  @TaskLocal package static var current: PositionReads?
+  private let flag = Atomic(false)
+
+  package init() {}
+  package var isAny: Bool { flag.load(ordering: .relaxed) }
+  fileprivate func note() { flag.store(true, ordering: .relaxed) }
 }

@@ -11,6 +11,8 @@ public protocol Communicator: AnyObject, Sendable {
   var count: Int { get }
   /// Replaces each tensor, float32, by its sum over all ranks, in the same order of additions on every rank.
   func sum(_ tensors: [Tensor])
+  /// Every rank's tensor, in their order: `[count] + shape`. Shapes and types are alike on all ranks.
+  func gather(_ tensor: Tensor) -> Tensor
   /// Sends tensors to a rank that calls `receive` with tensors of the same shapes and types.
   func send(_ tensors: [Tensor], to rank: Int)
   func receive(into tensors: [Tensor], from rank: Int)

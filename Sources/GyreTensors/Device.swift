@@ -65,6 +65,23 @@ public protocol Device: AnyObject, Sendable {
   /// - Returns: nil where the device cannot, or where the work depends on more than memory (a position
   ///   in the sequence, a read on the host).
   func record(_ body: () -> Void) -> (any RecordedWork)?
+  /// Whether the device decides and repeats whole training steps by itself: it traces, records and reads
+  /// without waiting, and has kernels for `StepDecision` and `StateUpdate`.
+  var repeatsWork: Bool { get }
+  /// Runs `body` and says what it queued.
+  func trace(_ body: () -> Void) -> WorkTrace
+  /// Records work that has run before, in memory that others may use between replays. Nothing that `body`
+  /// makes outlives it: results go into tensors that exist.
+  ///
+  /// - Parameter trace: what `body` queues, as two runs of it have shown.
+  /// - Throws: why the device cannot, such as that `body` queues anything else; it works on.
+  func record(
+    repeating trace: WorkTrace, _ body: () -> Void
+  ) throws(DeviceError) -> any RecordedWork
+  /// Queues a copy to the host after all work so far, and goes on.
+  func queueRead(
+    _ buffer: any DeviceBuffer, offset: Int, byteCount: Int
+  ) -> any PendingRead
   /// The output of an op whose memory may be that of an input, because the device's kernel reads every
   /// element before it writes it; nil where there is none.
   func overwrites(_ op: any Op, _ inputs: [Tensor]) -> (input: Int, output: Int)?
@@ -84,7 +101,11 @@ public protocol Device: AnyObject, Sendable {
 
 /// Work that was recorded once and can be queued again as it is: the same kernels on the same memory.
 public protocol RecordedWork: AnyObject, Sendable {
-  func replay()
+  /// Queues the work again.
+  ///
+  /// - Returns: false, and nothing is queued, where others hold memory that it uses or have replaced what
+  ///   it reads. It has to be recorded again then.
+  @discardableResult func replay() -> Bool
 }
 
 extension Device {
@@ -94,9 +115,10 @@ extension Device {
   public var readsKeptStates: Bool { true }
 
   /// Whether a chain of simple ops should be this one op: where it has a kernel and passes over memory
-  /// are what costs. Populations look at simple ops.
+  /// are what costs. Populations look at simple ops and at those that take members' own parameters.
   package func fuses(_ op: any Op) -> Bool {
-    storesBFloat16 && hasKernel(for: op) && Perturbation.current == nil
+    storesBFloat16 && hasKernel(for: op)
+      && (Perturbation.current == nil || op is any TakesOwnParameters)
   }
   public var newtonRange: (units: Int, tokens: Int) { (4, 256) }
   public func multiplies(stored type: DType) -> Bool { false }

@@ -54,6 +54,18 @@ struct GradientTable {
     return value
   }
 
+  /// Starts from a sum that may be added into.
+  mutating func start(_ id: TensorID, _ sum: Tensor) {
+    values[id] = sum
+    owned.insert(sum.id)
+  }
+
+  /// The sum for a tensor that ops may add into.
+  func sum(_ id: TensorID) -> Tensor? {
+    guard let sum = values[id], owned.contains(sum.id), sum.dtype == .float32 else { return nil }
+    return sum
+  }
+
   mutating func add(_ part: Rows, to id: TensorID) { rows[id, default: []].append(part) }
 
   mutating func add(_ gradient: Tensor, to id: TensorID) {
@@ -61,6 +73,8 @@ struct GradientTable {
       values[id] = gradient
       return
     }
+    // Added in place by the op.
+    if present.id == gradient.id, owned.contains(present.id) { return }
     precondition(
       present.shape == gradient.shape,
       "gradient: \(gradient.shape) added to \(present.shape)")
@@ -86,6 +100,25 @@ public struct GradientSums: Sendable {
     tensors = .init(repeating: nil, count: count)
     owned = .init(repeating: false, count: count)
   }
+
+  /// The sums that gradients may start from on a device whose products add to what is there: float32, no
+  /// storage shared.
+  func starts(on device: any Device) -> [Tensor?] {
+    guard device.storesBFloat16 else { return tensors.map { _ in nil } }
+    var holders: [ObjectIdentifier: Int] = [:]
+    for case let buffer? in tensors.map({ $0?.buffer }) {
+      holders[ObjectIdentifier(buffer), default: 0] += 1
+    }
+    return tensors.map { sum in
+      guard let sum, let buffer = sum.buffer, sum.dtype == .float32,
+        holders[ObjectIdentifier(buffer)] == 1
+      else { return nil }
+      return sum
+    }
+  }
+
+  /// Notes that a sum was started from.
+  mutating func own(_ i: Int) { owned[i] = true }
 
   /// A sum may be float32, bfloat16, or of the device's choice.
   mutating func add(_ table: inout GradientTable, _ id: TensorID, at i: Int) {

@@ -53,6 +53,9 @@ public struct VJPContext: Sendable {
   public let cotangents: [Tensor?]
   /// Whether somebody wants the cotangent of input i.
   public let needs: [Bool]
+  /// A float32 sum of gradients of input i, in memory of its own, to which the op may add in place; it
+  /// then gives the sum for its cotangent. Nil where there is none.
+  package let sums: [Tensor?]
 
   /// The cotangent of output `i`, zeros where nothing depends on it.
   public func cotangent(_ i: Int) -> Tensor {

@@ -29,6 +29,7 @@ public enum OpCatalog {
     TokenShift.self,
     TokenMixes.self,
     GatedBlend.self,
+    ValueScales.self,
     RWKV7Keys.self,
     RWKV7Readout.self,
     CrossEntropy.self,
@@ -38,7 +39,13 @@ public enum OpCatalog {
     MemoryOrder.self,
     AdamWStep.self,
     MomentumStep.self,
+    StepDecision.self,
+    StateUpdate.self,
+    RandomChoice.self,
     EvolutionNoise.self,
     LowRankAdd.self,
+    MemberLinear.self,
+    MemberRows.self,
+    MemberParameters.self,
   ]
 }

@@ -4,6 +4,27 @@
 
 import Synchronization
 
+/// An op some of whose inputs are parameters: each may be one for all, or `[B] + shape` with a value of
+/// each sequence's own, B the first extent of the first input. Such calls have no derivative.
+package protocol TakesOwnParameters: Op {
+  /// Places of the parameters among `count` inputs.
+  func parameters(of count: Int) -> Range<Int>
+  /// The op for parameters that are sequences' own.
+  var withOwnParameters: Self { get }
+  /// Whether some may be sequences' own and others one for all.
+  var mixesOwnAndShared: Bool { get }
+}
+
+extension TakesOwnParameters {
+  package var withOwnParameters: Self { self }
+  package var mixesOwnAndShared: Bool { true }
+  /// Where a reference finds the parameter of `width` elements for element `i` of `count` in `batch`
+  /// sequences.
+  func place(_ values: [Double], _ width: Int, _ i: Int, of count: Int, _ batch: Int) -> Int {
+    i % width + (values.count > width ? i / max(count / max(batch, 1), 1) * width : 0)
+  }
+}
+
 extension Perturbation {
   /// A value that depends on parameters and constants alone, such as exp(a): each member has its own.
   struct Derived: Sendable {
@@ -33,15 +54,26 @@ extension Perturbation {
       note(Derived(op: op, inputs: inputs, outputs: outputs.map(\.id)))
       return outputs
     }
-    if op is TokenShift, sources.indices.allSatisfy({ sources[$0] == ($0 == 1) }),
-      inputs[0].shape[0] == rows
+    if inputs[0].shape[0] == rows, belongs[0],
+      inputs[0].device.storesBFloat16 || op is TokenShift,
+      let taker = op as? any TakesOwnParameters, let y = withOwn(taker, inputs, sources)
     {
-      var own = inputs
-      own[1] = rowsOfStack(inputs[1])
-      return applyUnperturbed(op, own)
+      return y
     }
     if let binary = op as? Binary, let y = broadcast(binary, inputs, sources) { return [y] }
     return eachMember(op, inputs, sources, belongs)
+  }
+
+  /// One launch with members' own parameters; nil where what they own is no parameter of the op.
+  private func withOwn<Taker: TakesOwnParameters>(
+    _ op: Taker, _ inputs: [Tensor], _ sources: [Bool]
+  ) -> [Tensor]? {
+    let places = op.parameters(of: inputs.count)
+    guard sources.indices.allSatisfy({ !sources[$0] || places.contains($0) }),
+      op.mixesOwnAndShared || places.allSatisfy({ sources[$0] })
+    else { return nil }
+    return applyUnperturbed(
+      op.withOwnParameters, zip(inputs, sources).map { $1 ? rowsOfStack($0) : $0 })
   }
 
   /// Lets the population know of the same elements under another shape.
@@ -66,13 +98,15 @@ extension Perturbation {
 
   /// `[members] + shape`: the value as each member has it.
   private func stack(_ t: Tensor) -> Tensor {
-    if let present = made.withLock({ $0.stacks[t.id] }) { return present }
+    let present = made.withLock { made in
+      if let leaf = leaves[t.id] { made.used.insert(leaf) }
+      return made.stacks[t.id]
+    }
+    if let present { return present }
     if let leaf = leaves[t.id] {
+      if let stack = stacks(from: leaf) { return stack }
       let stack = applyUnperturbed(Binary(.add), [change(leaf, t), t])[0]
-      made.withLock {
-        $0.stacks[t.id] = stack
-        $0.used.insert(leaf)
-      }
+      made.withLock { $0.stacks[t.id] = stack }
       return stack
     }
     guard let value = made.withLock({ $0.derived[t.id] }) else { return t }
@@ -82,6 +116,34 @@ extension Perturbation {
     }
     return zip(value.outputs, stacks).first { $0.0 == t.id }?.1 ?? t
   }
+
+  /// The stack of a parameter where the device makes many in one launch: those of the vectors after it,
+  /// which a layer is about to use, come with it.
+  private func stacks(from leaf: Int) -> Tensor? {
+    var op = MemberParameters(
+      seed: noise.strategy.seed, epoch: noise.epoch, leaves: [], rank: noise.strategy.rank,
+      sigma: noise.strategy.sigma, scale: noise.strategy.matrixScale)
+    guard parameters[leaf].device.hasKernel(for: op), parameters[leaf].dtype == .float32 else {
+      return nil
+    }
+    var (places, room) = ([leaf], Perturbation.stackedElements)
+    let present = made.withLock { $0.stacks }
+    for next in parameters.indices.dropFirst(leaf + 1) where noise.strategy.includesVectors {
+      let p = parameters[next]
+      guard p.rank == 1, p.dtype == .float32, present[p.id] == nil else { continue }
+      room -= p.elementCount * members
+      if room < 0 || places.count == MemberParameters.limit { break }
+      places.append(next)
+    }
+    op.leaves = places.map { UInt32($0) }
+    let stacks = applyUnperturbed(op, [distinct.members] + places.map { parameters[$0] })
+    made.withLock { made in
+      for (place, stack) in zip(places, stacks) { made.stacks[parameters[place].id] = stack }
+    }
+    return stacks[0]
+  }
+  /// Numbers that are made ahead: 256 MB.
+  private static let stackedElements = 1 << 26
 
   /// s σ/√r A Bᵀ of a matrix, s σ z of others.
   private func change(_ leaf: Int, _ t: Tensor) -> Tensor {
@@ -122,7 +184,7 @@ extension Perturbation {
   }
 
   /// The stack with a member's value for each of its rows.
-  private func rowsOfStack(_ t: Tensor) -> Tensor {
+  func rowsOfStack(_ t: Tensor) -> Tensor {
     let all = stack(t)
     if members == rows { return all }
     let width = t.elementCount

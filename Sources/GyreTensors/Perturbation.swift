@@ -89,7 +89,8 @@ public final class Perturbation: Sendable {
   let memberOfRow: Tensor
   /// Tensors made before are the same for all members.
   let born: TensorID
-  /// Places of parameters by the identity of their values.
+  /// Values of parameters, and their places by identity.
+  let parameters: [Tensor]
   let leaves: [TensorID: Int]
   struct Made {
     var factors: [Int: (down: Tensor, up: Tensor)] = [:]
@@ -115,12 +116,14 @@ public final class Perturbation: Sendable {
     rows = members.count
     let each = Perturbation.rowsEach(members)
     self.members = rows / each
-    distinct = noise(stride(from: 0, to: rows, by: each).map { members[$0] })
+    distinct =
+      each == 1 ? self.noise : noise(stride(from: 0, to: rows, by: each).map { members[$0] })
     memberOfRow = Tensor((0..<rows).map { Int32($0 / each) }, shape: [rows], on: device)
     born = .make()
     var leaves: [TensorID: Int] = [:]
     for (i, p) in parameters.enumerated() { leaves[p.value.id] = i }
     self.leaves = leaves
+    self.parameters = parameters.map(\.value)
   }
 
   /// Places of the parameters that took part so far.
@@ -162,6 +165,17 @@ public final class Perturbation: Sendable {
     return fresh
   }
 
+  /// The noise of a matrix, where it is of low rank.
+  private func lowRank(_ leaf: Int) -> LowRankNoise? {
+    noise.strategy.rank.map {
+      LowRankNoise(
+        seed: noise.strategy.seed, epoch: noise.epoch, leaf: UInt32(leaf), rank: $0,
+        scale: noise.strategy.matrixScale)
+    }
+  }
+
+  private func note(_ leaf: Int) { made.withLock { _ = $0.used.insert(leaf) } }
+
   /// Whether a table or a head is perturbed for rows of this shape.
   func perturbs(_ weight: Tensor, _ batch: Shape) -> Bool { matrix(weight, batch) != nil }
 
@@ -170,6 +184,14 @@ public final class Perturbation: Sendable {
     if let bias, leaves[bias.id] == nil, isSource(bias) { return linear(op, x, weight, nil) + bias }
     let inputs = [x, weight] + (bias.map { [$0] } ?? [])
     guard let leaf = matrix(weight, x.shape) else { return apply(op, inputs)[0] }
+    if let noise = lowRank(leaf), weight.dtype.isFloat {
+      let fused = MemberLinear(noise: noise, map: op)
+      if x.device.hasKernel(for: fused) {
+        note(leaf)
+        let y = applyUnperturbed(fused, [x, weight, distinct.members])[0]
+        return bias.map { y + $0 } ?? y
+      }
+    }
     let (tokens, n) = (x.shape.rowCount / rows, weight.shape[1])
     var y = applyUnperturbed(op, inputs)[0]
     let (wide, narrow) = (
@@ -190,11 +212,19 @@ public final class Perturbation: Sendable {
   }
 
   /// Rows of a table with each member's perturbation added.
-  func rows(_ table: Tensor, _ tokens: Tensor) -> Tensor {
+  func rows(_ table: Tensor, _ tokens: Tensor, output: DType = .float32) -> Tensor {
+    let lookup = EmbeddingLookup(output: output)
     guard let leaf = matrix(table, tokens.shape), tokens.shape[0] == rows else {
-      return apply(EmbeddingLookup(), [table, tokens])[0]
+      return apply(lookup, [table, tokens])[0]
     }
-    let y = applyUnperturbed(EmbeddingLookup(), [table, tokens])[0]
+    if let noise = lowRank(leaf) {
+      let fused = MemberRows(noise: noise, output: output)
+      if table.device.hasKernel(for: fused) {
+        note(leaf)
+        return applyUnperturbed(fused, [table, tokens, distinct.members])[0]
+      }
+    }
+    let y = applyUnperturbed(lookup, [table, tokens])[0]
     if noise.strategy.rank != nil {
       let (down, up) = factors(leaf, table)
       // Row t of A Bᵀ is A[t] B: A plays the part of down.
@@ -218,17 +248,23 @@ public final class Perturbation: Sendable {
     }
   }
 
-  /// s σ z of a vector, shaped to be added to what `x` is broadcast with; nil where it does not apply.
-  private func vectorNoise(_ p: Tensor, _ x: Tensor) -> Tensor? {
+  /// The shape in which rows' own values of a vector are broadcast with `x`; nil where they have none.
+  private func vectorShape(_ p: Tensor, _ x: Tensor) -> Shape? {
     guard noise.strategy.includesVectors, p.rank == 1, x.rank >= 2, x.shape[0] == rows,
-      x.shape.last == p.shape[0], let leaf = leaves[p.id]
+      x.shape.last == p.shape[0], leaves[p.id] != nil
     else { return nil }
-    let ones = [Int](repeating: 1, count: x.rank - 2)
-    return full(leaf, p).aliased(as: Shape([rows] + ones + [p.shape[0]]))
+    return Shape([rows] + [Int](repeating: 1, count: x.rank - 2) + [p.shape[0]])
   }
 
-  /// A vector as each row of `x` sees it; the vector itself where it is not perturbed.
+  /// s σ z of a vector, shaped to be added to what `x` is broadcast with.
+  private func vectorNoise(_ p: Tensor, _ x: Tensor) -> Tensor? {
+    guard let shape = vectorShape(p, x), let leaf = leaves[p.id] else { return nil }
+    return full(leaf, p).aliased(as: shape)
+  }
+
+  /// A vector as each row of `x` sees it; nil where it is not perturbed.
   func vector(_ p: Tensor, like x: Tensor) -> Tensor? {
-    vectorNoise(p, x).map { applyUnperturbed(Binary(.add), [$0, p])[0] }
+    if x.device.storesBFloat16 { return vectorShape(p, x).map { rowsOfStack(p).aliased(as: $0) } }
+    return vectorNoise(p, x).map { applyUnperturbed(Binary(.add), [$0, p])[0] }
   }
 }

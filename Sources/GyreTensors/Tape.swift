@@ -103,9 +103,20 @@ public final class Tape: Sendable {
   {
     withTape(nil) {
       var table = GradientTable()
+      // Where products can add, gradients start from the sums so far.
+      let starts = sums.starts(on: loss.device)
+      for (variable, start) in zip(variables, starts) {
+        if let start { table.start(variable.id, start) }
+      }
       table.add(.full(1, loss.shape, on: loss.device), to: loss.id)
       propagate(&table)
-      for (i, variable) in variables.enumerated() { sums.add(&table, variable.id, at: i) }
+      for (i, variable) in variables.enumerated() where starts[i] == nil {
+        sums.add(&table, variable.id, at: i)
+      }
+      for (i, variable) in variables.enumerated() where starts[i] != nil {
+        _ = table.settled(variable.id)
+        sums.own(i)
+      }
     }
   }
 
@@ -124,8 +135,10 @@ public final class Tape: Sendable {
             Rows(tokens: inputs[1], values: gradient, shape: inputs[0].shape), to: inputs[0].id)
           continue
         }
+        let sums = zip(inputs, needs).map { $1 ? table.sum($0.id) : nil }
         let gradients = op.vjp(
-          VJPContext(inputs: inputs, outputs: outputs, cotangents: cotangents, needs: needs))
+          VJPContext(
+            inputs: inputs, outputs: outputs, cotangents: cotangents, needs: needs, sums: sums))
         for (i, gradient) in gradients.enumerated() {
           if needs[i], let gradient { table.add(gradient, to: inputs[i].id) }
         }

@@ -92,6 +92,13 @@ extension Tensor {
   }
 }
 
+extension Tensor {
+  /// Sets all elements of this tensor's storage, in the device's queue.
+  package func fill(_ value: Double) {
+    device.launch(KernelCall(op: Fill(value: value, spec: spec), inputs: [], outputs: [self]))
+  }
+}
+
 // MARK: - Host access
 
 /// Swift types that hold tensor elements on the host.
@@ -138,7 +145,7 @@ extension Tensor {
     _ value: Double, _ shape: Shape, _ dtype: DType = .float32, on device: any Device
   ) -> Tensor {
     let t = Tensor(emptyWith: TensorSpec(shape, dtype), on: device)
-    device.launch(KernelCall(op: Fill(value: value, spec: t.spec), inputs: [], outputs: [t]))
+    t.fill(value)
     return t
   }
 
@@ -198,6 +205,13 @@ extension Tensor {
 
 /// Conversion between stored elements and Double.
 package enum ElementCoding {
+  /// The elements of a float64 tensor's bytes.
+  package static func doubles(_ bytes: [UInt8]) -> [Double] {
+    bytes.withUnsafeBytes { bytes in
+      (0..<bytes.count / 8).map { bytes.loadUnaligned(fromByteOffset: 8 * $0, as: Double.self) }
+    }
+  }
+
   package static func decode(_ p: UnsafeRawPointer, _ dtype: DType, _ count: Int) -> [Double] {
     switch dtype {
     case .float32: gather(p, count) { (x: Float) in Double(x) }

@@ -17,7 +17,7 @@ public final class Optimizer {
   private let configuration: TrainingConfiguration
   private var slots: [Slot]
   /// Updates done: t of AdamW's bias correction.
-  public private(set) var updateCount = 0
+  public internal(set) var updateCount = 0
 
   public init(_ parameters: [Parameter], _ configuration: TrainingConfiguration) {
     self.configuration = configuration
@@ -50,6 +50,21 @@ public final class Optimizer {
     }
   }
 
+  /// What an update goes by: the factor on gradients and learning rates, from the host or, with a
+  /// control, from `StepDecision`.
+  private struct Pace {
+    /// `[1]`, multiplies all gradients (clipping).
+    var factor: Tensor
+    /// Of the schedule; 1 with a control.
+    var schedule = 1.0
+    var control: Tensor?
+
+    /// The learning rate for the op and what a control multiplies it by.
+    func rate(_ highest: Double, _ scale: Double) -> (rate: Double, scale: Double) {
+      control == nil ? (highest * (schedule * scale), 1) : (highest, scale)
+    }
+  }
+
   /// One update.
   ///
   /// - Parameters:
@@ -58,23 +73,40 @@ public final class Optimizer {
   ///   - schedule: factor on the learning rates.
   public func step(_ gradients: [Tensor?], factor: Tensor, schedule: Double) {
     updateCount += 1
+    step(gradients, Pace(factor: factor, schedule: schedule))
+    if averages.isOn { average() }
+  }
+
+  /// One update if the device finds that the step is taken. `updateCount` is for the caller to follow.
+  ///
+  /// - Precondition: the rule is none that averages.
+  func step(_ gradients: [Tensor?], factor: Tensor, control: Tensor) {
+    step(gradients, Pace(factor: factor, control: control))
+  }
+
+  private func step(_ gradients: [Tensor?], _ pace: Pace) {
     for (slot, gradient) in zip(slots, gradients) {
       guard let gradient else { continue }
       let decay = slot.parameter.decay == .matrix ? configuration.weightDecay : 0
-      let rate = schedule * slot.parameter.learningRateScale
       let moments = slot.moments.map(\.tensor)
       switch slot.rule {
-      case .adamw: adamw(slot.parameter, gradient, factor, moments, rate, decay)
-      case .sgd: sgd(slot.parameter, gradient, factor, moments, rate, decay)
-      case .muon: muon(slot.parameter, gradient, factor, moments, rate, decay)
+      case .adamw: adamw(slot.parameter, gradient, pace, moments, decay)
+      case .sgd: sgd(slot.parameter, gradient, pace, moments, decay)
+      case .muon: muon(slot.parameter, gradient, pace, moments, decay)
       case .averaged:
         let op = MomentumStep(
-          learningRate: configuration.learningRate * rate, momentum: 0, weightDecay: decay,
-          nesterov: false)
-        update(op, gradient, factor, [slot.parameter.value, moments[0]])
+          learningRate: pace.rate(
+            configuration.learningRate, slot.parameter.learningRateScale
+          ).rate, momentum: 0, weightDecay: decay, nesterov: false)
+        update(op, gradient, pace, [slot.parameter.value, moments[0]])
       }
     }
-    if averages.isOn { average() }
+  }
+
+  /// 1 − β₁ᵗ and 1 − β₂ᵗ of AdamW's update t.
+  func corrections(after t: Int) -> (Double, Double) {
+    let c = configuration
+    return (1 - Functions.pow(c.beta1, Double(t)), 1 - Functions.pow(c.beta2, Double(t)))
   }
 
   // MARK: - Averages
@@ -106,8 +138,8 @@ public final class Optimizer {
       let (p, mean) = (slot.parameter.value, slot.moments[1].tensor)
       let op = MomentumStep(
         learningRate: 1 / Double(n), momentum: 0, weightDecay: 0, nesterov: false)
-      let one = Tensor.full(1, [1], on: p.device)
-      update(op, mean - p, one, [mean, .zeros(p.shape, on: p.device)])
+      let pace = Pace(factor: .full(1, [1], on: p.device))
+      update(op, mean - p, pace, [mean, .zeros(p.shape, on: p.device)])
     }
   }
 
@@ -121,47 +153,51 @@ public final class Optimizer {
   }
 
   private func adamw(
-    _ p: Parameter, _ gradient: Tensor, _ factor: Tensor, _ moments: [Tensor], _ rate: Double,
-    _ decay: Double
+    _ p: Parameter, _ gradient: Tensor, _ pace: Pace, _ moments: [Tensor], _ decay: Double
   ) {
     let c = configuration
-    let op = AdamWStep(
-      learningRate: c.learningRate * rate, beta1: c.beta1, beta2: c.beta2, epsilon: c.epsilon,
-      weightDecay: decay, correction1: 1 - Functions.pow(c.beta1, Double(updateCount)),
-      correction2: 1 - Functions.pow(c.beta2, Double(updateCount)))
-    update(op, gradient, factor, [p.value] + moments)
+    let (rate, scale) = pace.rate(c.learningRate, p.learningRateScale)
+    let (first, second) = pace.control == nil ? corrections(after: updateCount) : (1, 1)
+    var op = AdamWStep(
+      learningRate: rate, beta1: c.beta1, beta2: c.beta2, epsilon: c.epsilon, weightDecay: decay,
+      correction1: first, correction2: second)
+    op.rateScale = scale
+    update(op, gradient, pace, [p.value] + moments)
   }
 
   private func sgd(
-    _ p: Parameter, _ gradient: Tensor, _ factor: Tensor, _ moments: [Tensor], _ rate: Double,
-    _ decay: Double
+    _ p: Parameter, _ gradient: Tensor, _ pace: Pace, _ moments: [Tensor], _ decay: Double
   ) {
-    let op = MomentumStep(
-      learningRate: configuration.learningRate * rate, momentum: configuration.momentum,
-      weightDecay: decay, nesterov: configuration.nesterov)
-    update(op, gradient, factor, [p.value] + moments)
+    let (rate, scale) = pace.rate(configuration.learningRate, p.learningRateScale)
+    var op = MomentumStep(
+      learningRate: rate, momentum: configuration.momentum, weightDecay: decay,
+      nesterov: configuration.nesterov)
+    op.rateScale = scale
+    update(op, gradient, pace, [p.value] + moments)
   }
 
   /// Momentum whose step is made orthogonal (Jordan and others, "Muon: an optimizer for hidden
   /// layers in neural networks", 2024): W ← W − η(λW + √max(1, rows/columns) · NS₅(g + μb)).
   private func muon(
-    _ p: Parameter, _ gradient: Tensor, _ factor: Tensor, _ moments: [Tensor], _ rate: Double,
-    _ decay: Double
+    _ p: Parameter, _ gradient: Tensor, _ pace: Pace, _ moments: [Tensor], _ decay: Double
   ) {
     let c = configuration
-    let g = gradient * factor
+    let g = gradient * pace.factor
     // The momentum op with a rate of zero is the buffer's update alone.
     let accumulate = MomentumStep(
       learningRate: 0, momentum: c.momentum, weightDecay: 0, nesterov: false)
-    update(accumulate, gradient, factor, [p.value] + moments)
+    update(accumulate, gradient, pace, [p.value] + moments)
     let direction = c.nesterov ? g + moments[0] * c.momentum : moments[0]
     let (rows, columns) = (p.shape[0], p.shape[1])
-    let scale = max(1, Double(rows) / Double(columns)).squareRoot()
-    let step = Optimizer.orthogonalized(direction) * scale
-    let apply = MomentumStep(
-      learningRate: c.muonLearningRate * rate, momentum: 0, weightDecay: decay, nesterov: false)
-    let one = Tensor.full(1, [1], on: step.device)
-    update(apply, step, one, [p.value, .zeros(p.shape, on: step.device)])
+    let shape = max(1, Double(rows) / Double(columns)).squareRoot()
+    let step = Optimizer.orthogonalized(direction) * shape
+    let (rate, scale) = pace.rate(c.muonLearningRate, p.learningRateScale)
+    var apply = MomentumStep(
+      learningRate: rate, momentum: 0, weightDecay: decay, nesterov: false)
+    apply.rateScale = scale
+    var whole = pace
+    whole.factor = .full(1, [1], on: step.device)
+    update(apply, step, whole, [p.value, .zeros(p.shape, on: step.device)])
   }
 
   /// Five steps of the Newton–Schulz iteration X ← aX + (bA + cA²)X, A = XXᵀ, which drives the
@@ -180,9 +216,11 @@ public final class Optimizer {
     return isTall ? x.permuted([1, 0]) : x
   }
 
-  private func update(_ op: some Op, _ gradient: Tensor, _ factor: Tensor, _ values: [Tensor]) {
+  private func update(_ op: some Op, _ gradient: Tensor, _ pace: Pace, _ values: [Tensor]) {
     gradient.device.launch(
-      KernelCall(op: op, inputs: [gradient, factor] + values, outputs: values))
+      KernelCall(
+        op: op, inputs: [gradient, pace.factor] + values + (pace.control.map { [$0] } ?? []),
+        outputs: values))
   }
 
   // MARK: - Snapshot

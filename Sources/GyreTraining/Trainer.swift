@@ -20,13 +20,30 @@ public final class Trainer {
   private let schedule: Schedule
   private let parallel: Parallelism?
   private let share: Share?
-  private var state: ModelState
-  /// Steps done.
+  /// What a step starts from, where the host decides on steps.
+  private var hostState: ModelState
+  private var state: ModelState { deviceStep?.state ?? hostState }
+  /// Steps done or, where the device decides on them, queued.
   public private(set) var step = 0
-  /// Running mean of the loss in nats, for spikes.
-  private var meanLoss: Double?
-  private var skips = 0
+  private let rule: StepRule
+  private var ledger = StepRule.Ledger()
   public private(set) var history: [Metrics] = []
+
+  /// Where the device decides on steps by itself.
+  private let deviceStep: DeviceStep?
+  private struct Pending {
+    var step: Int
+    var schedule: Double
+    var queued: DeviceStep.Queued
+  }
+  /// Steps whose outcome is not known yet.
+  private var pending: [Pending] = []
+  /// Steps whose outcome has come and was not reported, with the skips in a row that they end.
+  private var arrived: [(metrics: Metrics, skips: Int)] = []
+  /// When the last outcome came.
+  private var lastArrival = ContinuousClock().now
+  /// How steps go to the device; nil where the host decides on each.
+  public var deviceWay: DeviceStep.Way? { deviceStep?.way }
 
   /// On the texts of the run folder, checked against its manifest.
   ///
@@ -67,13 +84,20 @@ public final class Trainer {
     }
     optimizer = Optimizer(model.parameters, configuration)
     schedule = Schedule(configuration)
-    state = model.makeState(batch: share?.rows.count ?? batch)
+    hostState = model.makeState(batch: share?.rows.count ?? batch)
+    rule = StepRule(configuration)
+    deviceStep =
+      parallel == nil && DeviceStep.suits(model.device, configuration)
+      ? DeviceStep(model, configuration, optimizer, carries: train.carriesState) : nil
   }
 
   /// Whether this process writes the run's files.
   private var isLead: Bool { parallel?.isLead ?? true }
 
   /// Steps until the configured end or until `shouldStop` says so; saves at the end either way.
+  ///
+  /// Where the device decides on steps, reports come up to eight steps late and a run goes on for as
+  /// many after `shouldStop`; evaluations and checkpoints wait for all before them.
   ///
   /// - Parameters:
   ///   - shouldStop: asked after each step.
@@ -85,18 +109,61 @@ public final class Trainer {
     var lastSaved: Int?
     var isEnding = parallel == nil && shouldStop()
     while step < configuration.steps, !isEnding {
-      let clock = ContinuousClock()
-      let start = clock.now
-      var metrics: Metrics
-      // All ranks end at the same step: whoever is asked to tells the others with its loss.
-      (metrics, isEnding) = try advance(wantsToStop: parallel != nil && shouldStop())
-      metrics.tokensPerSecond =
-        Double(configuration.batch * configuration.length * configuration.accumulation)
-        / ((clock.now - start) / .seconds(1))
-      let every = configuration.evaluateEvery
+      if let deviceStep {
+        queueStep(deviceStep)
+        let waits =
+          !deviceStep.runsAhead || isScoringDue || isCheckpointDue || step == configuration.steps
+        try absorb(keeping: waits ? 0 : DeviceStep.lag)
+        try reportArrived(report) { isEnding = isEnding || shouldStop() }
+      } else {
+        let clock = ContinuousClock()
+        let start = clock.now
+        var metrics: Metrics
+        // All ranks end at the same step: whoever is asked to tells the others with its loss.
+        (metrics, isEnding) = try advance(wantsToStop: parallel != nil && shouldStop())
+        metrics.tokensPerSecond = tokensPerSecond(clock.now - start)
+        arrived.append((metrics, ledger.skips))
+        try reportArrived(report) { if parallel == nil { isEnding = shouldStop() } }
+      }
+      if isCheckpointDue {
+        try save()
+        lastSaved = step
+      }
+    }
+    try absorb(keeping: 0)
+    try reportArrived(report) {}
+    if lastSaved != step { try save() }
+    guard isLead else { return }
+    try optimizer.withAverages {
+      do throws(CheckpointError) { try model.weights().write(to: folder.weights) } catch {
+        throw TrainingError.checkpoint(error)
+      }
+    }
+  }
+
+  private var isScoringDue: Bool {
+    let every = configuration.evaluateEvery
+    return step == configuration.steps || (every > 0 && step % every == 0)
+  }
+
+  private var isCheckpointDue: Bool {
+    configuration.checkpointEvery > 0 && step % configuration.checkpointEvery == 0
+  }
+
+  private func tokensPerSecond(_ time: Duration) -> Double {
+    Double(configuration.batch * configuration.length * configuration.accumulation)
+      / max(time / .seconds(1), 1e-9)
+  }
+
+  /// Scores where that is due, writes down and reports the steps that have come.
+  private func reportArrived(
+    _ report: (Metrics) throws -> Void, _ afterEach: () -> Void
+  ) throws {
+    while !arrived.isEmpty {
+      var (metrics, skips) = arrived.removeFirst()
       // Whoever averages must know when all begin to.
       let isScoring = isLead || configuration.optimizer == .ntasgd
-      if isScoring, step == configuration.steps || (every > 0 && step % every == 0) {
+      if isScoring, metrics.step == step, isScoringDue {
         let score = try evaluate()
         metrics.validationBitsPerByte = score.bitsPerByte
         metrics.accuracy = score.accuracy
@@ -105,27 +172,11 @@ public final class Trainer {
       history.append(metrics)
       if isLead { try folder.append(try metrics.line(), to: folder.metrics) }
       try report(metrics)
-      if parallel == nil { isEnding = shouldStop() }
-      if metrics.skipped != nil {
-        skips += 1
-        if skips >= configuration.maximumSkips {
-          throw TrainingError.diverged(
-            step: step,
-            reason: "\(skips) steps in a row were skipped, the last for \(metrics.skipped ?? "")")
-        }
-      } else {
-        skips = 0
-      }
-      if configuration.checkpointEvery > 0, step % configuration.checkpointEvery == 0 {
-        try save()
-        lastSaved = step
-      }
-    }
-    if lastSaved != step { try save() }
-    guard isLead else { return }
-    try optimizer.withAverages {
-      do throws(CheckpointError) { try model.weights().write(to: folder.weights) } catch {
-        throw TrainingError.checkpoint(error)
+      afterEach()
+      if let reason = metrics.skipped, skips >= configuration.maximumSkips {
+        throw TrainingError.diverged(
+          step: metrics.step, reason: "\(skips) steps in a row were skipped, the last for \(reason)"
+        )
       }
     }
   }
@@ -137,13 +188,47 @@ public final class Trainer {
     }
   }
 
+  // MARK: - Steps that the device decides on
+
+  private func queueStep(_ deviceStep: DeviceStep) {
+    let count = configuration.accumulation
+    let batches = (0..<count).map { train.batch(step * count + $0) }
+    let factor = schedule.factor(step)
+    if pending.isEmpty { lastArrival = ContinuousClock().now }
+    let queued = deviceStep.queue(
+      batches, step: step, schedule: factor, updates: ledger.updates)
+    pending.append(Pending(step: step, schedule: factor, queued: queued))
+    step += 1
+  }
+
+  /// Waits for the outcome of all queued steps but the last few.
+  private func absorb(keeping count: Int) throws {
+    guard let deviceStep else { return }
+    while pending.count > count {
+      let item = pending.removeFirst()
+      let outcome = try deviceStep.outcome(of: item.queued)
+      ledger = outcome.ledger
+      optimizer.updateCount = ledger.updates
+      var metrics = metrics(
+        after: item.step, outcome.loss, outcome.norm, item.schedule,
+        problem(outcome.verdict, outcome.loss, outcome.norm, outcome.meanLoss))
+      let newton = try item.queued.reports.take()
+      if !newton.isEmpty { metrics.newton = newton }
+      let now = ContinuousClock().now
+      metrics.tokensPerSecond = tokensPerSecond(now - lastArrival)
+      lastArrival = now
+      arrived.append((metrics, ledger.skips))
+    }
+  }
+
+  // MARK: - Steps that the host decides on
+
   /// One optimiser step.
   private func advance(wantsToStop: Bool) throws -> (Metrics, isEnding: Bool) {
     let c = configuration
-    let variables = model.parameters.map(\.value)
-    var gradients = GradientSums(count: variables.count)
+    var gradients = GradientSums(count: model.parameters.count)
     var losses: [Tensor] = []
-    var next = state
+    var next = hostState
     let reports = NewtonReports()
     for part in 0..<c.accumulation {
       let batch = train.batch(step * c.accumulation + part)
@@ -151,8 +236,7 @@ public final class Trainer {
       _ = try reports.take()
       NewtonReports.$current.withValue(reports) {
         losses.append(
-          differentiate(
-            batch, &next, variables, part: step * c.accumulation + part, &gradients))
+          differentiate(batch, &next, part: step * c.accumulation + part, &gradients))
       }
     }
     // Sums over ranks are float32; a device may give bfloat16.
@@ -162,26 +246,20 @@ public final class Trainer {
     let norm =
       try apply(SumOfSquares(), present)[0].item().squareRoot() / Double(c.accumulation)
     let rate = schedule.factor(step)
-    let problem = problem(loss, norm)
-    if problem == nil {
-      let clip = c.clipNorm.map { norm > $0 ? $0 / norm : 1 } ?? 1
-      let factor = Tensor(
-        [Float(clip / Double(c.accumulation))], shape: [1], on: model.device)
+    let mean = ledger.meanLoss
+    let verdict = rule.decide(
+      loss: loss, norm: norm, watchesSpikes: step > c.warmupSteps, &ledger)
+    if verdict == .taken {
+      let factor = Tensor([Float(rule.factor(norm: norm))], shape: [1], on: model.device)
       // Muon's products round as the model's do; AdamW and SGD have none.
       ComputePrecision.$current.withValue(c.precision) {
         optimizer.step(sums, factor: factor, schedule: rate)
       }
-      meanLoss = meanLoss.map { 0.98 * $0 + 0.02 * loss } ?? loss
-      state = next
+      hostState = next
     }
     step += 1
     let newton = try reports.take()
-    let bits: Double = loss / 0.693_147_180_559_945_3
-    let tokens: Int = step * c.batch * c.length * c.accumulation
-    var metrics = Metrics(
-      step: step, tokens: tokens, trainBitsPerByte: bits / data.bytesPerToken,
-      validationBitsPerByte: nil, learningRate: c.learningRate * rate, gradientNorm: norm,
-      tokensPerSecond: 0, skipped: problem)
+    var metrics = metrics(after: step - 1, loss, norm, rate, problem(verdict, loss, norm, mean))
     if !newton.isEmpty { metrics.newton = newton }
     return (metrics, isEnding)
   }
@@ -203,50 +281,51 @@ public final class Trainer {
 
   /// Adds the gradients of a batch; its mean loss.
   private func differentiate(
-    _ batch: Batch, _ state: inout ModelState, _ variables: [Tensor], part: Int,
-    _ sums: inout GradientSums
+    _ batch: Batch, _ state: inout ModelState, part: Int, _ sums: inout GradientSums
   ) -> Tensor {
     let device = model.device
     let shape = share?.shape ?? [configuration.batch, batch.tokens.count / configuration.batch]
     func tensor(_ values: [Int32]) -> Tensor {
       Tensor(share?.cut(values) ?? values, shape: shape, on: device)
     }
-    let (tokens, targets) = (tensor(batch.tokens), tensor(batch.targets))
-    let reset = batch.reset.map(tensor)
     let relay = parallel.flatMap { $0.parts > 1 ? SequenceRelay(parallel: $0) : nil }
     var model = model
     model.relay = relay
-    let weight = share?.weight(of: batch.targets) ?? 1
-    let tape = Tape()
-    tape.watch(variables)
-    var carried = state.detached()
-    let loss = ComputePrecision.$current.withValue(configuration.precision) {
-      tape.record {
-        let mean = model.loss(
-          tokens, targets: targets, state: &carried, reset: reset,
-          dropout: DropoutNoise(seed: configuration.seed, step: UInt64(part))
-        ).mean
-        return parallel == nil ? mean : mean * weight
-      }
-    }
-    ComputePrecision.$current.withValue(configuration.precision) {
-      tape.gradients(of: loss, for: variables, addingTo: &sums)
-    }
-    state = train.carriesState ? carried.detached() : model.makeState(batch: shape[0])
+    let loss = model.loss(
+      tensor(batch.tokens), targets: tensor(batch.targets), reset: batch.reset.map(tensor),
+      state: &state, dropout: DropoutNoise(seed: configuration.seed, step: UInt64(part)),
+      precision: configuration.precision,
+      weight: parallel == nil ? nil : share?.weight(of: batch.targets) ?? 1, gradients: &sums)
+    if !train.carriesState { state = model.makeState(batch: shape[0]) }
     if let relay, train.carriesState { state = relay.wrap(state, on: device) }
     return loss
   }
 
-  /// Why a step must not be taken.
-  private func problem(_ loss: Double, _ norm: Double) -> String? {
-    if !loss.isFinite { return "a loss of \(loss)" }
-    if !norm.isFinite { return "a gradient norm of \(norm)" }
-    if let factor = configuration.spikeFactor, let meanLoss, step > configuration.warmupSteps,
-      loss > factor * meanLoss
-    {
-      return "a loss of \(loss) after a mean of \(meanLoss)"
+  // MARK: - What is written down
+
+  private func metrics(
+    after index: Int, _ loss: Double, _ norm: Double, _ schedule: Double, _ problem: String?
+  ) -> Metrics {
+    let c = configuration
+    let bits: Double = loss / 0.693_147_180_559_945_3
+    let tokens: Int = (index + 1) * c.batch * c.length * c.accumulation
+    return Metrics(
+      step: index + 1, tokens: tokens, trainBitsPerByte: bits / data.bytesPerToken,
+      validationBitsPerByte: nil, learningRate: c.learningRate * schedule, gradientNorm: norm,
+      tokensPerSecond: 0, skipped: problem)
+  }
+
+  /// Why a step was not taken.
+  private func problem(
+    _ verdict: StepRule.Verdict, _ loss: Double, _ norm: Double, _ meanLoss: Double?
+  ) -> String? {
+    switch verdict {
+    case .taken: nil
+    case .loss: "a loss of \(loss)"
+    case .norm: "a gradient norm of \(norm)"
+    case .spike: "a loss of \(loss) after a mean of \(meanLoss ?? 0)"
+    case .stopped: "too many skipped steps before it"
     }
-    return nil
   }
 
   // MARK: - Checkpoints
@@ -265,14 +344,16 @@ public final class Trainer {
   ///
   /// Of several processes the first writes; all must call.
   public func save() throws {
+    try absorb(keeping: 0)
     let state =
       parallel.map { SequenceRelay(parallel: $0).gathered(self.state, on: model.device) }
       ?? self.state
     guard isLead else { return }
     try model.device.synchronize()
     let snapshot = Snapshot(
-      step: step, updateCount: optimizer.updateCount, skips: skips, meanLoss: meanLoss,
-      tokenCounts: state.layers.map(\.tokenCount), averages: optimizer.averages)
+      step: step, updateCount: optimizer.updateCount, skips: ledger.skips,
+      meanLoss: ledger.meanLoss, tokenCounts: state.layers.map(\.tokenCount),
+      averages: optimizer.averages)
     let store = folder.store
     do {
       try store.save(step: step) { checkpoint in
@@ -322,6 +403,7 @@ public final class Trainer {
       Tensor(try moments.readFloat32(name), shape: shape, on: device)
     }
     optimizer.averages = snapshot.averages ?? Optimizer.Averages()
+    var state = model.makeState(batch: share?.rows.count ?? configuration.batch)
     guard snapshot.tokenCounts.count == state.layers.count else {
       throw TrainingError.data(
         path: found.path + "/state.json", reason: "\(snapshot.tokenCounts.count) layers of state")
@@ -346,7 +428,13 @@ public final class Trainer {
           shape: Shape([rows.count] + extents.dropFirst()), on: device)
       }
     }
-    (step, skips, meanLoss) = (snapshot.step, snapshot.skips, snapshot.meanLoss)
+    step = snapshot.step
+    // A run that goes on may skip at least one more.
+    ledger = StepRule.Ledger(
+      meanLoss: snapshot.meanLoss, updates: snapshot.updateCount,
+      skips: min(snapshot.skips, configuration.maximumSkips - 1))
+    hostState = state
+    deviceStep?.start(from: state, ledger)
     history = Metrics.read(folder.metrics, through: step)
     guard isLead else { return rejected }
     do throws(CheckpointError) {

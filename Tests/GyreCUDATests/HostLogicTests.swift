@@ -234,4 +234,38 @@ import Testing
     allocator.reclaim(owned)
     #expect(allocator.report.inUse == 0)
   }
+
+  /// A graph that shares its memory may use it whenever nobody else holds a block of it.
+  @Test func aSharedGraphWaitsForItsBlocks() throws {
+    let allocator = try makeAllocator(limit: 20 << 20)
+    let outside = try allocator.allocate(byteCount: 100)
+    allocator.beginSharing()
+    do {
+      _ = try allocator.allocate(byteCount: 4 << 20)
+      _ = try allocator.allocate(byteCount: 1000)
+    }
+    let blocks = try #require(allocator.endSharing())
+    #expect(blocks.addresses.count == 2 && allocator.use(blocks))
+    var other: CUDABuffer? = try allocator.allocate(byteCount: 4 << 20)
+    #expect(blocks.addresses.contains(other?.address ?? 0) && !allocator.use(blocks))
+    other = nil
+    #expect(allocator.use(blocks) && allocator.report.peak >= 4 << 20)
+    // Pressure gives the large block back to the driver: the graph is gone.
+    let large = try allocator.allocate(byteCount: 11 << 20)
+    #expect(large.byteCount == 11 << 20 && outside.byteCount == 100 && !allocator.use(blocks))
+    allocator.forget(blocks)
+  }
+
+  /// What outlives the work, or was there before and is released in it, cannot be repeated.
+  @Test func sharedGraphsOwnNothingThatLives() throws {
+    let allocator = try makeAllocator(limit: 1 << 30)
+    allocator.beginSharing()
+    let kept = try allocator.allocate(byteCount: 2 << 20)
+    #expect(allocator.endSharing() == nil && kept.byteCount == 2 << 20)
+    var before: CUDABuffer? = try allocator.allocate(byteCount: 3 << 20)
+    #expect(before != nil)
+    allocator.beginSharing()
+    before = nil
+    #expect(allocator.endSharing() == nil)
+  }
 }

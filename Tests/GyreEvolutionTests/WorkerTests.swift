@@ -1,5 +1,6 @@
 import GyreCPU
 import GyreCheckpoints
+import GyreDistributed
 import GyreLayers
 import GyreTensors
 import GyreTokenizers
@@ -19,33 +20,25 @@ import class Foundation.Thread
 @Suite("Workers")
 struct WorkerTests {
   /// Runs `body` in as many threads as ranks, each with its group; what each gave or threw.
+  /// - Parameter onCards: contents go through a communicator of tensors, as between cards.
   private func ranks<Value: Sendable>(
-    _ count: Int, _ body: @escaping @Sendable (any WorkerGroup) throws -> Value
+    _ count: Int, onCards: Bool = false,
+    _ body: @escaping @Sendable (any WorkerGroup) throws -> Value
   ) async throws -> [Result<Value, any Error>] {
-    let path = "/tmp/gyre-test-\(UInt64.random(in: 0 ... .max)).socket"
-    return await withTaskGroup(of: (Int, Result<Value, any Error>).self) { tasks in
-      for rank in 0..<count {
-        tasks.addTask {
-          await withCheckedContinuation { done in
-            // Ranks wait for each other, which tasks must not.
-            Thread.detachNewThread {
-              done.resume(
-                returning: (
-                  rank,
-                  Result {
-                    try body(
-                      rank == 0
-                        ? SocketGroup.lead(count: count, path: path)
-                        : SocketGroup.follow(rank: rank, count: count, path: path))
-                  }
-                ))
+    try await withCheckedThrowingContinuation { done in
+      // Ranks wait for each other, which tasks must not.
+      Thread.detachNewThread {
+        done.resume(
+          with: Result {
+            try RankGroup.outcomes(count: count) { group in
+              try body(
+                onCards
+                  ? RankWorkers(
+                    group, communicator: HostCommunicator(group, device: try CPUDevice()),
+                    device: try CPUDevice()) : RankWorkers(group))
             }
-          }
-        }
+          })
       }
-      var all: [Int: Result<Value, any Error>] = [:]
-      for await (rank, result) in tasks { all[rank] = result }
-      return (0..<count).compactMap { all[$0] }
     }
   }
 
@@ -57,9 +50,9 @@ struct WorkerTests {
     try await body(path)
   }
 
-  @Test("ranks gather in order; one that ends is named to all others")
-  func gathers() async throws {
-    let results = try await ranks(4) { group in
+  @Test("ranks gather in order; one that ends is named to all others", arguments: [false, true])
+  func gathers(onCards: Bool) async throws {
+    let results = try await ranks(4, onCards: onCards) { group in
       let first = try group.gather([UInt8(group.rank), 7])
       #expect(first == (0..<4).map { [UInt8($0), 7] })
       if group.rank == 2 { return 0 }

@@ -231,6 +231,9 @@ typedef struct gyre_nccl {
     int, all_reduce, gyre_cuda_address from, gyre_cuda_address to, size_t count, int type,
     int operation, gyre_cuda_handle communicator, gyre_cuda_handle stream);
   GYRE_CUDA_FN(
+    int, all_gather, gyre_cuda_address from, gyre_cuda_address to, size_t count, int type,
+    gyre_cuda_handle communicator, gyre_cuda_handle stream);
+  GYRE_CUDA_FN(
     int, send, gyre_cuda_address from, size_t count, int type, int peer,
     gyre_cuda_handle communicator, gyre_cuda_handle stream);
   GYRE_CUDA_FN(

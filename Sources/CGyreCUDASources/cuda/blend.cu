@@ -8,8 +8,10 @@ template <bool HALF> GYRE_DEVICE void forward(const gyre_blend_args &a) {
   if (c >= a.columns) return;
   float bias[8];
   load8(a.bias, c, bias);
+  const long own = a.bias.stride;
   for (long r = (long)blockIdx.y * 8 + (threadIdx.x >> 5); r < a.rows; r += (long)gridDim.y * 8) {
     long at = r * a.columns + c;
+    if (own) load8(a.bias, r / a.each * own + c, bias);
     float x[8], y[8], g[8];
     get8<HALF>(a.x, at, x);
     get8<HALF>(a.y, at, y);

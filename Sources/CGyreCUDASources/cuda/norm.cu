@@ -44,12 +44,12 @@ GYRE_DEVICE Statistics statistics(const gyre_norm_args &a, long row, float *shar
 GYRE_KERNEL norm_forward(gyre_norm_args a) {
   __shared__ float shared[32];
   for (long r = blockIdx.x; r < a.rows; r += gridDim.x) {
-    long row = r * a.columns, at = row % a.period;
+    long row = r * a.columns, at = row % a.period, own = a.each ? r / a.each : 0;
     Statistics s = statistics(a, row, shared);
     for (long c = threadIdx.x; c < a.columns; c += blockDim.x) {
       float y = (input(a, row + c) - s.mean) * s.scale;
-      if (present(a.weight)) y *= load(a.weight, at + c);
-      if (present(a.bias)) y += load(a.bias, at + c);
+      if (present(a.weight)) y *= load(a.weight, own * a.weight.stride + at + c);
+      if (present(a.bias)) y += load(a.bias, own * a.bias.stride + at + c);
       if (a.gate == GYRE_GATE_AFTER) y *= gate(a, row + c);
       store(a.y, row + c, y);
     }

@@ -87,13 +87,23 @@ template <bool HALF> GYRE_DEVICE void forward(const gyre_norm_args &a) {
   __shared__ float2 shared[8];
   int group = threadIdx.x / LANES;
   long mine = (long)blockIdx.x * ROWS + group, step = (long)gridDim.x * ROWS;
-  long at = mine * a.columns % a.period;
+  long at = mine * a.columns % a.period, steps = (a.rows - (long)blockIdx.x * ROWS + step - 1) / step;
   Row weight, bias;
-  load_row<false>(a, a.weight, at, 1.f, weight);
-  load_row<false>(a, a.bias, at, 0.f, bias);
-  for (long r0 = (long)blockIdx.x * ROWS; r0 < a.rows; r0 += step) {
-    long r = r0 + group, first = r * a.columns;
+  if (a.each) {
+    // A sequence's own: a group takes rows that follow each other.
+    steps = (a.rows + step - 1) / step;
+    mine *= steps, step = 1;
+  } else {
+    load_row<false>(a, a.weight, at, 1.f, weight);
+    load_row<false>(a, a.bias, at, 0.f, bias);
+  }
+  for (long n = 0; n < steps; n++) {
+    long r = mine + n * step, first = r * a.columns;
     bool is_row = r < a.rows;
+    if (a.each && is_row && (n == 0 || r % a.each == 0)) {
+      load_row<false>(a, a.weight, r / a.each * a.weight.stride, 1.f, weight);
+      load_row<false>(a, a.bias, r / a.each * a.bias.stride, 0.f, bias);
+    }
     if (!is_row) first = 0;
     Row x, z;
     load_row<HALF>(a, a.x, first, 0.f, x);

@@ -33,6 +33,29 @@ struct Place {
   }
 };
 
+// The same for a forward pass in which a sequence may have its own parameters: group n then takes head
+// n % heads of all tokens of sequence n / heads. All groups of a block take as many steps.
+struct Walk : Place {
+  long first, sequence, steps;
+  template <class Arguments>
+  __device__ __forceinline__ Walk(const Arguments &a) : Place(a.heads) {
+    const long item = (long)blockIdx.x * ROWS + group;
+    if (a.tokens) {
+      const long last = a.rows / (a.tokens * a.heads) - 1;
+      sequence = item / a.heads;
+      first = sequence * a.tokens * a.heads + item % a.heads;
+      step = a.heads, steps = a.tokens;
+      if (sequence > last) first = a.rows, sequence = last;
+    } else {
+      sequence = 0, first = item;
+      steps = (a.rows - (long)blockIdx.x * ROWS + step - 1) / step;
+    }
+  }
+  GYRE_DEVICE void parameters(const gyre_array &from, Eight &x) const {
+    get<false>(from, sequence * from.stride + column, x);
+  }
+};
+
 // Sums of `count` parameters of this block's groups to [part, count, heads · SIZE], where a part is
 // one group of each head: the block's where it has several, else that of `heads / ROWS` blocks.
 template <int COUNT>
@@ -83,14 +106,14 @@ GYRE_DEVICE void key_terms(
 }
 
 template <bool HALF> GYRE_DEVICE void keys(const gyre_rwkv7_keys_args &a) {
-  Place p(a.heads);
+  const Walk p(a);
   Eight key_scale, key_rate, rate_bias, decay_bias;
-  get<false>(a.key_scale, p.column, key_scale);
-  get<false>(a.key_rate, p.column, key_rate);
-  get<false>(a.rate_bias, p.column, rate_bias);
-  get<false>(a.decay_bias, p.column, decay_bias);
-  for (long r0 = (long)blockIdx.x * ROWS; r0 < a.rows; r0 += p.step) {
-    long r = r0 + p.group;
+  p.parameters(a.key_scale, key_scale);
+  p.parameters(a.key_rate, key_rate);
+  p.parameters(a.rate_bias, rate_bias);
+  p.parameters(a.decay_bias, decay_bias);
+  for (long n = 0; n < p.steps; n++) {
+    long r = p.first + n * p.step;
     bool is_row = r < a.rows;
     long at = (is_row ? r : 0) * SIZE + p.lane * 8;
     KeyTerms t;
@@ -174,13 +197,13 @@ GYRE_DEVICE float center(const gyre_rwkv7_readout_args &a, Eight &y) {
 }
 
 template <bool HALF> GYRE_DEVICE void readout(const gyre_rwkv7_readout_args &a) {
-  Place p(a.heads);
+  const Walk p(a);
   Eight bonus, weight, bias;
-  get<false>(a.bonus, p.column, bonus);
-  get<false>(a.weight, p.column, weight);
-  get<false>(a.bias, p.column, bias);
-  for (long r0 = (long)blockIdx.x * ROWS; r0 < a.rows; r0 += p.step) {
-    long r = r0 + p.group;
+  p.parameters(a.bonus, bonus);
+  p.parameters(a.weight, weight);
+  p.parameters(a.bias, bias);
+  for (long n = 0; n < p.steps; n++) {
+    long r = p.first + n * p.step;
     bool is_row = r < a.rows;
     long at = (is_row ? r : 0) * SIZE + p.lane * 8;
     Eight y, q, k, v, gate;

@@ -1,4 +1,4 @@
-// Choices of routers and what they select, perturbations of a population, rotary positions at rates.
+// Choices of routers and what they select, random choices, rotary positions at rates.
 #include "gyre_cuda_engine_args.h"
 #include "philox.cuh"
 
@@ -67,60 +67,20 @@ GYRE_KERNEL selected_history(const __grid_constant__ gyre_selected_history_args 
     if (j < before) a.last[n * before + j] = history[j];
 }
 
-// MARK: noise of a population
+// MARK: random choice
 
-// Four numbers a thread: one call of the generator.
-GYRE_KERNEL evolution_noise(const __grid_constant__ gyre_evolution_noise_args a) {
-  const long quads = (a.count + 3) / 4;
-  EACH(n, a.rows * quads) {
-    const long r = n / quads, i = n % quads * 4;
-    const int member = a.members[r];
-    uint4 v = make_uint4(0, 0, 0, 0);
-    if (member >= 0)
-      v = philox(
-          make_uint4((a.first >> 2) + (unsigned)(i >> 2), (unsigned)member >> 1, a.leaf, a.epoch),
-          (unsigned)a.seed, (unsigned)(a.seed >> 32));
+// Four numbers a thread.
+GYRE_KERNEL random_choice(gyre_choice_args a) {
+  unsigned long stream = a.stream;
+  if (a.step) stream ^= (unsigned long)a.step[0] * 0x9E3779B97F4A7C15ul;
+  EACH(n, (a.count + 3) / 4) {
+    const uint4 v = philox(
+        make_uint4((unsigned)n, (unsigned)(n >> 32), (unsigned)stream, (unsigned)(stream >> 32)),
+        (unsigned)a.seed, (unsigned)(a.seed >> 32));
     const unsigned words[4] = {v.x, v.y, v.z, v.w};
-    const float factor = a.is_signed && (member & 1) ? -a.factor : a.factor;
 #pragma unroll
-    for (int j = 0; j < 4; j++) {
-      if (i + j >= a.count) break;
-      const unsigned w = words[j];
-      const int bytes = (w & 255) + (w >> 8 & 255) + (w >> 16 & 255) + (w >> 24);
-      store(a.y, r * a.count + i + j, member < 0 ? 0.f : (float)(bytes - 510) * factor);
-    }
-  }
-}
-
-// A block a row: the factors' products with x, then the sum. At most 64 factors at a time.
-GYRE_KERNEL low_rank_add(const __grid_constant__ gyre_low_rank_add_args a) {
-  __shared__ float z[64];
-  const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, warps = blockDim.x >> 5;
-  for (long i = blockIdx.x; i < a.rows; i += gridDim.x) {
-    const long member = i / a.each;
-    for (long first = 0; first < a.rank || first == 0; first += 64) {
-      const long ranks = min(64L, a.rank - first);
-      for (long l = warp; l < ranks; l += warps) {
-        const long row = (member * a.rank + first + l) * a.inputs;
-        float sum = 0.f;
-        if (a.tokens) {
-          sum = load(a.down, row + a.tokens[i]);
-        } else {
-          for (long k = lane; k < a.inputs; k += 32)
-            sum += load(a.x, i * a.inputs + k) * load(a.down, row + k);
-          sum = warp_sum(sum);
-        }
-        if (lane == 0) z[l] = sum;
-      }
-      __syncthreads();
-      for (long j = threadIdx.x; j < a.outputs; j += blockDim.x) {
-        float sum = load(first ? a.y : a.base, i * a.outputs + j);
-        for (long l = 0; l < ranks; l++)
-          sum += z[l] * load(a.up, (member * a.rank + first + l) * a.outputs + j);
-        store(a.y, i * a.outputs + j, sum);
-      }
-      __syncthreads();
-    }
+    for (int j = 0; j < 4; j++)
+      if (4 * n + j < a.count) store(a.y, 4 * n + j, words[j] >> 9 < a.below ? a.chosen : a.other);
   }
 }
 

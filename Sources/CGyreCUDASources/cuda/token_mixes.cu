@@ -25,7 +25,8 @@ template <int MIXES, bool HALF> GYRE_DEVICE void forward(const gyre_token_mixes_
   if (k.d >= a.width) return;
   Four mix[MIXES];
 #pragma unroll
-  for (int m = 0; m < MIXES; m++) if (m < a.mixes) mix[m] = load4<false>(a.mix[m], k.d);
+  for (int m = 0; m < MIXES; m++)
+    if (m < a.mixes) mix[m] = load4<false>(a.mix[m], k.b * a.mix[m].stride + k.d);
   Four before = token<HALF>(a, k.b, k.first - 1, k.d);
   for (long t0 = k.first; t0 < k.last; t0 += 4) {
     Four next[4];

@@ -27,7 +27,7 @@ enum {
 typedef struct gyre_array {
   GYRE_CUDA_PTR(void) data;
   int dtype;
-  int unused;
+  int stride;  // of a parameter: elements between sequences' own values, 0 where one serves all
 } gyre_array;
 
 // What the copy engine of sm_90 knows of a tensor, as the driver encodes it. Lies at a multiple of 64
@@ -226,6 +226,7 @@ typedef struct gyre_norm_args {
   long rows, columns, period;
   int kind, gate, gate_is_silu;
   float epsilon;
+  long each;  // rows of a sequence where weight and bias are sequences' own, otherwise 0
   gyre_array x, z, weight, bias, y;
   gyre_array dy, dx, dz;
   GYRE_CUDA_PTR(float) statistics;  // [rows, 2]: mean, 1 / deviation
@@ -273,8 +274,12 @@ typedef struct gyre_mean_args {
 
 // MARK: optimizer.cu
 
-#define GYRE_ADAMW_ENTRIES 128
 #define GYRE_ADAMW_CHUNK 8192
+// What a step decided on the device says to updates; the numbers of StepDecision's control.
+typedef struct gyre_step_control {
+  double taken, schedule, correction1, correction2;
+} gyre_step_control;
+
 typedef struct gyre_adamw_entry {
   long count, first_chunk;
   gyre_array gradient;
@@ -283,27 +288,59 @@ typedef struct gyre_adamw_entry {
   GYRE_CUDA_PTR(float) v;
   GYRE_CUDA_PTR(const float) factor;
   GYRE_CUDA_PTR(void) shadow;  // the parameter in bfloat16; may be absent
-  float learning_rate, weight_decay, beta1, beta2, rest1, rest2;  // rest: 1 - beta
-  float epsilon, correction1, correction2, unused;
+  GYRE_CUDA_PTR(const gyre_step_control) control;  // may be absent
+  double learning_rate, scale;  // with a control: times the schedule and this
+  float weight_decay, beta1, beta2, rest1, rest2;  // rest: 1 - beta
+  float epsilon, correction1, correction2;
 } gyre_adamw_entry;
 
-// AdamW over many parameters: block c works on the chunk of the last entry that starts at or before c.
+// AdamW over all parameters: block c works on the chunk of the last entry that starts at or before c.
 typedef struct gyre_adamw_args {
   long entries;
-  gyre_adamw_entry entry[GYRE_ADAMW_ENTRIES];
+  GYRE_CUDA_PTR(const gyre_adamw_entry) entry;
 } gyre_adamw_args;
 
 typedef struct gyre_momentum_args {
   long count;
   gyre_array gradient;
   GYRE_CUDA_PTR(const float) factor;
+  GYRE_CUDA_PTR(const gyre_step_control) control;  // may be absent
   GYRE_CUDA_PTR(const float) p_in;
   GYRE_CUDA_PTR(const float) m_in;
   GYRE_CUDA_PTR(float) p;
   GYRE_CUDA_PTR(float) m;
-  float learning_rate, momentum, weight_decay;
-  int nesterov;
+  double learning_rate, scale;  // with a control: times the schedule and this
+  float momentum, weight_decay;
+  int nesterov, unused;
 } gyre_momentum_args;
+
+#define GYRE_DECISION_LOSSES 256
+// StepDecision: whether the step is taken, and what updates need to know.
+typedef struct gyre_decision_args {
+  GYRE_CUDA_PTR(const float) squares;
+  GYRE_CUDA_PTR(const double) numbers;
+  GYRE_CUDA_PTR(const double) ledger_in;
+  GYRE_CUDA_PTR(float) factor;
+  GYRE_CUDA_PTR(gyre_step_control) control;
+  GYRE_CUDA_PTR(double) record;
+  GYRE_CUDA_PTR(double) ledger;
+  double clip_norm, spike_factor;  // 0: neither clips nor watches
+  int losses, number_count, maximum_skips, unused;
+  gyre_array loss[GYRE_DECISION_LOSSES];
+} gyre_decision_args;
+
+#define GYRE_UPDATE_ENTRIES 128
+typedef struct gyre_update_entry {
+  long count;
+  GYRE_CUDA_PTR(const float) old_value;
+  GYRE_CUDA_PTR(const float) new_value;
+  GYRE_CUDA_PTR(float) out;
+} gyre_update_entry;
+// StateUpdate: new values where the step is taken; block row y works on entry y.
+typedef struct gyre_update_args {
+  GYRE_CUDA_PTR(const gyre_step_control) control;
+  gyre_update_entry entry[GYRE_UPDATE_ENTRIES];
+} gyre_update_args;
 
 // MARK: sequence.cu
 
@@ -354,8 +391,9 @@ typedef struct gyre_token_shift_args {
 
 // Rows are [batch, tokens, heads] of the head's channels; parameters [heads, channels].
 // sums: [parts, count, heads, channels] of the parameters' gradients, in the order they are listed.
+// tokens: of a sequence where a parameter is sequences' own, otherwise 0.
 typedef struct gyre_rwkv7_keys_args {
-  long rows, heads;
+  long rows, heads, tokens;
   float epsilon;
   int unused;
   gyre_array key, rate, decay;
@@ -367,7 +405,7 @@ typedef struct gyre_rwkv7_keys_args {
 } gyre_rwkv7_keys_args;
 
 typedef struct gyre_rwkv7_readout_args {
-  long rows, heads;
+  long rows, heads, tokens;
   float epsilon;
   int unused;
   gyre_array y, query, written, value, gate;
@@ -382,11 +420,21 @@ typedef struct gyre_rwkv7_readout_args {
 // out = x + (y - x) * sigmoid(gate + bias), rows of `columns` in eights; bias [columns].
 // sums: of the gate's gradient, [parts, columns].
 typedef struct gyre_blend_args {
-  long rows, columns;
+  long rows, columns, each;  // each: rows of a sequence
   gyre_array x, y, gate, bias, out;
   gyre_array dout, dx, dy, dgate;
   GYRE_CUDA_PTR(float) sums;
 } gyre_blend_args;
+
+// y = v s, z = v d: rows of `columns` in heads of `size`, s [rows, columns / size], d a head or column
+// each. For gradients y and z are the cotangents. sums: of d's gradient by columns, [parts, columns].
+typedef struct gyre_value_scales_args {
+  long rows, columns, size;
+  int d_per_column, unused;
+  gyre_array v, s, d, y, z;
+  gyre_array dv, ds;
+  GYRE_CUDA_PTR(float) sums;
+} gyre_value_scales_args;
 
 // Token shift with an array for each mix; `chunk` tokens a thread, four channels.
 #define GYRE_MIXES 8

@@ -355,11 +355,70 @@ typedef struct gyre_evolution_noise_args {
   gyre_array y;
 } gyre_evolution_noise_args;
 
+// RandomChoice: number i of a stream below `below` gives `chosen`.
+typedef struct gyre_choice_args {
+  long count;
+  unsigned long seed, stream;
+  GYRE_CUDA_PTR(const long) step;  // mixed into the stream; may be absent
+  unsigned below;
+  float chosen, other;
+  unsigned unused;
+  gyre_array y;
+} gyre_choice_args;
+
 typedef struct gyre_low_rank_add_args {
   long rows, each, rank, inputs, outputs;
   gyre_array base, x, down, up, y;
   GYRE_CUDA_PTR(const int) tokens;  // in place of x
 } gyre_low_rank_add_args;
+
+// MARK: low_rank_noise.cu
+
+// Noise of a parameter's factors, made of counters: see LowRankNoise.
+typedef struct gyre_low_rank_noise {
+  unsigned keys[20];  // of the generator's rounds: two each, from the seed
+  unsigned epoch, leaf;
+  unsigned down_first, up_first;  // numbers of B and of A begin here, multiples of 4
+  float down, up;                 // what multiplies them
+} gyre_low_rank_noise;
+
+// y = base + s sum_l (x . B_l) A_l, or with tokens in place of x base[token] + s sum_l B_l[token] A_l; no
+// base counts as 0. Rows of y: members_count * each.
+typedef struct gyre_low_rank_noise_args {
+  long members_count, each, inputs, outputs;
+  int rank, unused;
+  gyre_low_rank_noise noise;
+  GYRE_CUDA_PTR(const int) members;  // negative: without noise
+  GYRE_CUDA_PTR(const int) tokens;
+  gyre_array x, base, y;
+} gyre_low_rank_noise_args;
+
+// y = x wᵀ + s (x . B) A in bfloat16, with 16 k rows a member and up to 128 inputs in 32s.
+typedef struct gyre_member_linear_args {
+  long rows, each, outputs;
+  gyre_low_rank_noise noise;
+  GYRE_CUDA_PTR(const int) members;
+  gyre_array x, w, y;
+} gyre_member_linear_args;
+
+// Parameters as members have them: out [members, count] = value + s noise, float32.
+#define GYRE_MEMBER_PARAMETERS 48
+typedef struct gyre_member_parameter {
+  GYRE_CUDA_PTR(const float) value;
+  GYRE_CUDA_PTR(float) out;
+  long count;
+  int columns;  // of a matrix with noise of low rank; 0: every element has a number of its own
+  unsigned leaf;
+} gyre_member_parameter;
+typedef struct gyre_member_parameters_args {
+  long members_count;
+  int parameters, rank;
+  gyre_low_rank_noise noise;
+  GYRE_CUDA_PTR(const int) members;
+  float scale;  // of numbers of single elements
+  int unused;
+  gyre_member_parameter parameter[GYRE_MEMBER_PARAMETERS];
+} gyre_member_parameters_args;
 
 #define GYRE_ROTARY_RATES 128
 typedef struct gyre_rotary_rates_args {

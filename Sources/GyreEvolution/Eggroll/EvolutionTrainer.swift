@@ -114,10 +114,9 @@ public final class EvolutionTrainer {
       return (try population(0..<configuration.population, generation), stops)
     }
     while true {
-      let pairs = group.slice(of: configuration.population / 2)
       var message = WorkerMessage()
       do {
-        let mine = try population(2 * pairs.lowerBound..<2 * pairs.upperBound, generation)
+        let mine = try population(slice(group), generation)
         message = mine.message(stops: stops)
       } catch let error as EvolutionError {
         // The others must know, or they would wait.
@@ -141,11 +140,24 @@ public final class EvolutionTrainer {
     }
   }
 
+  /// Members that are scored at once.
+  private var chunkMembers: Int { max(1, configuration.chunkRows / max(task.rowsPerMember, 1)) }
+
+  /// The members that this rank scores: whole chunks where each rank has one, so that products have the rows
+  /// that they have in one process, on which their bits may depend; pairs otherwise.
+  private func slice(_ group: any WorkerGroup) -> Range<Int> {
+    let size = configuration.population
+    let chunks = (size + chunkMembers - 1) / chunkMembers
+    let unit = chunks >= group.ranks.count ? chunkMembers : 2
+    let part = group.slice(of: (size + unit - 1) / unit)
+    return min(part.lowerBound * unit, size)..<min(part.upperBound * unit, size)
+  }
+
   /// Scores of some members, chunk after chunk.
   func population(_ range: Range<Int>, _ generation: Int) throws -> Scored {
     let c = configuration
     let strategy = c.strategy(at: generation)
-    let each = max(1, c.chunkRows / max(task.rowsPerMember, 1))
+    let each = chunkMembers
     var all = Scored()
     for first in stride(from: range.lowerBound, to: range.upperBound, by: each) {
       let members = first..<min(first + each, range.upperBound)

@@ -40,12 +40,8 @@ public final class MPIGroup: WorkerGroup {
   deinit { _ = library.finalize() }
 
   public func gather(_ bytes: [UInt8]) throws(EvolutionError) -> [[UInt8]] {
-    var count = WorkerMessage()
-    count.write(bytes.count)
-    var counts: [Int] = []
-    for part in try exchange(count.bytes) {
-      var message = WorkerMessage(part)
-      counts.append(try message.readInteger())
+    let counts = try WorkerMessage.lengths(bytes.count) { part throws(EvolutionError) in
+      try exchange(part)
     }
     // Parts of equal length, the longest's.
     let length = max(counts.max() ?? 0, 1)

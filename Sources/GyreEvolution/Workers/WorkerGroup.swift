@@ -43,6 +43,20 @@ struct WorkerMessage {
   init() {}
   init(_ bytes: [UInt8]) { self.bytes = bytes }
 
+  /// The lengths of all ranks' messages, this rank's among them.
+  static func lengths(
+    _ own: Int, _ gather: ([UInt8]) throws(EvolutionError) -> [[UInt8]]
+  ) throws(EvolutionError) -> [Int] {
+    var message = WorkerMessage()
+    message.write(own)
+    var all: [Int] = []
+    for part in try gather(message.bytes) {
+      var message = WorkerMessage(part)
+      all.append(try message.readInteger())
+    }
+    return all
+  }
+
   mutating func write(_ value: Int) {
     withUnsafeBytes(of: Int64(value).littleEndian) { bytes += $0 }
   }

@@ -128,7 +128,7 @@ public struct RecurrentStack: Sendable {
       for (direction, layer) in pair.enumerated() {
         let input = direction == 0 ? x : RecurrentStack.reversed(x)
         let y = layer(input, state: &states[next])
-        states[next].tokenCount += x.shape[1]
+        states[next].advance(by: x.shape[1])
         parts.append(direction == 0 ? y : RecurrentStack.reversed(y))
         next += 1
       }

@@ -96,6 +96,7 @@ public final class NewtonReports: Sendable {
 
   public init() {}
   func add(_ report: Tensor) { tensors.withLock { $0.append(report) } }
+  public var isEmpty: Bool { tensors.withLock(\.isEmpty) }
 
   /// The reports so far, in the order of the calls; empties the collection.
   public func take() throws(DeviceError) -> [NewtonReport] {

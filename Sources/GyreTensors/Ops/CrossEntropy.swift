@@ -135,7 +135,9 @@ extension Tensor {
   /// The same for logits = self · headᵀ, which are never stored.
   public func crossEntropy(head: Tensor, _ targets: Tensor) -> (mean: Tensor, rows: Tensor) {
     if let population = Perturbation.current, population.perturbs(head, shape) {
-      return linear(head).crossEntropy(targets)
+      // Logits in float32, as those that are never stored.
+      let map = LinearMap(precision: ComputePrecision.current)
+      return population.linear(map, self, head, nil).crossEntropy(targets)
     }
     let op = LinearCrossEntropy(
       computesGradients: Tape.current != nil, precision: ComputePrecision.current)

@@ -89,7 +89,8 @@ extension Tensor {
   /// The same as activations, in bfloat16 where the device keeps those so.
   public func embedded(_ tokens: Tensor) -> Tensor {
     let type = ComputePrecision.activations(on: device)
-    if type == .float32 || Perturbation.current != nil { return rows(tokens) }
+    if type == .float32 { return rows(tokens) }
+    if let population = Perturbation.current { return population.rows(self, tokens, output: type) }
     return apply(EmbeddingLookup(output: type), [self, tokens])[0]
   }
 }

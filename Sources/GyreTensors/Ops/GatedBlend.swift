@@ -1,22 +1,26 @@
 /// From x towards y by a gate: x + (y − x) ∘ σ(gate + bias).
 ///
 /// Inputs: x, y, gate `[…, D]`, bias `[D]`.
-public struct GatedBlend: Op {
+public struct GatedBlend: Op, TakesOwnParameters {
   public static let name = "gated_blend"
   public init() {}
 
   public func infer(_ i: [TensorSpec]) -> [TensorSpec] {
     precondition(
       i[1].shape == i[0].shape && i[2].shape == i[0].shape
-        && i[3].shape.elementCount == i[0].shape.last, "gated_blend: \(i.map(\.shape))")
+        && [i[0].shape.last, i[0].shape.last * i[0].shape[0]].contains(i[3].shape.elementCount),
+      "gated_blend: \(i.map(\.shape))")
     return [i[0]]
   }
-  private static func gate(_ i: [[Double]], _ e: Int) -> Double {
-    Functions.sigmoid(i[2][e] + i[3][e % i[3].count])
+  package func parameters(of count: Int) -> Range<Int> { 3..<4 }
+  private static func gate(_ i: [[Double]], _ e: Int, _ s: Shape) -> Double {
+    let own = GatedBlend().place(i[3], s.last, e, of: s.elementCount, s[0])
+    return Functions.sigmoid(i[2][e] + i[3][own])
   }
   public func reference(_ a: inout HostArguments) {
     let i = a.inputs
-    for e in i[0].indices { a.outputs[0][e] = i[0][e] + (i[1][e] - i[0][e]) * Self.gate(i, e) }
+    let s = a.inputSpecs[0].shape
+    for e in i[0].indices { a.outputs[0][e] = i[0][e] + (i[1][e] - i[0][e]) * Self.gate(i, e, s) }
   }
   public func vjp(_ c: VJPContext) -> [Tensor?] {
     apply(Backward(), c.inputs + [c.cotangent(0)]).map { $0 }
@@ -30,7 +34,7 @@ public struct GatedBlend: Op {
     public func reference(_ a: inout HostArguments) {
       let i = a.inputs
       for e in i[0].indices {
-        let s = GatedBlend.gate(i, e)
+        let s = GatedBlend.gate(i, e, a.inputSpecs[0].shape)
         let dGate = i[4][e] * (i[1][e] - i[0][e]) * s * (1 - s)
         a.outputs[0][e] = i[4][e] * (1 - s)
         a.outputs[1][e] = i[4][e] * s
@@ -42,8 +46,15 @@ public struct GatedBlend: Op {
     public static let cases: [OpCase] = []
   }
 
-  public static let cases = [40, 280].map { width in
-    let x: Shape = [2, 9, width]
-    return OpCase("width \(width)", GatedBlend(), [x, x, x, [width]].map { TestInput($0) })
-  }
+  public static let cases =
+    [40, 280].map { width in
+      let x: Shape = [2, 9, width]
+      return OpCase("width \(width)", GatedBlend(), [x, x, x, [width]].map { TestInput($0) })
+    } + [
+      OpCase(
+        "own", GatedBlend(),
+        [[3, 9, 40], [3, 9, 40], [3, 9, 40], [3, 40]].map {
+          TestInput(Shape($0), differentiable: false)
+        })
+    ]
 }

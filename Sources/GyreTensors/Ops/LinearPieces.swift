@@ -38,22 +38,33 @@ public struct LinearPieces: Op {
   }
 
   public func vjp(_ c: VJPContext) -> [Tensor?] {
-    let op = Backward(forward: self, needsInput: c.needs[0])
-    let g = apply(op, c.inputs + pieces.indices.map { c.cotangent($0) })
-    return c.needs[0] ? [g[1], g[0]] : [nil, g[0]]
+    var op = Backward(forward: self, needsInput: c.needs[0])
+    let inputs = c.inputs + pieces.indices.map { c.cotangent($0) }
+    guard let sum = c.sums[1], sum.device.fuses(op) else {
+      let g = apply(op, inputs)
+      return c.needs[0] ? [g[1], g[0]] : [nil, g[0]]
+    }
+    op.adds = true
+    let dx = c.needs[0] ? Tensor(emptyWith: c.inputs[0].spec, on: sum.device) : nil
+    sum.device.launch(
+      KernelCall(op: op, inputs: inputs + [sum], outputs: [sum] + (dx.map { [$0] } ?? [])))
+    return [dx, sum]
   }
   public var saved: SavedValues { .inputs }
 
-  /// Inputs: x, W, the pieces' cotangents. Outputs: the gradient of W, and of x where it is needed.
+  /// Inputs: x, W, the pieces' cotangents and perhaps a sum to which the gradient of W is added. Outputs:
+  /// the gradient of W or the sum, which may be the same tensor, and the gradient of x where it is needed.
   public struct Backward: Op {
     public static let name = "linear_pieces_backward"
     public let forward: LinearPieces
     public let needsInput: Bool
+    public var adds = false
     public func infer(_ i: [TensorSpec]) -> [TensorSpec] {
       [TensorSpec(i[1].shape)] + (needsInput ? [i[0]] : [])
     }
     public func reference(_ a: inout HostArguments) {
       let k = a.inputSpecs[1].shape[1]
+      if adds { a.outputs[0] = a.inputs[2 + forward.pieces.count] }
       for (p, (n, start)) in zip(forward.pieces, forward.starts).enumerated() {
         for r in 0..<a.inputSpecs[0].shape.rowCount {
           for j in 0..<n {

@@ -44,7 +44,8 @@ public struct LinearMap: Op {
       ? dy.matmul(w, precision: precision, output: x.dtype).aliased(as: x.shape) : nil
     let dw =
       c.needs[1]
-      ? dy.matmul(x.aliasedRows(), transposingLeft: true, precision: precision) : nil
+      ? dy.matmul(
+        x.aliasedRows(), transposingLeft: true, precision: precision, addingTo: c.sums[1]) : nil
     guard c.inputs.count > 2 else { return [dx, dw] }
     return [dx, dw, c.needs[2] ? dy.summed(to: c.inputs[2].shape) : nil]
   }
@@ -109,6 +110,8 @@ public struct MatMul: Op {
   public let precision: ComputePrecision
   /// Element type of the output.
   public var output = DType.float32
+  /// Whether the product is added to a third input, which may be the output's own storage.
+  public var adds = false
 
   /// (batch, M, N, K) of a product.
   public func extents(_ a: Shape, _ b: Shape) -> (batch: Int, m: Int, n: Int, k: Int) {
@@ -135,7 +138,7 @@ public struct MatMul: Op {
       let right = sharesRight ? 0 : b * e.n * e.k
       for i in 0..<e.m {
         for j in 0..<e.n {
-          var sum = 0.0
+          var sum = adds ? a.inputs[2][(b * e.m + i) * e.n + j] : 0
           for l in 0..<e.k {
             let x = a.inputs[0][left + (transposesLeft ? l * e.m + i : i * e.k + l)]
             let y = a.inputs[1][right + (transposesRight ? j * e.k + l : l * e.n + j)]
@@ -181,7 +184,15 @@ public struct MatMul: Op {
       func b(_ k: Int, _ n: Int) -> [Int] { right ? [n, k] : [k, n] }
       let op = MatMul(transposesLeft: left, transposesRight: right, precision: .float32)
       let tag = (left ? "T" : "N") + (right ? "T" : "N")
+      var adding = op
+      adding.adds = true
       return [
+        OpCase(
+          "\(tag) onto a sum", adding,
+          [
+            TestInput(Shape(a(37, 65))), TestInput(Shape(b(65, 50))),
+            TestInput([37, 50], differentiable: false),
+          ]),
         OpCase("\(tag) plain", op, [TestInput(Shape(a(37, 65))), TestInput(Shape(b(65, 50)))]),
         OpCase(
           "\(tag) batched", op,
@@ -216,6 +227,20 @@ extension Tensor {
         transposesLeft: transposingLeft, transposesRight: transposingRight, precision: precision,
         output: output),
       [self, other])[0]
+  }
+
+  /// The product, added to `sum` in place where there is one and the device gains by it.
+  package func matmul(
+    _ other: Tensor, transposingLeft: Bool, precision: ComputePrecision, addingTo sum: Tensor?
+  ) -> Tensor {
+    var op = MatMul(
+      transposesLeft: transposingLeft, transposesRight: false, precision: precision)
+    op.adds = true
+    guard let sum, device.fuses(op) else {
+      return matmul(other, transposingLeft: transposingLeft, precision: precision)
+    }
+    device.launch(KernelCall(op: op, inputs: [self, other, sum], outputs: [sum]))
+    return sum
   }
 
   /// All axes but the last as one, not seen by the tape.

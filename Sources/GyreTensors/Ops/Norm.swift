@@ -6,34 +6,54 @@
 ///
 /// Inputs: x `[…, N]`; optionally w, then b. Their length is N, or a multiple P·N: row r then takes
 /// the slice r mod P (norms per head with a weight per head).
-public struct Norm: Op {
+public struct Norm: Op, TakesOwnParameters {
   public static let name = "norm"
   public let epsilon: Double
   /// LayerNorm rather than RMSNorm.
   public let centers: Bool
+  /// w and b are `[B] + shape`, of each sequence its own; B is the first extent of x.
+  public private(set) var hasOwnWeights = false
 
   public init(epsilon: Double, centers: Bool = false) {
     self.epsilon = epsilon
     self.centers = centers
   }
 
+  package func parameters(of count: Int) -> Range<Int> { 1..<count }
+  package var mixesOwnAndShared: Bool { false }
+  package var withOwnParameters: Self {
+    var op = self
+    op.hasOwnWeights = true
+    return op
+  }
+
   public func infer(_ i: [TensorSpec]) -> [TensorSpec] {
     for w in i.dropFirst() {
       precondition(
-        w.shape.elementCount % max(i[0].shape.last, 1) == 0,
-        "norm: weight \(w.shape) for rows of \(i[0].shape.last)")
+        w.shape.elementCount % max(i[0].shape.last, 1) == 0
+          && (!hasOwnWeights || w.shape[0] == i[0].shape[0]),
+        "norm: weight \(w.shape) for \(i[0].shape)")
     }
     return [i[0]]
   }
 
+  /// Elements of weight and bias for one sequence.
+  public func period(_ x: Shape, _ weight: Shape) -> Int {
+    max(weight.elementCount / (hasOwnWeights ? max(x[0], 1) : 1), 1)
+  }
+
   public func reference(_ a: inout HostArguments) {
-    let n = a.inputSpecs[0].shape.last
-    for r in 0..<a.inputSpecs[0].shape.rowCount {
+    let (x, n) = (a.inputSpecs[0].shape, a.inputSpecs[0].shape.last)
+    func parameter(_ which: Int, _ i: Int) -> Double {
+      let width = period(x, a.inputSpecs[which].shape)
+      return a.inputs[which][place(a.inputs[which], width, i, of: x.elementCount, x[0])]
+    }
+    for r in 0..<x.rowCount {
       let (mean, scale) = statistics(a.inputs[0][r * n..<(r + 1) * n])
       for j in 0..<n {
         var y = (a.inputs[0][r * n + j] - mean) * scale
-        if a.inputs.count > 1 { y *= a.inputs[1][(r * n + j) % a.inputs[1].count] }
-        if a.inputs.count > 2 { y += a.inputs[2][(r * n + j) % a.inputs[2].count] }
+        if a.inputs.count > 1 { y *= parameter(1, r * n + j) }
+        if a.inputs.count > 2 { y += parameter(2, r * n + j) }
         a.outputs[0][r * n + j] = y
       }
     }
@@ -62,6 +82,12 @@ public struct Norm: Op {
       OpCase("\(name) weight", op, [TestInput([2, 70, 64]), TestInput([64])]),
       OpCase("\(name) per head", op, [TestInput([5, 4, 24]), TestInput([4, 24])]),
       OpCase("\(name) bias", op, [TestInput([5, 37]), TestInput([37]), TestInput([37])]),
+      OpCase(
+        "\(name) own", op.withOwnParameters,
+        [[5, 7, 40], [5, 40], [5, 40]].map { TestInput(Shape($0), differentiable: false) }),
+      OpCase(
+        "\(name) own per head", op.withOwnParameters,
+        [[5, 3, 4, 24], [5, 4, 24]].map { TestInput(Shape($0), differentiable: false) }),
     ]
   }
 }
@@ -244,13 +270,15 @@ public struct L2Normalize: Op {
 
 extension Tensor {
   public func rmsNormalized(weight: Tensor? = nil, epsilon: Double) -> Tensor {
-    if let weight, let scale = Perturbation.current?.vector(weight, like: self) {
+    if let weight, !device.fuses(Norm(epsilon: epsilon)),
+      let scale = Perturbation.current?.vector(weight, like: self)
+    {
       return apply(Norm(epsilon: epsilon), [self])[0] * scale
     }
     return mapRows { x in apply(Norm(epsilon: epsilon), weight.map { [x, $0] } ?? [x])[0] }
   }
   public func layerNormalized(weight: Tensor, bias: Tensor? = nil, epsilon: Double) -> Tensor {
-    if let population = Perturbation.current,
+    if let population = Perturbation.current, !device.fuses(Norm(epsilon: epsilon)),
       let scale = population.vector(weight, like: self)
     {
       let one = Tensor.full(1, weight.shape, on: device)

@@ -7,7 +7,7 @@
 ///
 /// Inputs: k, rate, decay `[…, H·N]`; ξ, α, a₀, w₀ `[H·N]`. Outputs: k̃, ln w, erase, write
 /// `[…, H, N]`.
-public struct RWKV7Keys: Op {
+public struct RWKV7Keys: Op, TakesOwnParameters {
   public static let name = "rwkv7_keys"
   public let heads: Int
   public let epsilon: Double
@@ -17,11 +17,13 @@ public struct RWKV7Keys: Op {
     self.epsilon = epsilon
   }
 
+  package func parameters(of count: Int) -> Range<Int> { 3..<7 }
+
   public func infer(_ i: [TensorSpec]) -> [TensorSpec] {
     let width = i[0].shape.last
     precondition(
       width % max(heads, 1) == 0 && i[1].shape == i[0].shape && i[2].shape == i[0].shape
-        && i[3...].allSatisfy { $0.shape.elementCount == width },
+        && i[3...].allSatisfy { [width, width * i[0].shape[0]].contains($0.shape.elementCount) },
       "rwkv7_keys: \(i.map(\.shape)) for \(heads) heads")
     let shape = Shape(i[0].shape.dimensions.dropLast() + [heads, width / heads])
     return (0..<4).map { _ in TensorSpec(shape, i[0].dtype) }
@@ -30,26 +32,33 @@ public struct RWKV7Keys: Op {
   private static let decayRate = Functions.exp(-0.5)
 
   /// a, κ and 1 over the length of k ∘ ξ, of the head that starts at element `at`.
-  private func terms(_ i: [[Double]], _ at: Int, _ n: Int) -> (
+  private func terms(_ i: [[Double]], _ at: Int, _ n: Int, _ s: Shape) -> (
     a: [Double], kappa: [Double], scale: Double
   ) {
-    let c = at % i[3].count
+    let (c, b) = (own(i[3], at, s), own(i[5], at, s))
     let u = (0..<n).map { i[0][at + $0] * i[3][c + $0] }
     let scale = 1 / (u.reduce(0) { $0 + $1 * $1 } + epsilon).squareRoot()
     return (
-      (0..<n).map { Functions.sigmoid(i[1][at + $0] + i[5][c + $0]) }, u.map { $0 * scale }, scale
+      (0..<n).map { Functions.sigmoid(i[1][at + $0] + i[5][b + $0]) }, u.map { $0 * scale }, scale
     )
   }
 
+  /// Where a parameter of element `at` lies.
+  private func own(_ values: [Double], _ at: Int, _ s: Shape) -> Int {
+    place(values, s.last, at, of: s.elementCount, s[0])
+  }
+
   public func reference(_ a: inout HostArguments) {
-    let (width, n) = (a.inputs[3].count, a.inputs[3].count / heads)
+    let s = a.inputSpecs[0].shape
+    let n = s.last / heads
     for at in stride(from: 0, to: a.inputs[0].count, by: n) {
-      let t = terms(a.inputs, at, n)
+      let t = terms(a.inputs, at, n, s)
+      let (rate, bias) = (own(a.inputs[4], at, s), own(a.inputs[6], at, s))
       for j in 0..<n {
-        let (i, c) = (at + j, (at + j) % width)
-        a.outputs[0][i] = a.inputs[0][i] * (1 + (t.a[j] - 1) * a.inputs[4][c])
+        let i = at + j
+        a.outputs[0][i] = a.inputs[0][i] * (1 + (t.a[j] - 1) * a.inputs[4][rate + j])
         a.outputs[1][i] =
-          -Self.decayRate * Functions.sigmoid(a.inputs[2][i] + a.inputs[6][c])
+          -Self.decayRate * Functions.sigmoid(a.inputs[2][i] + a.inputs[6][bias + j])
         a.outputs[2][i] = -t.kappa[j]
         a.outputs[3][i] = t.kappa[j] * t.a[j]
       }
@@ -79,7 +88,7 @@ public struct RWKV7Keys: Op {
       let (width, n) = (inputs[3].count, inputs[3].count / forward.heads)
       func cotangent(_ which: Int, _ i: Int) -> Double { present.pick(which, rest)?[i] ?? 0 }
       for at in stride(from: 0, to: inputs[0].count, by: n) {
-        let t = forward.terms(inputs, at, n)
+        let t = forward.terms(inputs, at, n, a.inputSpecs[0].shape)
         let dKappa = (0..<n).map { t.a[$0] * cotangent(3, at + $0) - cotangent(2, at + $0) }
         let dot = zip(dKappa, t.kappa).reduce(0) { $0 + $1.0 * $1.1 }
         for j in 0..<n {
@@ -105,12 +114,19 @@ public struct RWKV7Keys: Op {
     public static let cases: [OpCase] = []
   }
 
-  public static let cases = [(2, 8), (3, 64), (2, 24)].map { heads, size in
-    let (x, p): (Shape, Shape) = ([2, 7, heads * size], [heads * size])
-    return OpCase(
-      "\(heads) heads of \(size)", RWKV7Keys(heads: heads, epsilon: 1e-6),
-      [x, x, x, p, p, p, p].map { TestInput($0) }, gradientTolerance: 2e-5)
-  }
+  public static let cases =
+    [(2, 8), (3, 64), (2, 24)].map { heads, size in
+      let (x, p): (Shape, Shape) = ([2, 7, heads * size], [heads * size])
+      return OpCase(
+        "\(heads) heads of \(size)", RWKV7Keys(heads: heads, epsilon: 1e-6),
+        [x, x, x, p, p, p, p].map { TestInput($0) }, gradientTolerance: 2e-5)
+    } + [
+      OpCase(
+        "own and shared", RWKV7Keys(heads: 2, epsilon: 1e-6),
+        [[3, 7, 128], [3, 7, 128], [3, 7, 128], [3, 128], [3, 128], [128], [3, 128]].map {
+          TestInput(Shape($0), differentiable: false)
+        })
+    ]
 }
 
 extension Tensor {

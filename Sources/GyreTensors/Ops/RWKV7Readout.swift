@@ -6,17 +6,19 @@
 /// Peng et al., "RWKV-7 Goose", 2025. https://arxiv.org/abs/2503.14456
 ///
 /// Inputs: y, r, k̃, v `[…, H, N]`, g `[…, H·N]`; ρ `[H, N]`, w, b `[H·N]`. Output as g.
-public struct RWKV7Readout: Op {
+public struct RWKV7Readout: Op, TakesOwnParameters {
   public static let name = "rwkv7_readout"
   public let epsilon: Double
   public init(epsilon: Double) { self.epsilon = epsilon }
+
+  package func parameters(of count: Int) -> Range<Int> { 5..<8 }
 
   public func infer(_ i: [TensorSpec]) -> [TensorSpec] {
     let width = i[4].shape.last
     precondition(
       i[1...3].allSatisfy { $0.shape == i[0].shape }
         && i[4].shape.elementCount == i[0].shape.elementCount
-        && i[5...].allSatisfy { $0.shape.elementCount == width },
+        && i[5...].allSatisfy { [width, width * i[0].shape[0]].contains($0.shape.elementCount) },
       "rwkv7_readout: \(i.map(\.shape))")
     return [i[4]]
   }
@@ -27,23 +29,30 @@ public struct RWKV7Readout: Op {
     var score: Double
   }
   /// The normalised row that starts at `at`, 1 / deviation, and the agreement.
-  private func head(_ i: [[Double]], _ at: Int, _ n: Int) -> Head {
+  private func head(_ i: [[Double]], _ at: Int, _ n: Int, _ s: Shape) -> Head {
     let row = i[0][at..<at + n]
     let mean = row.reduce(0, +) / Double(n)
     let square = row.reduce(0) { $0 + ($1 - mean) * ($1 - mean) } / Double(n)
     let scale = 1 / (square + epsilon).squareRoot()
-    let c = at % i[5].count
+    let c = own(i[5], at, s)
     let score = (0..<n).reduce(0) { $0 + i[1][at + $1] * i[2][at + $1] * i[5][c + $1] }
     return Head(x: row.map { ($0 - mean) * scale }, scale: scale, score: score)
   }
 
+  /// Where a parameter of element `at` lies, for outputs of shape `s`.
+  private func own(_ values: [Double], _ at: Int, _ s: Shape) -> Int {
+    place(values, s.last, at, of: s.elementCount, s[0])
+  }
+
   public func reference(_ a: inout HostArguments) {
-    let n = a.inputSpecs[0].shape.last
+    let (n, s) = (a.inputSpecs[0].shape.last, a.inputSpecs[4].shape)
     for at in stride(from: 0, to: a.inputs[0].count, by: n) {
-      let h = head(a.inputs, at, n)
+      let h = head(a.inputs, at, n, s)
+      let (weight, bias) = (own(a.inputs[6], at, s), own(a.inputs[7], at, s))
       for j in 0..<n {
-        let (i, c) = (at + j, (at + j) % a.inputs[6].count)
-        let z = h.x[j] * a.inputs[6][c] + a.inputs[7][c] + h.score * a.inputs[3][i]
+        let i = at + j
+        let z =
+          h.x[j] * a.inputs[6][weight + j] + a.inputs[7][bias + j] + h.score * a.inputs[3][i]
         a.outputs[0][i] = z * a.inputs[4][i]
       }
     }
@@ -67,7 +76,7 @@ public struct RWKV7Readout: Op {
       let (n, width) = (a.inputSpecs[0].shape.last, a.inputs[6].count)
       let i = a.inputs
       for at in stride(from: 0, to: i[0].count, by: n) {
-        let h = forward.head(i, at, n)
+        let h = forward.head(i, at, n, a.inputSpecs[4].shape)
         let c = at % width
         let dz = (0..<n).map { i[8][at + $0] * i[4][at + $0] }
         let dx = (0..<n).map { dz[$0] * i[6][c + $0] }
@@ -92,11 +101,18 @@ public struct RWKV7Readout: Op {
     public static let cases: [OpCase] = []
   }
 
-  public static let cases = [(2, 8), (3, 64), (2, 24)].map { heads, size in
-    let (x, g): (Shape, Shape) = ([2, 7, heads, size], [2, 7, heads * size])
-    let p: Shape = [heads * size]
-    return OpCase(
-      "\(heads) heads of \(size)", RWKV7Readout(epsilon: 1e-5),
-      [x, x, x, x, g, [heads, size], p, p].map { TestInput($0) }, gradientTolerance: 2e-5)
-  }
+  public static let cases =
+    [(2, 8), (3, 64), (2, 24)].map { heads, size in
+      let (x, g): (Shape, Shape) = ([2, 7, heads, size], [2, 7, heads * size])
+      let p: Shape = [heads * size]
+      return OpCase(
+        "\(heads) heads of \(size)", RWKV7Readout(epsilon: 1e-5),
+        [x, x, x, x, g, [heads, size], p, p].map { TestInput($0) }, gradientTolerance: 2e-5)
+    } + [
+      OpCase(
+        "own and shared", RWKV7Readout(epsilon: 1e-5),
+        [[3, 7, 2, 64], [3, 7, 2, 64], [3, 7, 2, 64], [3, 7, 2, 64], [3, 7, 128]].map {
+          TestInput(Shape($0), differentiable: false)
+        } + [[3, 2, 64], [128], [3, 128]].map { TestInput(Shape($0), differentiable: false) })
+    ]
 }

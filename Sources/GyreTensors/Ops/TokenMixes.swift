@@ -4,17 +4,20 @@
 ///
 /// Inputs: x `[B, T, D]`, μ₁ … μ_M `[D]`, and where present the token before the first `[B, D]`, zeros
 /// where absent. Outputs: y₁ … y_M, the last token `[B, D]`.
-public struct TokenMixes: Op {
+public struct TokenMixes: Op, TakesOwnParameters {
   public static let name = "token_mixes"
   /// Most mixes that kernels take.
   public static let limit = 8
   public let mixes: Int
   public let hasLast: Bool
 
+  package func parameters(of count: Int) -> Range<Int> { 1..<mixes + 1 }
+
   public func infer(_ i: [TensorSpec]) -> [TensorSpec] {
     let x = i[0].shape
     precondition(
-      x.rank == 3 && i[1...mixes].allSatisfy { $0.shape.elementCount == x[2] },
+      x.rank == 3
+        && i[1...mixes].allSatisfy { [x[2], x[0] * x[2]].contains($0.shape.elementCount) },
       "token_mixes: \(i.map(\.shape))")
     return (0..<mixes).map { _ in i[0] } + [TensorSpec([x[0], x[2]])]
   }
@@ -30,7 +33,10 @@ public struct TokenMixes: Op {
     let i = a.inputs
     for e in i[0].indices {
       let step = before(i, e, s) - i[0][e]
-      for m in 0..<mixes { a.outputs[m][e] = i[0][e] + step * i[1 + m][e % s[2]] }
+      for m in 0..<mixes {
+        let own = place(i[1 + m], s[2], e, of: s.elementCount, s[0])
+        a.outputs[m][e] = i[0][e] + step * i[1 + m][own]
+      }
       if e / s[2] % s[1] == s[1] - 1 {
         a.outputs[mixes][e / s[2] / s[1] * s[2] + e % s[2]] = i[0][e]
       }
@@ -89,12 +95,17 @@ public struct TokenMixes: Op {
     public static let cases: [OpCase] = []
   }
 
-  public static let cases = [(3, true, 20), (1, false, 20), (6, true, 72)].map {
-    count, last, width in
-    OpCase(
-      "\(count) mixes\(last ? ", last" : "")", TokenMixes(mixes: count, hasLast: last),
-      [TestInput([2, 70, width])]
-        + (0..<count).map { _ in TestInput([width], .uniform(0, 1)) }
-        + (last ? [TestInput([2, width])] : []))
-  }
+  public static let cases =
+    [(3, true, 20), (1, false, 20), (6, true, 72)].map {
+      count, last, width in
+      OpCase(
+        "\(count) mixes\(last ? ", last" : "")", TokenMixes(mixes: count, hasLast: last),
+        [TestInput([2, 70, width])]
+          + (0..<count).map { _ in TestInput([width], .uniform(0, 1)) }
+          + (last ? [TestInput([2, width])] : []))
+    } + [
+      OpCase(
+        "own and shared", TokenMixes(mixes: 2, hasLast: true),
+        [[3, 20, 24], [3, 24], [24], [3, 24]].map { TestInput(Shape($0), differentiable: false) })
+    ]
 }

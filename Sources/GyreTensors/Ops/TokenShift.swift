@@ -5,7 +5,7 @@
 /// Inputs: x `[B, T, D]`, μ `[M, D]` or of each sequence its own `[B, M, D]` (not for backpropagation), then where present the token before the first `[B, D]` (zeros
 /// where absent) and reset int32 `[B, T]`, at which p is zero. Outputs: y `[M, B, T, D]`, the last
 /// token `[B, D]`.
-public struct TokenShift: Op {
+public struct TokenShift: Op, TakesOwnParameters {
   public static let name = "token_shift"
   /// x, μ, last, reset.
   public let optional: OptionalInputs
@@ -17,6 +17,8 @@ public struct TokenShift: Op {
       "token_shift: x \(x), μ \(mix)")
     return [TensorSpec(Shape([mixes(mix)] + x.dimensions), i[0].dtype), TensorSpec([x[0], x[2]])]
   }
+
+  package func parameters(of count: Int) -> Range<Int> { 1..<2 }
 
   /// M of the shape of μ.
   public func mixes(_ mix: Shape) -> Int { mix[mix.rank - 2] }

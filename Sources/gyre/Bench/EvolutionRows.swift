@@ -34,10 +34,12 @@ struct EvolutionRows: Encodable {
         streams: isCard ? 16 : members)
     }
     for preset in isCard ? ["rwkv7-350m"] : ["rwkv7-100m", "mingru-100m"] where wants(preset) {
-      for vectors in [true, false] {
-        report(preset)
-        try forward(
-          preset, members: isCard ? 1024 : 32, tokens: isCard ? 16 : 32, vectors: vectors, device)
+      for tokens in isCard ? [16, 64] : [32] {
+        for vectors in [true, false] {
+          report(preset)
+          try forward(
+            preset, members: isCard ? 1024 : 32, tokens: tokens, vectors: vectors, device)
+        }
       }
     }
     if wants("linear 8192") {
@@ -120,9 +122,7 @@ struct EvolutionRows: Encodable {
   private mutating func forward(
     _ preset: String, members: Int, tokens: Int, vectors: Bool, _ device: any Device
   ) throws {
-    let model = try LanguageModel(
-      try Presets.configuration(preset), source: RandomParameters(seed: 1, device: device),
-      device: device)
+    let model = try TrainingProfile.model(preset, on: device)
     let ids = (0..<members * tokens).map { Int32($0 * 37 % 251) }
     let text = Tensor(ids, shape: [members, tokens], on: device)
     let strategy = Perturbation.Strategy(seed: 3, sigma: 0.01, includesVectors: vectors)
@@ -157,25 +157,28 @@ struct EvolutionRows: Encodable {
     let isCard = device.id.name.hasPrefix("cuda")
     let (size, rows) = (isCard ? 8192 : 2048, isCard ? 1024 : 256)
     let values = CounterGenerator(seed: 1, name: "linear").uniforms(size * size, -0.01, 0.01)
-    let weight = Parameter(name: "weight", value: Tensor(values, shape: [size, size], on: device))
+    // Several in a row, as a model's layers come: each makes its noise anew.
+    let weights = (0..<(isCard ? 8 : 1)).map {
+      Parameter(name: "weight \($0)", value: Tensor(values, shape: [size, size], on: device))
+    }
+    // A tenth of a second at a time: a card that just rested is faster than one at work.
+    let repeats = isCard ? 64 : 1
     let some = CounterGenerator(seed: 2, name: "rows").uniforms(rows * size, -1, 1)
     let whole = Tensor(some, shape: [rows, 1, size], on: device)
     let x = isCard ? whole.cast(to: .bfloat16) : whole
     let strategy = Perturbation.Strategy(seed: 3, sigma: 0.01)
     var epoch: UInt32 = 0
-    // Several in a row, as a model's layers come; each makes its noise anew.
-    let repeats = isCard ? 16 : 1
-    func times(_ body: () -> Void) { for _ in 0..<repeats { body() } }
+    func layers() { for weight in weights { _ = x.linear(weight.value) } }
     let share = try ComputePrecision.$current.withValue(isCard ? .bfloat16 : .float32) {
       try EvolutionRows.ratio(
-        { times { _ = x.linear(weight.value) } },
+        { for _ in 0..<repeats { layers() } },
         {
-          times {
+          for _ in 0..<repeats {
             epoch += 1
             let population = Perturbation(
-              strategy, epoch: epoch, members: (0..<Int32(rows)).map { $0 }, parameters: [weight],
+              strategy, epoch: epoch, members: (0..<Int32(rows)).map { $0 }, parameters: weights,
               on: device)
-            Perturbation.$current.withValue(population) { _ = x.linear(weight.value) }
+            Perturbation.$current.withValue(population) { layers() }
           }
         }, on: device)
     }

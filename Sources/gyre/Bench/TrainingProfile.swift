@@ -2,6 +2,7 @@ import GyreLayers
 import GyreModels
 import GyrePlatform
 import GyreTensors
+import GyreTraining
 
 /// Whole training steps of a preset: speed beside the device's matrix rate, memory, and where the time
 /// of one step goes, kernel by kernel.
@@ -15,6 +16,10 @@ struct TrainingProfile: Encodable {
   var batch, length, parameters: Int
   /// Median of steps that follow each other without waiting for their losses.
   var stepSeconds: Double
+  /// The same with every op queued by the host.
+  var opByOpSeconds: Double
+  /// How the steps of `stepSeconds` went to the device.
+  var way: String
   var tokensPerSecond: Double
   /// 6 a parameter and token.
   var flopsPerSecond: Double
@@ -33,36 +38,50 @@ struct TrainingProfile: Encodable {
   ) throws {
     (model, self.batch, self.length, productFlopsPerSecond) = (name, batch, length, product)
     let device = trained.device
-    var step = TrainingStep(trained)
+    var c = TrainingConfiguration()
+    (c.batch, c.length, c.precision) = (batch, length, ComputePrecision.current)
+    (c.learningRate, c.spikeFactor) = (1e-3, nil)
+    let training = DeviceStep(
+      trained, c, Optimizer(trained.parameters, c), carries: false)
     parameters = trained.parameterCount
     let count = batch * length
     let ids = (0...UInt64(count)).map {
       Int32(CounterGenerator(seed: 1).integer($0, below: trained.configuration.vocabulary))
     }
-    let tokens = Tensor(Array(ids[..<count]), shape: [batch, length], on: device)
-    let targets = Tensor(Array(ids[1...count]), shape: [batch, length], on: device)
-    losses = try (0..<3).map { _ in try step.run(tokens, targets: targets).item() }
+    let data = Batch(
+      tokens: Array(ids[..<count]), targets: Array(ids[1...count]), startsAfresh: true)
+    var taken = 0
+    /// Steps that follow each other; waits for the last one's loss.
+    func run(_ steps: Int, records: Bool = true) throws -> [Double] {
+      let queued = (0..<steps).map { i in
+        training.queue([data], step: taken + i, schedule: 1, updates: taken, records: records)
+      }
+      taken += steps
+      return try queued.map { try training.outcome(of: $0).loss }
+    }
+    let clock = ContinuousClock()
+    /// Sorted seconds of steps in pairs: the first one's loss is read while the second one runs.
+    func times(records: Bool) throws -> [Double] {
+      try (0..<max(steps / 2, 1)).map { _ in
+        let start = clock.now
+        _ = try run(2, records: records)
+        return (clock.now - start).seconds / 2
+      }.sorted()
+    }
+    losses = try (0..<3).flatMap { _ in try run(1) }
     try device.synchronize()
     device.resetPeakMemory()
-    let clock = ContinuousClock()
-    var times: [Double] = []
-    let launchesBefore = Devices.launchCount(of: device)
-    // Pairs of steps: the first one's loss is read while the second one runs.
-    for _ in 0..<max(steps / 2, 1) {
-      let start = clock.now
-      for _ in 0..<2 { step.run(tokens, targets: targets) }
-      try device.synchronize()
-      times.append((clock.now - start).seconds / 2)
-    }
-    let launched = Devices.launchCount(of: device)
-    launches = launched.flatMap { l in
-      launchesBefore.map { (l - $0) / (2 * max(steps / 2, 1)) }
-    }
+    let before = Devices.launchCount(of: device)
+    opByOpSeconds = try times(records: false)[max(steps / 2, 1) / 2]
+    let after = Devices.launchCount(of: device)
+    launches = after.flatMap { a in before.map { (a - $0) / (2 * max(steps / 2, 1)) } }
+    let found = try times(records: true)
+    way = training.way.description
     peakBytes = device.memory.peak
-    stepSeconds = times.sorted()[times.count / 2]
+    stepSeconds = found[found.count / 2]
     tokensPerSecond = Double(count) / stepSeconds
     flopsPerSecond = 6 * Double(parameters) * tokensPerSecond
-    let profile = try Devices.profile(device) { step.run(tokens, targets: targets) } ?? [:]
+    let profile = try Devices.profile(device) { _ = try run(1, records: false) } ?? [:]
     kernels = profile.map {
       Kernel(name: $0.key, launches: $0.value.launches, milliseconds: $0.value.milliseconds)
     }.sorted { ($0.milliseconds, $1.name) > ($1.milliseconds, $0.name) }
@@ -123,7 +142,8 @@ struct TrainingProfile: Encodable {
         + "\(Format.count(flopsPerSecond, "FLOP/s")), "
         + "\(Format.fixed(flopsPerSecond / productFlopsPerSecond * 100, 1)) % of "
         + "\(Format.count(productFlopsPerSecond, "FLOP/s")); peak \(Format.bytes(peakBytes))"
-        + (launches.map { "; \($0) launches" } ?? ""))
+        + (launches.map { "; \($0) launches, \(way), \(Format.time(opByOpSeconds)) op by op" } ?? "")
+    )
     Terminal.line(
       "losses " + losses.map { Format.fixed($0, 6) }.joined(separator: " ")
         + ", \(Format.grouped(parameters)) parameters")

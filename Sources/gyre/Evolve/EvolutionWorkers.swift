@@ -1,41 +1,43 @@
+import GyreDistributed
 import GyreEvolution
 import GyrePlatform
-import Synchronization
+import GyreTensors
 
-#if canImport(Glibc)
-  import Glibc
-#elseif canImport(Musl)
-  import Musl
-#else
-  import Darwin
-#endif
-
-/// The processes of `gyre evolve --workers N`: this one starts the others with its own arguments.
+/// The processes of `gyre evolve --workers N` and of `mpirun gyre evolve`.
 enum EvolutionWorkers {
-  /// "rank/count/path of the socket", for a process that another one started.
-  private static let variable = "GYRE_WORKER"
-  private static let children = Mutex<[pid_t]>([])
+  /// Starts the processes of --workers and waits for them; false where this process is to do the work.
+  static func launch(_ options: EvolveOptions) throws -> Bool {
+    guard options.workers > 1, try RankEnvironment.current() == nil else { return false }
+    try RankProcesses.run(options.workers, canLose: options.onFailure == .drop)
+    return true
+  }
 
-  /// The group that this process belongs to: MPI's, that of --workers, or none.
-  static func join(_ count: Int) throws -> (any WorkerGroup)? {
-    if let text = getenv(variable) {
-      let parts = String(cString: text).split(separator: "/", maxSplits: 2)
-      guard parts.count == 3, let rank = Int(parts[0]), let count = Int(parts[1]) else {
-        throw Failure("\(variable) is not of a worker")
-      }
-      return try SocketGroup.follow(rank: rank, count: count, path: String(parts[2]))
+  /// This process's device and the group that it belongs to; none for a process on its own.
+  ///
+  /// Cards exchange by NCCL, processors by MPI where `mpirun` started them and its library is found, else
+  /// by sockets.
+  static func join(
+    _ options: DeviceOptions, workers: Int
+  ) throws -> (device: any Device, group: (any WorkerGroup)?) {
+    guard let place = try RankEnvironment.current() else { return (try options.open(), nil) }
+    if workers > 1, workers != place.count {
+      throw Failure(
+        "--workers \(workers) among \(place.count) ranks: --workers and mpirun exclude each other")
     }
-    if MPIGroup.isLaunched {
-      if count > 1 { throw Failure("--workers and mpirun exclude each other") }
-      return try MPIGroup()
+    let device = try RankProcesses.open(options, as: place, sharing: place.count)
+    let isCard = device.id.name.hasPrefix("cuda")
+    if !isCard, MPIGroup.isLaunched, let group = try? MPIGroup() { return (device, group) }
+    let group = try RankGroup.join(rank: place.rank, count: place.count, at: place.place)
+    do throws(DeviceError) {
+      return (
+        device,
+        RankWorkers(
+          group, communicator: try Communicators.gathering(group, device: device), device: device)
+      )
+    } catch {
+      Terminal.note("rank \(place.rank): \(error); scores go through sockets")
+      return (device, RankWorkers(group))
     }
-    guard count > 1 else { return nil }
-    // Each gets its part of the processors, this process too.
-    let threads = max(1, Devices.threadCount / count)
-    Devices.threadCount = threads
-    let path = "/tmp/gyre-\(getpid()).socket"
-    for rank in 1..<count { try start(rank, count, path, threads: threads) }
-    return try SocketGroup.lead(count: count, path: path)
   }
 
   /// What the leader names, in every process.
@@ -58,38 +60,5 @@ enum EvolutionWorkers {
     }
     _ = try group.share("")
     return try read()
-  }
-
-  /// Waits for the processes that this one started; where the run failed they are ended.
-  static func finish(failed: Bool) {
-    for child in children.withLock({ $0 }) {
-      if failed { kill(child, SIGKILL) }
-      var status: Int32 = 0
-      while waitpid(child, &status, 0) < 0, errno == EINTR {}
-    }
-    children.withLock { $0 = [] }
-  }
-
-  private static func start(_ rank: Int, _ count: Int, _ path: String, threads: Int) throws {
-    var words = CommandLine.arguments
-    if !words.contains("--threads") { words += ["--threads", "\(threads)"] }
-    var arguments = words.map { strdup($0) } + [nil]
-    var environment: [UnsafeMutablePointer<CChar>?] = []
-    var at = environ
-    while let entry = at.pointee {
-      environment.append(strdup(entry))
-      at += 1
-    }
-    environment += [strdup("\(variable)=\(rank)/\(count)/\(path)"), nil]
-    defer { for text in arguments + environment { free(text) } }
-    var child: pid_t = 0
-    #if canImport(Darwin)
-      let program = words[0]
-    #else
-      let program = "/proc/self/exe"
-    #endif
-    let code = posix_spawn(&child, program, nil, nil, &arguments, environment)
-    guard code == 0 else { throw Failure("worker \(rank) cannot be started: error \(code)") }
-    children.withLock { $0.append(child) }
   }
 }

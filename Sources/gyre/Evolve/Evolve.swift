@@ -19,7 +19,8 @@ struct Evolve: ParsableCommand {
         gyre evolve --environment cartpole           a recurrent policy: cartpole, pendulum,
                                                      mountaincar, acrobot, tmaze
         gyre evolve --resume --out runs/egg --generations 4000
-        gyre evolve --model egg --workers 4          processes of one machine; or under MPI:
+        gyre evolve --model egg --workers 4          processes of one machine, with --device cuda
+                                                     a card each; or under MPI:
         mpirun -n 4 gyre evolve --model egg          the bits of one process, many times faster
         gyre evolve --evidence rank                  how fast rank r approaches full rank, from
                                                      --population members (8 million)
@@ -67,26 +68,24 @@ struct Evolve: ParsableCommand {
   }
 
   func run() throws {
-    let device = try device.open()
     if evidence != nil {
-      try measureRank(device)
+      try measureRank(try device.open())
       return
     }
-    var failed = true
-    defer { EvolutionWorkers.finish(failed: failed) }
-    let group = try EvolutionWorkers.join(shared.workers)
+    if try EvolutionWorkers.launch(shared) { return }
+    let (device, group) = try EvolutionWorkers.join(device, workers: shared.workers)
     do { try evolve(device, group) } catch let error where group?.isLeader == false {
       Terminal.note("worker \(group?.rank ?? 0): \(error)")
       throw ExitCode.failure
     }
-    failed = false
   }
 
   private func evolve(_ device: any Device, _ group: (any WorkerGroup)?) throws {
     var isEgg = model == EggModel.type
     if shared.resume, let out = shared.out { isEgg = try EggModel.shape(folder: out) != nil }
     if isEgg {
-      try EvolveEgg(texts: texts, options: shared, egg: egg, device: device, group: group).run()
+      var run = EvolveEgg(texts: texts, options: shared, egg: egg, device: device, group: group)
+      try run.run()
     } else {
       try EvolveFloat(
         texts: texts, model: model, environment: environment, options: shared, float: float,

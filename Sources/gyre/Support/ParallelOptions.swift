@@ -39,22 +39,8 @@ struct ParallelOptions: ParsableArguments {
   /// Starts the processes of a run and waits for them; false where this process is to do the work.
   func launch() throws -> Bool {
     guard let devices, devices > 1, try RankEnvironment.current() == nil else { return false }
-    Interrupts.install()
-    let ended = try Workers.run(
-      program: ParallelOptions.program, arguments: Array(CommandLine.arguments.dropFirst()),
-      count: devices, shouldStop: { Interrupts.isRequested })
-    if let ended {
-      Terminal.note("rank \(ended.rank) ended with status \(ended.status)")
-      throw ExitCode(ended.status)
-    }
+    try RankProcesses.run(devices, canLose: false)
     return true
-  }
-
-  private static var program: String {
-    var path = [CChar](repeating: 0, count: 4096)
-    let n = readlink("/proc/self/exe", &path, 4095)
-    guard n > 0 else { return CommandLine.arguments[0] }
-    return String(decoding: path[..<n].map { UInt8(bitPattern: $0) }, as: UTF8.self)
   }
 
   /// Opens this process's device and meets the other ranks, where there are any.
@@ -65,13 +51,7 @@ struct ParallelOptions: ParsableArguments {
       }
       return (try options.open(), nil)
     }
-    var options = options
-    if options.device == "cuda" || options.device == "cuda:0" {
-      options.device = "cuda:\(place.localRank)"
-    } else if options.threads == nil, options.device.hasPrefix("cpu") {
-      options.threads = max(1, Devices.threadCount / (devices ?? place.count))
-    }
-    let device = try options.open()
+    let device = try RankProcesses.open(options, as: place, sharing: devices ?? place.count)
     let group = try RankGroup.join(rank: place.rank, count: place.count, at: place.place)
     let communicator = try Communicators.make(group, device: device)
     return (

@@ -1,0 +1,34 @@
+import GyreLayers
+import GyreModels
+import GyreTensors
+
+extension LanguageModel {
+  /// The loss of a batch, whose gradients are added to `sums`.
+  ///
+  /// - Parameters:
+  ///   - state: read before the first token and replaced, cut off from the tape.
+  ///   - weight: multiplies the loss; nil for 1.
+  func loss(
+    _ tokens: Tensor, targets: Tensor, reset: Tensor?, state: inout ModelState,
+    dropout: DropoutNoise, precision: ComputePrecision, weight: Double? = nil,
+    gradients sums: inout GradientSums
+  ) -> Tensor {
+    let variables = parameters.map(\.value)
+    let tape = Tape()
+    tape.watch(variables)
+    var carried = state.detached()
+    let loss = ComputePrecision.$current.withValue(precision) {
+      tape.record {
+        let mean = self.loss(
+          tokens, targets: targets, state: &carried, reset: reset, dropout: dropout
+        ).mean
+        return weight.map { mean * $0 } ?? mean
+      }
+    }
+    ComputePrecision.$current.withValue(precision) {
+      tape.gradients(of: loss, for: variables, addingTo: &sums)
+    }
+    state = carried.detached()
+    return loss
+  }
+}
