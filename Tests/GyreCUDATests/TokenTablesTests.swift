@@ -20,7 +20,7 @@ import Testing
       program, isFloat: false, blocks: blocks, shared: shared,
       places: .init(
         vector: { .init(data: UInt64(4096 * ($0.index + 1) + 4 * $0.offset), stride: 64) },
-        array: { .init(data: 65_536, dtype: $0.dtype == .float32 ? 0 : 1, unused: 0) },
+        array: { .init(data: 65_536, dtype: $0.dtype == .float32 ? 0 : 1, stride: 0) },
         weight: { _ in 1 << 20 }, caches: { _ in (1, 2, 1024) }, parts: (.init(), .init()),
         kept: .init()))
   }
