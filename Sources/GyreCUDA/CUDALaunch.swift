@@ -128,6 +128,15 @@ final class CUDALaunch {
     return max(1, min(wanted, rows / 16, 1024))
   }
 
+  /// Blocks of 256 columns across, and down as many as `blocksPerProcessor` allows and rows in eights need.
+  func columnGrid(
+    rows: Int, columns: Int, blocksPerProcessor: Int
+  ) -> (Int, Int, Int) {
+    let across = (columns + 255) / 256
+    let wanted = device.multiprocessors * blocksPerProcessor / across
+    return (across, max(1, min((rows + 7) / 8, wanted)), 1)
+  }
+
   // MARK: - Steps that ops share
 
   private static let fillFunction = CUDAFunction("pointwise", "fill")

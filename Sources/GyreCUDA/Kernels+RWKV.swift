@@ -85,7 +85,8 @@ extension CUDAKernel {
     CUDAKernel(GatedBlend.self) { op, call, launch in
       guard var a = arguments(op, call) else { return false }
       a.out = call.outputs[0].array
-      launch.run(blend, grid: grid(a, 8, launch), a)
+      launch.run(
+        blend, grid: launch.columnGrid(rows: a.rows, columns: a.columns, blocksPerProcessor: 8), a)
       return true
     },
     CUDAKernel(GatedBlend.Backward.self) { op, call, launch in
@@ -94,7 +95,7 @@ extension CUDAKernel {
       (a.dx, a.dy, a.dgate) = (
         call.outputs[0].array, call.outputs[1].array, call.outputs[2].array
       )
-      let grid = grid(a, 3, launch)
+      let grid = launch.columnGrid(rows: a.rows, columns: a.columns, blocksPerProcessor: 3)
       a.sums = launch.floats(grid.1 * a.columns)
       launch.run(blendBackward, grid: grid, a)
       launch.sumColumns(
@@ -156,14 +157,6 @@ extension CUDAKernel {
     (a.gate, a.bias) = (call.inputs[2].array, call.inputs[3].parameter(a.columns))
     a.each = a.rows / call.inputs[0].shape[0]
     return a
-  }
-
-  private static func grid(
-    _ a: gyre_blend_args, _ blocksPerProcessor: Int, _ launch: CUDALaunch
-  ) -> (Int, Int, Int) {
-    let across = (a.columns + 255) / 256
-    let wanted = launch.device.multiprocessors * blocksPerProcessor / across
-    return (across, max(1, min((a.rows + 7) / 8, wanted)), 1)
   }
 
   private static func arguments(

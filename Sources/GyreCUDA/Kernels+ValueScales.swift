@@ -9,14 +9,16 @@ extension CUDAKernel {
     CUDAKernel(ValueScales.self) { op, call, launch in
       guard var a = arguments(call) else { return false }
       (a.y, a.z) = (call.outputs[0].array, call.outputs[1].array)
-      launch.run(forward, grid: grid(a, 8, launch), a)
+      launch.run(
+        forward, grid: launch.columnGrid(rows: a.rows, columns: a.columns, blocksPerProcessor: 8), a
+      )
       return true
     },
     CUDAKernel(ValueScales.Backward.self) { op, call, launch in
       guard var a = arguments(call) else { return false }
       (a.y, a.z) = (call.inputs[3].array, call.inputs[4].array)
       (a.dv, a.ds) = (call.outputs[0].array, call.outputs[1].array)
-      let grid = grid(a, 3, launch)
+      let grid = launch.columnGrid(rows: a.rows, columns: a.columns, blocksPerProcessor: 3)
       a.sums = launch.floats(grid.1 * a.columns)
       launch.run(backward, grid: grid, a)
       let dd = call.outputs[2].array
@@ -39,13 +41,5 @@ extension CUDAKernel {
     a.d_per_column = call.inputs[2].elementCount == v[2] ? 0 : 1
     (a.v, a.s, a.d) = (call.inputs[0].array, call.inputs[1].array, call.inputs[2].array)
     return a
-  }
-
-  private static func grid(
-    _ a: gyre_value_scales_args, _ blocksPerProcessor: Int, _ launch: CUDALaunch
-  ) -> (Int, Int, Int) {
-    let across = (a.columns + 255) / 256
-    let wanted = launch.device.multiprocessors * blocksPerProcessor / across
-    return (across, max(1, min((a.rows + 7) / 8, wanted)), 1)
   }
 }

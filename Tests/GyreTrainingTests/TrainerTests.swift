@@ -63,6 +63,16 @@ func makeTrainer(
   return try Trainer(model: model, configuration: training, folder: folder)
 }
 
+/// A weight that is not a number: three skipped steps, an error, and the other weights as they were.
+func expectStopAtNaN(_ trainer: Trainer) throws {
+  let bad = trainer.model.parameters[0]
+  let before = try weights(trainer).dropFirst()
+  bad.value = .full(.nan, bad.shape, on: bad.value.device)
+  #expect(throws: TrainingError.self) { try trainer.run() }
+  #expect(trainer.history.count == 3 && trainer.history.allSatisfy { $0.skipped != nil })
+  #expect(try weights(trainer).dropFirst() == before)
+}
+
 func weights(_ trainer: Trainer) throws -> [[Float]] {
   try trainer.model.parameters.map { try $0.value.elements(Float.self) }
 }
@@ -139,12 +149,7 @@ func weights(_ trainer: Trainer) throws -> [[Float]] {
   @Test func lossThatIsNotANumberStopsTheRun() throws {
     let run = try TemporaryRun()
     let trainer = try makeTrainer(run.folder, settings { $0.maximumSkips = 3 })
-    let bad = trainer.model.parameters[0]
-    let before = try weights(trainer).dropFirst()
-    bad.value = .full(.nan, bad.shape, on: bad.value.device)
-    #expect(throws: TrainingError.self) { try trainer.run() }
-    #expect(trainer.history.count == 3 && trainer.history.allSatisfy { $0.skipped != nil })
-    #expect(try weights(trainer).dropFirst() == before)
+    try expectStopAtNaN(trainer)
   }
 
   @Test func rematerializingChangesNoBits() throws {
