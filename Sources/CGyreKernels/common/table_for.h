@@ -38,3 +38,27 @@
     ck_##family##_fill_generic(out); \
     return true; \
   }
+
+// The same for a family whose file defines `fill_<level>` for every level, the ones with extra matrix
+// instructions too.
+#if defined(__x86_64__)
+#define CK_CASES_OF_NATIVE_LEVELS \
+  case CK_LEVEL_AVX2: return fill_avx2(out); \
+  case CK_LEVEL_AVX512: return fill_avx512(out); \
+  case CK_LEVEL_AVX512BF16: return fill_avx512bf16(out); \
+  case CK_LEVEL_AMX: return fill_amx(out);
+#elif defined(__aarch64__)
+#define CK_CASES_OF_NATIVE_LEVELS \
+  case CK_LEVEL_NEON: return fill_neon(out);
+#else
+#define CK_CASES_OF_NATIVE_LEVELS
+#endif
+
+#define CK_DEFINE_TABLE_FOR_EACH_LEVEL(family) \
+  bool ck_##family##_table_for(enum ck_level level, struct ck_##family##_table *out) { \
+    switch (level) { \
+    case CK_LEVEL_GENERIC: return fill_generic(out); \
+    CK_CASES_OF_NATIVE_LEVELS \
+    default: return false; \
+    } \
+  }

@@ -1,5 +1,6 @@
 // The table of each level: the driver bound to the level's kernels.
 #include "kernel.h"
+#include "../common/table_for.h"
 
 #define TABLE(name)                                                                            \
   static void gemm_##name(const struct ck_gemm_args *args) {                                   \
@@ -42,17 +43,4 @@ TABLE(amx)
 TABLE(neon)
 #endif
 
-bool ck_gemm_table_for(enum ck_level level, struct ck_gemm_table *out) {
-  switch (level) {
-  case CK_LEVEL_GENERIC: return fill_generic(out);
-#if defined(__x86_64__)
-  case CK_LEVEL_AVX2: return fill_avx2(out);
-  case CK_LEVEL_AVX512: return fill_avx512(out);
-  case CK_LEVEL_AVX512BF16: return fill_avx512bf16(out);
-  case CK_LEVEL_AMX: return fill_amx(out);
-#elif defined(__aarch64__)
-  case CK_LEVEL_NEON: return fill_neon(out);
-#endif
-  default: return false;
-  }
-}
+CK_DEFINE_TABLE_FOR_EACH_LEVEL(gemm)

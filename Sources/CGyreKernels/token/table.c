@@ -1,6 +1,7 @@
 // The table of each level: the walk bound to the level's kernels and products. AVX-512's small kernels
 // and AVX2's integer products serve the levels beside them.
 #include "kernel.h"
+#include "../common/table_for.h"
 
 #define TABLE(name, small, block)                                                              \
   static const struct ck_token_level level_##name = {                                          \
@@ -23,17 +24,4 @@ TABLE(amx, avx512, avx512bf16)
 TABLE(neon, neon, neon)
 #endif
 
-bool ck_token_table_for(enum ck_level level, struct ck_token_table *out) {
-  switch (level) {
-  case CK_LEVEL_GENERIC: return fill_generic(out);
-#if defined(__x86_64__)
-  case CK_LEVEL_AVX2: return fill_avx2(out);
-  case CK_LEVEL_AVX512: return fill_avx512(out);
-  case CK_LEVEL_AVX512BF16: return fill_avx512bf16(out);
-  case CK_LEVEL_AMX: return fill_amx(out);
-#elif defined(__aarch64__)
-  case CK_LEVEL_NEON: return fill_neon(out);
-#endif
-  default: return false;
-  }
-}
+CK_DEFINE_TABLE_FOR_EACH_LEVEL(token)
