@@ -15,6 +15,7 @@ public enum EngineCatalog {
     CellForward.self,
     RecurrentCellForward.self,
     AttentionForward.self,
+    AttentionStep.self,
     AdditiveGateForward.self,
     EggForward.self,
     EggUpdate.self,

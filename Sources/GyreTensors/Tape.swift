@@ -125,7 +125,17 @@ public final class Tape: Sendable {
     while let entry = log.withLock({ $0.entries.popLast() }) {
       switch entry {
       case .op(let op, let inputs, let outputs):
-        let cotangents = outputs.map { table.take($0.id) }
+        var more = [Tensor?](repeating: nil, count: outputs.count)
+        var sums = (op as? any SumsCotangents)?.mostSums ?? 0
+        let cotangents = outputs.enumerated().map { i, output in
+          if sums > 0, (op as? any SumsCotangents)?.sums(output: i) == true,
+            let second = table.takeSecond(output.id)
+          {
+            more[i] = second
+            sums -= 1
+          }
+          return table.take(output.id)
+        }
         guard cotangents.contains(where: { $0 != nil }) else { continue }
         let needs = inputs.map { tracked.contains($0.id) }
         if op is EmbeddingLookup, needs[0], let gradient = cotangents[0],
@@ -135,10 +145,15 @@ public final class Tape: Sendable {
             Rows(tokens: inputs[1], values: gradient, shape: inputs[0].shape), to: inputs[0].id)
           continue
         }
-        let sums = zip(inputs, needs).map { $1 ? table.sum($0.id) : nil }
+        let adds = op as? any AddsGradients
+        let before = inputs.enumerated().map { i, input in
+          needs[i] && adds?.adds(input: i) == true ? table.takeHalf(input.id) : nil
+        }
         let gradients = op.vjp(
           VJPContext(
-            inputs: inputs, outputs: outputs, cotangents: cotangents, needs: needs, sums: sums))
+            inputs: inputs, outputs: outputs, cotangents: cotangents, needs: needs,
+            sums: zip(inputs, needs).map { $1 ? table.sum($0.id) : nil }, more: more,
+            before: before))
         for (i, gradient) in gradients.enumerated() {
           if needs[i], let gradient { table.add(gradient, to: inputs[i].id) }
         }
