@@ -40,7 +40,9 @@ public final class RecordedStep {
         if case .cache(let limit, let every) = entry.kind {
           guard let cache = layer[entry.name] else { continue }
           // All caches have every token.
-          guard limit == nil, every == 1, count == nil || count == cache.shape[1] else { return nil }
+          guard limit == nil, every == 1, count == nil || count == cache.shape[1] else {
+            return nil
+          }
           count = cache.shape[1]
         } else if layer[entry.name] == nil {
           return nil

@@ -25,6 +25,32 @@ struct GradientTable {
   /// Rows to be added to values, in this order.
   private var rows: [TensorID: [Rows]] = [:]
 
+  /// Variables whose gradient somebody waits for, with the uses that are still to come.
+  private var awaited: [TensorID: (place: Int, count: Int)] = [:]
+  private var whenDone: ((Int, Tensor) -> Void)?
+
+  mutating func expect(
+    _ uses: [TensorID: (place: Int, count: Int)], _ whenDone: @escaping (Int, Tensor) -> Void
+  ) {
+    (awaited, self.whenDone) = (uses, whenDone)
+  }
+
+  /// Notes that an op has given its gradients. A linear map makes that of its weight itself, so that no other
+  /// tensor shares its memory.
+  mutating func pass(_ inputs: [Tensor], isLinear: Bool) {
+    guard let whenDone else { return }
+    for (i, input) in inputs.enumerated() {
+      guard var use = awaited[input.id] else { continue }
+      use.count -= 1
+      awaited[input.id] = use
+      if use.count == 0, isLinear, i == 1, rows[input.id] == nil, let sum = settled(input.id),
+        sum.dtype == .float32
+      {
+        whenDone(use.place, sum)
+      }
+    }
+  }
+
   /// The sum for a tensor.
   mutating func settled(_ id: TensorID) -> Tensor? {
     for part in rows.removeValue(forKey: id) ?? [] {

@@ -323,6 +323,7 @@ public final class DeviceStep {
     var next = state
     var sums = GradientSums(count: model.parameters.count)
     var losses: [Tensor] = []
+    let early = parallel.map { EarlySums($0.communicator) }
     for (part, inputs) in plan.inputs.enumerated() {
       if plan.isFresh[part] { next = model.makeState(batch: rows) }
       let counter = counters.aliased(as: [1], byteOffset: counters.byteOffset + 8 * part)
@@ -330,17 +331,20 @@ public final class DeviceStep {
         model.loss(
           inputs.tokens, targets: inputs.targets, reset: inputs.reset, state: &next,
           dropout: DropoutNoise(seed: c.seed, step: counter), precision: c.precision,
-          weight: plan.weights?[part], gradients: &sums)
+          weight: plan.weights?[part], gradients: &sums,
+          whenDone: part == plan.inputs.count - 1 ? early?.add : nil)
       }
       losses.append(loss)
     }
     let device = model.device
     var gradients = sums.tensors
-    if let parallel {
+    if let parallel, let early {
+      early.finish()
       // Sums over ranks are float32; a device may give bfloat16.
       gradients = gradients.map { $0?.cast(to: .float32) }
       losses = losses.map { $0.cast(to: .float32) }
-      parallel.communicator.sum(gradients.compactMap(\.self) + losses + (stop.map { [$0] } ?? []))
+      let rest = gradients.enumerated().compactMap { early.places.contains($0) ? nil : $1 }
+      parallel.communicator.sum(rest + losses + (stop.map { [$0] } ?? []))
     }
     let squares = apply(SumOfSquares(), gradients.compactMap(\.self))[0]
     let factor = Tensor(emptyWith: TensorSpec([1]), on: device)

@@ -20,7 +20,8 @@ package final class CacheStep: Sendable {
   }
   /// Whether the step did all that it has to with a cache.
   package func hasWritten(_ cache: Tensor) -> Bool {
-    cache.buffer.map { buffer in written.withLock { $0.contains(ObjectIdentifier(buffer)) } } ?? false
+    cache.buffer.map { buffer in written.withLock { $0.contains(ObjectIdentifier(buffer)) } }
+      ?? false
   }
 }
 
@@ -109,23 +110,25 @@ public struct AttentionStep: Op {
   public func vjp(_ c: VJPContext) -> [Tensor?] { c.inputs.map { _ in nil } }
   public var saved: SavedValues { .none }
 
-  public static let cases = [(16, 2, 2, false), (12, 4, 1, true), (128, 4, 2, false), (256, 2, 2, false)]
-    .map { size, heads, keyHeads, interleaved in
-      let cache: Shape = [3, 70, keyHeads, size]
-      return OpCase(
-        "\(heads) heads of \(size), \(keyHeads) of keys",
-        AttentionStep(
-          scale: 0.3,
-          rotary: size == 256
-            ? nil : StepRotary(base: 10_000, rotated: size / 4 * 2, interleaved: interleaved)),
-        [
-          TestInput([3, 1, heads, size], differentiable: false),
-          TestInput([3, 1, keyHeads, size], differentiable: false),
-          TestInput([3, 1, keyHeads, size], differentiable: false),
-          TestInput(cache, differentiable: false), TestInput(cache, differentiable: false),
-          TestInput([1], .constant(size == 12 ? 0 : 63), differentiable: false),
-        ], tolerance: 4e-6)
-    }
+  public static let cases = [
+    (16, 2, 2, false), (12, 4, 1, true), (128, 4, 2, false), (256, 2, 2, false),
+  ]
+  .map { size, heads, keyHeads, interleaved in
+    let cache: Shape = [3, 70, keyHeads, size]
+    return OpCase(
+      "\(heads) heads of \(size), \(keyHeads) of keys",
+      AttentionStep(
+        scale: 0.3,
+        rotary: size == 256
+          ? nil : StepRotary(base: 10_000, rotated: size / 4 * 2, interleaved: interleaved)),
+      [
+        TestInput([3, 1, heads, size], differentiable: false),
+        TestInput([3, 1, keyHeads, size], differentiable: false),
+        TestInput([3, 1, keyHeads, size], differentiable: false),
+        TestInput(cache, differentiable: false), TestInput(cache, differentiable: false),
+        TestInput([1], .constant(size == 12 ? 0 : 63), differentiable: false),
+      ], tolerance: 4e-6)
+  }
 }
 
 extension SoftmaxAttention {

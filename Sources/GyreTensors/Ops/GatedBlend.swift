@@ -26,7 +26,9 @@ public struct GatedBlend: Op, TakesOwnParameters, SumsCotangents, AddsGradients 
   }
   public func vjp(_ c: VJPContext) -> [Tensor?] {
     let op = Backward(hasSecond: c.more[0] != nil, adds: c.before[1] != nil)
-    return applyPresent(op, c.inputs.map { $0 } + [c.cotangent(0), c.more[0], c.before[1]]).map { $0 }
+    return applyPresent(op, c.inputs.map { $0 } + [c.cotangent(0), c.more[0], c.before[1]]).map {
+      $0
+    }
   }
   public var saved: SavedValues { .inputs }
 

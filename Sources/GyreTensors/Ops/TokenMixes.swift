@@ -51,7 +51,9 @@ public struct TokenMixes: Op, TakesOwnParameters, SumsCotangents {
     let second = c.more.firstIndex { $0 != nil }
     let g = applyPresent(
       Backward(forward: self, hasLastCotangent: last != nil, second: second),
-      c.inputs.map { $0 } + (0..<mixes).map { c.cotangent($0) } + [last, second.flatMap { c.more[$0] }])
+      c.inputs.map { $0 } + (0..<mixes).map { c.cotangent($0) } + [
+        last, second.flatMap { c.more[$0] },
+      ])
     let gradients = g[1].aliasedRows(as: c.inputs[1...mixes].map(\.shape))
     return [g[0]] + gradients + (hasLast ? [g[2]] : [])
   }
