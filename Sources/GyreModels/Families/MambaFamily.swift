@@ -39,10 +39,7 @@ public enum MambaFamily: CheckpointFamily {
 /// Zuo et al., "Falcon Mamba", 2024. https://arxiv.org/abs/2410.05355
 public enum FalconMambaFamily: CheckpointFamily {
   public static let name = "transformers falcon_mamba"
-
-  public static func recognizes(
-    _ config: ForeignConfiguration, tensorNames: Set<String>
-  ) -> Bool { config["model_type"]?.text == "falcon_mamba" }
+  public static let modelType: String? = "falcon_mamba"
 
   public static func plan(_ c: ForeignConfiguration) throws(ConfigurationError) -> FamilyPlan {
     try MambaLayout.plan(
