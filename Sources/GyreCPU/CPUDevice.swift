@@ -185,6 +185,12 @@ extension Tensor {
   var f32: UnsafeMutablePointer<Float>? {
     dtype == .float32 ? hostAddress?.assumingMemoryBound(to: Float.self) : nil
   }
+  /// The first element for kernels that take several types by one pointer.
+  var floats: UnsafeMutablePointer<Float>? { floats(from: 0) }
+  /// The address of element `i` for such kernels.
+  func floats(from i: Int) -> UnsafeMutablePointer<Float>? {
+    hostAddress.map { ($0 + i * dtype.byteCount).assumingMemoryBound(to: Float.self) }
+  }
   var i32: UnsafeMutablePointer<Int32>? {
     dtype == .int32 ? hostAddress?.assumingMemoryBound(to: Int32.self) : nil
   }

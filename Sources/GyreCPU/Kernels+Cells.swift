@@ -4,6 +4,7 @@ import GyreTensors
 
 extension CPUKernel {
   static let cells: [CPUKernel] = [
+    CPUKernel(RecurrentGradients.self) { op, call, k in recurrentGradients(op, call, k) },
     CPUKernel(CellForward.self) { op, call, k in
       guard call.isFloat32 else { return false }
       var a = ck_cell_scan_forward_args()
@@ -61,6 +62,35 @@ extension CPUKernel {
       return true
     },
   ]
+
+  /// The gates but the last from one array, the last from another.
+  private static func recurrentGradients(
+    _ op: RecurrentGradients, _ call: KernelCall, _ k: KernelTables
+  ) -> Bool {
+    guard call.isFloat32, let weight = call.outputs[0].f32, let bias = call.outputs[1].f32 else {
+      return false
+    }
+    let (d, last, h) = (call.inputs[0], call.inputs[1], call.inputs[2])
+    let (rows, all, hidden) = (h.shape.rowCount, d.shape.last, h.shape.last)
+    for (part, first, count) in [(d, 0, all - hidden), (last, all - hidden, hidden)] {
+      var a = ck_gemm_args()
+      (a.m, a.n, a.k, a.batch) = (count, hidden, rows, 1)
+      (a.lda, a.ldb, a.ldc) = (part.shape.last, hidden, hidden)
+      a.alpha = 1
+      a.a = UnsafeRawPointer(part.hostAddress)
+      a.b = UnsafeRawPointer(h.hostAddress)
+      a.c = UnsafeMutableRawPointer(weight + first * hidden)
+      a.transpose_a = true
+      a.compute = k.compute(op.precision)
+      k.gemm.gemm(&a)
+      var sum = ck_reduce_args()
+      (sum.rows, sum.columns, sum.x_row) = (rows, count, part.shape.last)
+      sum.x = part.constant
+      sum.out = bias + first
+      k.pointwise.sum_rows(&sum)
+    }
+    return true
+  }
 
   private static func shape(_ op: CellForward, _ inputs: [Tensor]) -> ck_cell_scan_shape {
     let x = op.extents(inputs.map(\.spec))

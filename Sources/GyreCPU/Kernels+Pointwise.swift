@@ -179,23 +179,39 @@ extension CPUKernel {
       return true
     },
     CPUKernel(GatedUnit.self) { op, call, k in
-      guard call.isFloat32 else { return false }
-      var a = glu(op, call.inputs[0], rowsOf: call.outputs[0])
-      a.y = call.outputs[0].f32
+      guard var a = glu(op, call.inputs[0], call.inputs + call.outputs, rowsOf: call.outputs[0])
+      else { return false }
+      a.y = call.outputs[0].floats
       a.y_row = a.columns
       k.pointwise.glu(&a)
       return true
     },
     CPUKernel(GatedUnit.Backward.self) { op, call, k in
-      guard call.isFloat32 else { return false }
-      var a = glu(op.unit, call.inputs[1], rowsOf: call.inputs[0])
-      a.dy = UnsafePointer(call.inputs[0].f32)
+      guard
+        var a = glu(op.unit, call.inputs[1], call.inputs + call.outputs, rowsOf: call.inputs[0])
+      else { return false }
+      a.dy = UnsafePointer(call.inputs[0].floats)
       a.dy_row = a.columns
-      a.dgate = call.outputs[0].f32
+      a.dgate = call.outputs[0].floats
       a.dgate_row = 2 * a.columns
-      a.dup = a.dgate.map { $0 + a.columns }
+      a.dup = call.outputs[0].floats(from: a.columns)
       a.dup_row = 2 * a.columns
       k.pointwise.glu_backward(&a)
+      return true
+    },
+    CPUKernel(ValueScales.self) { op, call, k in
+      guard call.isFloat32 else { return false }
+      var a = valueScales(call.inputs)
+      (a.y, a.z) = (call.outputs[0].f32, call.outputs[1].f32)
+      k.pointwise.value_scales(&a)
+      return true
+    },
+    CPUKernel(ValueScales.Backward.self) { op, call, k in
+      guard call.isFloat32 else { return false }
+      var a = valueScales(call.inputs)
+      (a.dy, a.dz) = (call.inputs[3].constant, call.inputs[4].constant)
+      (a.dv, a.ds, a.dd) = (call.outputs[0].f32, call.outputs[1].f32, call.outputs[2].f32)
+      k.pointwise.value_scales_backward(&a)
       return true
     },
     CPUKernel(Cast.self) { op, call, k in
@@ -213,14 +229,30 @@ extension CPUKernel {
     },
   ]
 
-  private static func glu(_ op: GatedUnit, _ x: Tensor, rowsOf y: Tensor) -> ck_glu_args {
+  private static func valueScales(_ inputs: [Tensor]) -> ck_value_scales_args {
+    let shape = inputs[0].shape
+    var a = ck_value_scales_args()
+    (a.tokens, a.heads, a.size) = (shape[0] * shape[1], shape[2], shape[3])
+    a.per_channel = inputs[2].elementCount != a.heads
+    (a.v, a.s, a.d) = (inputs[0].constant, inputs[1].constant, inputs[2].constant)
+    return a
+  }
+
+  /// nil where the tensors are not all float32 or all bfloat16.
+  private static func glu(
+    _ op: GatedUnit, _ x: Tensor, _ all: [Tensor], rowsOf y: Tensor
+  ) -> ck_glu_args? {
+    guard [.float32, .bfloat16].contains(x.dtype), all.allSatisfy({ $0.dtype == x.dtype }) else {
+      return nil
+    }
     var a = ck_glu_args()
+    a.bf16 = x.dtype == .bfloat16
     a.kind = op.activation.c
     a.rows = y.shape.rowCount
     a.columns = y.shape.last
-    a.gate = UnsafePointer(x.f32)
+    a.gate = UnsafePointer(x.floats)
     a.gate_row = 2 * a.columns
-    a.up = x.f32.map { UnsafePointer($0 + a.columns) }
+    a.up = UnsafePointer(x.floats(from: a.columns))
     a.up_row = 2 * a.columns
     return a
   }

@@ -171,8 +171,8 @@ public struct AttentionMixer: SequenceMixer {
     let parts =
       c.separate
       ? projections.map { $0(x) }
-      : projections[0](x).split(
-        ([heads, keyHeads, keyHeads] + (c.gated ? [heads] : [])).map { $0 * headSize })
+      : projections[0](
+        x, pieces: ([heads, keyHeads, keyHeads] + (c.gated ? [heads] : [])).map { $0 * headSize })
     let scaled = c.rotaryScaling?.rates(
       base: c.rotaryBase, rotated: rotated, tokens: state.tokenCount + x.shape[1])
     func placed(_ t: Tensor, _ norm: NormLayer?) -> Tensor {

@@ -93,16 +93,31 @@ public struct CellForward: Op {
         cell == .slstm ? c.cotangents[3] : nil,
       ])
     let x = extents(c.inputs.map(\.spec))
-    let recurrent = recurrentCotangents(g, op)
+    let (weight, bias) = recurrentGradients(g, op, x, c)
     return optional.gather { i in
       switch i {
       case 0: g[0]
-      case 1: c.needs[1] ? weightGradient(g, op, recurrent, x, as: c.inputs[1].shape) : nil
-      case 2: recurrent.summed(to: [x.gates * x.hidden])
+      case 1: weight
+      case 2: bias
       case 3, 4, 6, 7: op.place(i).map { g[$0] }
       default: nil
       }
     }
+  }
+
+  private func recurrentGradients(
+    _ g: [Tensor], _ op: CellBackward, _ x: CellExtents, _ c: VJPContext
+  ) -> (weight: Tensor?, bias: Tensor?) {
+    let sums = RecurrentGradients(precision: precision)
+    if cell == .gru, heads == 1, c.needs[1], g[0].device.fuses(sums) {
+      let both = apply(sums, [g[0], g[op.previousPlace + 1], g[op.previousPlace]])
+      return (both[0].reshaped(c.inputs[1].shape), optional.has(2) ? both[1] : nil)
+    }
+    let recurrent = recurrentCotangents(g, op)
+    return (
+      c.needs[1] ? weightGradient(g, op, recurrent, x, as: c.inputs[1].shape) : nil,
+      optional.has(2) ? recurrent.summed(to: [x.gates * x.hidden]) : nil
+    )
   }
 
   /// The cotangent of R h + b: that of the pre-activations but for GRU's candidate.

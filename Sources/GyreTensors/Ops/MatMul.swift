@@ -207,10 +207,13 @@ extension Tensor {
   public var rank: Int { shape.rank }
 
   /// x Wᵀ + b.
-  public func linear(_ weight: Tensor, bias: Tensor? = nil) -> Tensor {
+  ///
+  /// - Parameter output: element type of the result; that of activations if nil.
+  public func linear(_ weight: Tensor, bias: Tensor? = nil, output: DType? = nil) -> Tensor {
     let inputs = bias.map { [weight, $0] } ?? [weight]
     let op = LinearMap(
-      precision: ComputePrecision.current, output: ComputePrecision.activations(on: device))
+      precision: ComputePrecision.current,
+      output: output ?? ComputePrecision.activations(on: device))
     if let population = Perturbation.current {
       return population.linear(op, self, weight, bias)
     }
