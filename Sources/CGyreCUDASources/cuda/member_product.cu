@@ -12,7 +12,7 @@
 
 constexpr int HEIGHT = GYRE_PRODUCT_ROWS, DEPTH = 64, PANEL = 64 * DEPTH;
 constexpr int X_TILE = HEIGHT * DEPTH, W_TILE = COLUMNS * DEPTH, STAGE = X_TILE + W_TILE;
-constexpr int STAGES = GYRE_PRODUCT_STAGES(COLUMNS), BLOCKS = 2, READERS = 8;
+constexpr int STAGES = GYRE_PRODUCT_STAGES(COLUMNS), BLOCKS = 2, READERS = 8, NUMBERS = 8 * DEPTH;
 
 /// The tiles of a pair of blocks: units of the same rows and some tiles of columns.
 struct Walk {
@@ -37,13 +37,13 @@ struct Walk {
 
 struct Shared {
   u16 *tiles;              // x and W, by stage
-  float (*down)[2 * DEPTH];  // numbers of B, by reading warp: two steps'
-  float (*up)[COLUMNS];    // numbers of A
+  u16 *down;               // numbers of B: [group][2 pairs of steps][2][8][64], two rows a warp's member
+  float (*up)[COLUMNS];    // numbers of A, by reading warp
   u64 *full, *empty;
   DEV_MEMBER Shared(unsigned char *raw) {
     tiles = (u16 *)(raw + ((1024 - (shared_address(raw) & 1023)) & 1023));
-    down = (float(*)[2 * DEPTH])(tiles + STAGES * STAGE);
-    up = (float(*)[COLUMNS])(down + READERS);
+    down = tiles + STAGES * STAGE;
+    up = (float(*)[COLUMNS])(down + 8 * NUMBERS);
     full = (u64 *)(up + READERS), empty = full + STAGES;
   }
 };
@@ -72,19 +72,12 @@ DEV int member_of(const gyre_member_product_args &a, long row) {
   return a.members[min(row, a.rows - 1) / a.each];
 }
 
-/// Sum of 32 of a row's products with the numbers of B.
-DEV float dot(const u16 *tile, int row, int column, const float *numbers) {
-  float sums[4] = {0.f, 0.f, 0.f, 0.f};
-#pragma unroll
-  for (int c = 0; c < 32; c += 8) {
-    const uint4 v = *(const uint4 *)(tile + at<64>(row, column + c));
-    const float4 m = *(const float4 *)(numbers + c), n = *(const float4 *)(numbers + c + 4);
-    sums[0] += low_of(v.x) * m.x, sums[1] += high_of(v.x) * m.y;
-    sums[2] += low_of(v.y) * m.z, sums[3] += high_of(v.y) * m.w;
-    sums[0] += low_of(v.z) * n.x, sums[1] += high_of(v.z) * n.y;
-    sums[2] += low_of(v.w) * n.z, sums[3] += high_of(v.w) * n.w;
-  }
-  return sums[0] + sums[1] + (sums[2] + sums[3]);
+/// Four numbers as two bfloat16 each, whose sums they are.
+DEV void store_split(u16 *high, u16 *low, const float (&n)[4]) {
+  const u32 a = pack2(n[0], n[1]), b = pack2(n[2], n[3]);
+  *(uint2 *)high = make_uint2(a, b);
+  *(uint2 *)low = make_uint2(
+      pack2(n[0] - low_of(a), n[1] - high_of(a)), pack2(n[2] - low_of(b), n[3] - high_of(b)));
 }
 
 /// A warp's numbers 4 i to 4 i + 3 of a member.
@@ -105,13 +98,14 @@ DEV uint4 turned(u32 a, u32 b, u32 c, u32 d) {
   return high ? make_uint4(u, v, c, d) : make_uint4(a, b, u, v);
 }
 
-/// Two groups of four warps, 64 rows each. While their products run, a warp forms x . B of its 16 rows, two lanes a
-/// row, and makes the numbers for that and for the end.
+/// Two groups of four warps, 64 rows each. x . B of a warp's 16 rows is two more columns of a product. While
+/// products run, numbers are made for those to come and for the end.
 DEV void multiply(const gyre_member_product_args &a, const Shared &s) {
   constexpr int N = COLUMNS / 8;
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, group = threadIdx.x >> 7, t = lane & 3;
   const u64 x = panel_operand(s.tiles + group * PANEL), w = panel_operand(s.tiles + X_TILE);
-  float *const up = s.up[warp], *const down = s.down[warp];
+  float *const up = s.up[warp];
+  u16 *const down = s.down + group * 4 * NUMBERS;
   auto release = [&](int stage) {
     if (lane < BLOCKS) barrier_arrive_at(s.empty + stage, lane);
   };
@@ -120,8 +114,20 @@ DEV void multiply(const gyre_member_product_args &a, const Shared &s) {
   for (Walk walk(a); !walk.ended(); walk.next()) {
     const int member = member_of(a, walk.rows + warp * 16);
     const Numbers of(a.noise, a.noise.leaf, member);
-    float d[N][4], sum = 0.f;
+    const bool sums = walk.is_first();
+    float d[N][4], z[1][4], four[4];
     int before = 0;
+    // B of the warp's member for the pair of steps from k on, a lane four of its 128 numbers.
+    auto make = [&](int k) { of.four(((a.noise.down_first + k) >> 2) + lane, four); };
+    auto keep_pair = [&](int k) {
+      u16 *const to = down + (k / DEPTH & 2) * NUMBERS + lane / 16 * NUMBERS;
+      group_wait(group);
+      store_split(
+          to + at<64>(2 * (warp & 3), lane % 16 * 4), to + at<64>(2 * (warp & 3) + 1, lane % 16 * 4), four);
+      proxy_fence();
+      group_wait(group);
+    };
+    if (sums) make(0), keep_pair(0);
     for (int k = 0; k < a.inputs; k += DEPTH) {
       barrier_wait(s.full + ring.stage, ring.parity);
       const u64 at_stage = (u64)(ring.stage * (STAGE * 2 >> 4));
@@ -130,36 +136,37 @@ DEV void multiply(const gyre_member_product_args &a, const Shared &s) {
 #pragma unroll
       for (int q = 0; q < DEPTH / 16; q++)
         wgmma<0>(d, x + at_stage + 2 * q, w + at_stage + 2 * q, k > 0 || q > 0);
-      wgmma_commit();
-      if (walk.is_first()) {
-        const int odd = k / DEPTH & 1, column = lane / 16 * 32;
-        if (!odd) {
-          __syncwarp();
-          keep(of, a.noise.down_first + k, lane, down);
-          __syncwarp();
-        }
-        sum += dot(s.tiles + ring.stage * STAGE, warp * 16 + lane % 16, column, down + odd * DEPTH + column);
+      if (sums) {
+        const u64 numbers = panel_operand(down + (k / DEPTH & 3) * NUMBERS);
+        pin(z);
+#pragma unroll
+        for (int q = 0; q < DEPTH / 16; q++) wgmma<0>(z, x + at_stage + 2 * q, numbers + 2 * q, k > 0 || q > 0);
       }
+      wgmma_commit();
+      if (sums && !(k / DEPTH & 1)) make(k + 2 * DEPTH);
       if (k == 0) {
         __syncwarp();
         for (int i = lane; i < COLUMNS / 4; i += 32) keep(of, a.noise.up_first + walk.columns(), i, up);
       } else {
         wgmma_wait<1>();
         release(before);
+        if (sums && (k / DEPTH & 1)) keep_pair(k + DEPTH);
       }
       before = ring.stage;
       ring.advance<STAGES>();
-    }
-    if (walk.is_first()) {
-      const float scale = a.noise.down * a.noise.up;
-      sum += __shfl_xor_sync(~0u, sum, 16);
-      sum *= member < 0 ? 0.f : member & 1 ? -scale : scale;
-      z0 = __shfl_sync(~0u, sum, lane >> 2), z1 = __shfl_sync(~0u, sum, (lane >> 2) + 8);
     }
     __syncwarp();
     wgmma_wait<0>();
     pin(d);
     release(before);
+    if (sums) {
+      // Columns 2 w and 2 w + 1 are the parts of warp w's member.
+      pin(z);
+      const float scale = a.noise.down * a.noise.up, sign = member < 0 ? 0.f : member & 1 ? -scale : scale;
+      const int from = (lane & ~3) | (warp & 3);
+      z0 = __shfl_sync(~0u, z[0][0] + z[0][1], from) * sign;
+      z1 = __shfl_sync(~0u, z[0][2] + z[0][3], from) * sign;
+    }
     const long row = walk.rows + warp * 16 + (lane >> 2);
     u16 *const to = (u16 *)a.y + row * a.outputs + walk.columns() + t * 8;
 #pragma unroll

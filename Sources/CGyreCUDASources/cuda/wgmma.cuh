@@ -82,6 +82,15 @@ DEV void wgmma(float (&d)[32][4], u64 a, u64 b, int add) {
       : GYRE_OUT32(d, 0), GYRE_OUT32(d, 8), GYRE_OUT32(d, 16), GYRE_OUT32(d, 24)
       : "l"(a), "l"(b), "r"(add), "n"(TURNED));
 }
+// The same for 8 columns.
+template <int TURNED>
+DEV void wgmma(float (&d)[1][4], u64 a, u64 b, int add) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %6, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%0,%1,%2,%3}, %4, %5, p, 1, 1, 0, %7;\n}"
+      : GYRE_OUT4(d, 0)
+      : "l"(a), "l"(b), "r"(add), "n"(TURNED));
+}
 DEV void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 DEV void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 /// Until at most N of the groups that were committed are under way.
@@ -133,6 +142,10 @@ DEV void load_box_for_both(
       "l"(&map), "r"(shared_address(b)), "r"(channel), "r"(head), "r"(row), "r"(batch), "h"((u16)3)
       : "memory");
 }
+/// What this thread wrote to shared memory is there for products and the copy engine after the next barrier.
+DEV void proxy_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+/// The four warps of one group.
+DEV void group_wait(int group) { asm volatile("bar.sync %0, 128;" ::"r"(group + 1) : "memory"); }
 /// This block's place in its cluster.
 DEV u32 cluster_rank() {
   u32 r;

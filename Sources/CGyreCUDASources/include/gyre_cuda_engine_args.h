@@ -419,7 +419,7 @@ typedef struct gyre_member_product_args {
 // Its tiles, numbers of B and A, barriers, room to begin at a multiple of 1,024.
 static inline int gyre_member_product_shared(int columns) {
   const int stages = GYRE_PRODUCT_STAGES(columns);
-  return 1024 + stages * ((GYRE_PRODUCT_ROWS + columns) * 128 + 16) + 8 * (128 + columns) * 4;
+  return 1024 + stages * ((GYRE_PRODUCT_ROWS + columns) * 128 + 16) + 8 * 1024 + 8 * columns * 4;
 }
 #endif
 
