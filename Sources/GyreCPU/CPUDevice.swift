@@ -206,8 +206,12 @@ extension Tensor {
 
 extension KernelCall {
   /// Whether all floating tensors of the call are float32, which the C kernels expect.
-  var isFloat32: Bool {
-    inputs.allSatisfy { $0.dtype == .float32 || !$0.dtype.isFloat }
-      && outputs.allSatisfy { $0.dtype == .float32 || !$0.dtype.isFloat }
+  var isFloat32: Bool { isFloat32(but: []) }
+
+  /// The same for all but those that the caller looks at itself.
+  func isFloat32(but others: [Tensor]) -> Bool {
+    (inputs + outputs).allSatisfy { t in
+      t.dtype == .float32 || !t.dtype.isFloat || others.contains { $0.id == t.id }
+    }
   }
 }

@@ -125,9 +125,11 @@ extension CPUKernel {
       return binary(op.kind.c, call.inputs[0], call.inputs[1], call.outputs[0], k)
     },
     CPUKernel(SumTo.self) { op, call, k in
-      guard call.isFloat32, let p = Broadcast.pattern(op.shape, in: call.inputs[0].shape)
-      else { return false }
-      return sum(call.inputs[0], p, into: call.outputs[0], k)
+      guard let p = Broadcast.pattern(op.shape, in: call.inputs[0].shape) else { return false }
+      if call.inputs[0].dtype == .bfloat16 {
+        return sumRounded(call.inputs[0], p, into: call.outputs[0], k)
+      }
+      return call.isFloat32 && sum(call.inputs[0], p, into: call.outputs[0], k)
     },
     CPUKernel(Softmax.self) { op, call, k in
       guard call.isFloat32 else { return false }
@@ -334,6 +336,29 @@ extension CPUKernel {
       (a.rows, a.columns, a.x_row, a.out) = (p.middle, p.inner, p.inner, y.f32)
       k.pointwise.sum_columns(&a)
     }
+    return true
+  }
+
+  /// Sums of rows of bfloat16, in float32 until they are stored.
+  private static func sumRounded(
+    _ x: Tensor, _ p: (outer: Int, middle: Int, inner: Int), into y: Tensor, _ k: KernelTables
+  ) -> Bool {
+    guard p.inner == 1, y.dtype == .bfloat16 else { return false }
+    let mark = ck_scratch_begin()
+    defer { ck_scratch_end(mark) }
+    guard let sums = ck_scratch(max(p.middle, 1) * 4)?.assumingMemoryBound(to: Float.self) else {
+      return false
+    }
+    var a = ck_reduce_args()
+    (a.rows, a.columns, a.x_row) = (p.outer, p.middle, p.middle)
+    a.x = UnsafePointer(x.floats)
+    a.bf16 = true
+    a.out = sums
+    k.pointwise.sum_rows(&a)
+    var cast = ck_cast_args()
+    (cast.from, cast.to, cast.count) = (CK_F32, CK_BF16, p.middle)
+    (cast.x, cast.y) = (UnsafeRawPointer(sums), y.hostAddress)
+    k.pointwise.cast(&cast)
     return true
   }
 

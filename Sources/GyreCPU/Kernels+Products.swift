@@ -91,22 +91,35 @@ extension CPUKernel {
       guard let before = call.inputs[2 + op.forward.pieces.count].f32 else { return false }
       if before != sums { sums.update(from: before, count: dw.elementCount) }
     }
+    let compute = k.compute(op.forward.precision)
+    let mark = ck_scratch_begin()
+    defer { ck_scratch_end(mark) }
+    // All pieces multiply x, which is packed once.
+    var pack = ck_pack_b_args()
+    (pack.k, pack.n, pack.ldb) = (rows, width, width)
+    (pack.b, pack.packed) = (
+      UnsafeRawPointer(x.hostAddress), ck_scratch(k.gemm.packed_b_bytes(rows, width, compute))
+    )
+    guard let type = x.dtype.gemm, pack.packed != nil else { return false }
+    (pack.b_type, pack.compute) = (type, compute)
+    k.gemm.pack_b(&pack)
     let pieces = zip(zip(op.forward.pieces, op.forward.starts), call.inputs[2...]).enumerated()
     for (i, ((n, start), dy)) in pieces {
       guard var a = arguments(dy, x, dw) else { return false }
+      a.packed_b = UnsafeRawPointer(pack.packed)
       (a.m, a.n, a.k, a.batch) = (n, width, rows, 1)
       (a.lda, a.ldb, a.ldc) = (n, width, width)
       a.c = UnsafeMutableRawPointer(sums + start * width)
       a.transpose_a = true
       a.beta = op.adds ? 1 : 0
-      a.compute = k.compute(op.forward.precision)
+      a.compute = compute
       k.gemm.gemm(&a)
       guard op.needsInput else { continue }
       guard var a = arguments(dy, w, call.outputs[1], skipping: start * width) else { return false }
       (a.m, a.n, a.k, a.batch) = (rows, width, n, 1)
       (a.lda, a.ldb, a.ldc) = (n, width, width)
       a.beta = i == 0 ? 0 : 1
-      a.compute = k.compute(op.forward.precision)
+      a.compute = compute
       k.gemm.gemm(&a)
     }
     return true

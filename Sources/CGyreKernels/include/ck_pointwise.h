@@ -56,6 +56,7 @@ struct ck_reduce_args {
   long rows, columns;
   const float *x; long x_row;
   const float *y; long y_row;   // second factor, NULL = ones; sums only
+  bool bf16;                    // x is bfloat16; sum_rows without y only
   float *out;                   // may be NULL for max_columns
   int32_t *index;               // max_columns only; may be NULL
 };

@@ -47,7 +47,10 @@ public struct LinearMap: Op {
       ? dy.matmul(
         x.aliasedRows(), transposingLeft: true, precision: precision, addingTo: c.sums[1]) : nil
     guard c.inputs.count > 2 else { return [dx, dw] }
-    return [dx, dw, c.needs[2] ? dy.summed(to: c.inputs[2].shape) : nil]
+    guard c.needs[2] else { return [dx, dw, nil] }
+    let db = dy.summed(to: c.inputs[2].shape)
+    // Devices that store activations in bfloat16 add it to sums as it is.
+    return [dx, dw, db.device.storesBFloat16 ? db : db.cast(to: c.inputs[2].dtype)]
   }
   public var saved: SavedValues { .only(inputs: [0, 1]) }
 
