@@ -13,6 +13,7 @@ public enum EngineCatalog {
     LinearAttentionForward.self,
     DeltaRuleForward.self,
     CellForward.self,
+    RecurrentGradients.self,
     RecurrentCellForward.self,
     AttentionForward.self,
     AttentionStep.self,

@@ -224,6 +224,13 @@ public enum ComputePrecision: String, Sendable, Hashable, Codable {
   package static func activations(on device: any Device) -> DType {
     current == .bfloat16 && device.storesBFloat16 ? .bfloat16 : .float32
   }
+
+  /// The element type of what one product writes for a function whose result the next one reads: no wider
+  /// than products read, where the device multiplies stored bfloat16.
+  package static func betweenProducts(on device: any Device) -> DType {
+    let reads = device.multiplies(stored: .bfloat16) && Perturbation.current == nil
+    return current == .bfloat16 && reads ? .bfloat16 : activations(on: device)
+  }
 }
 
 extension Tensor {
