@@ -105,6 +105,14 @@ public final class CPUDevice: HostDevice, @unchecked Sendable {
     get { Int(ck_thread_count()) }
     set { ck_set_thread_count(Int32(newValue)) }
   }
+
+  /// Most levels of Strassen's scheme that large float32 products may take, 0 (the classical product) to
+  /// 2: each saves an eighth of the multiplications and doubles the rounding error, 3e-7 of the norm
+  /// without. The environment's `GYRE_STRASSEN` at first, 2 without it.
+  public static var strassenLevels: Int {
+    get { Int(ck_gemm_strassen_levels()) }
+    set { ck_gemm_set_strassen_levels(Int32(clamping: newValue)) }
+  }
 }
 
 /// The C kernels of one instruction level.

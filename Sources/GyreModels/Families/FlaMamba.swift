@@ -26,7 +26,9 @@ public enum FlaMambaFamily: CheckpointFamily {
     o.gateActivation = o.activation
     o.bias = try c.bool("use_bias", default: false)
     try stack.model.setMixer(Mamba1.self, o)
-    return FamilyPlan(mambaBackbone: stack.model) { t, ours, theirs in MambaLayout.map(&t, ours, theirs, o, width: width) }
+    return FamilyPlan(mambaBackbone: stack.model) { t, ours, theirs in
+      MambaLayout.map(&t, ours, theirs, o, width: width)
+    }
   }
 }
 
@@ -75,7 +77,9 @@ public enum FlaMamba2Family: CheckpointFamily {
     o.stepLow = limits[0]
     o.stepHigh = limits[1].isFinite ? limits[1] : nil
     try stack.model.setMixer(Mamba2.self, o)
-    return FamilyPlan(mambaBackbone: stack.model) { t, ours, theirs in Mamba2Family.map(&t, ours, theirs, o, width: width) }
+    return FamilyPlan(mambaBackbone: stack.model) { t, ours, theirs in
+      Mamba2Family.map(&t, ours, theirs, o, width: width)
+    }
   }
 }
 
