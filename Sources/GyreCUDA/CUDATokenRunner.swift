@@ -20,7 +20,7 @@ final class CUDATokenRunner: DrawingTokenRunner {
   private let vocabulary: Int
   /// Holds converted weights.
   private let launch: CUDALaunch
-  private let vectors, parts, kept, integers, draws, recent: CUDABuffer
+  private let vectors, parts, kept, counts, integers, draws, recent: CUDABuffer
   private let places: [Int]
   private let logitsVector: TokenProgram.Vector
   private var caches: [Cache] = []
@@ -81,10 +81,11 @@ final class CUDATokenRunner: DrawingTokenRunner {
     var pinned: UnsafeMutableRawPointer?
     do throws(DeviceError) {
       let allocator = device.allocator
-      vectors = try allocator.allocate(byteCount: 4 * total)
-      parts = try allocator.allocate(byteCount: 4 * max(partWidth * batch, 1))
-      kept = try allocator.allocate(byteCount: 4 * batch * (program.widths.first ?? 1))
-      // Blocks arrived; tokens; positions; drawn tokens; counts of recent tokens.
+      // Numbers and their stamps.
+      vectors = try allocator.allocate(byteCount: 8 * total)
+      parts = try allocator.allocate(byteCount: 8 * max(partWidth * batch, 1))
+      kept = try allocator.allocate(byteCount: 8 * batch * (program.widths.first ?? 1))
+      // After 256 bytes: tokens; positions; drawn tokens; counts of recent tokens.
       integers = try allocator.allocate(byteCount: 256 + 4 * batch * (3 + Self.slots))
       draws = try allocator.allocate(byteCount: 8 * batch)
       recent = try allocator.allocate(byteCount: 4 * max(batch * window, 1))
@@ -117,15 +118,16 @@ final class CUDATokenRunner: DrawingTokenRunner {
       let phases = try? device.allocator.allocate(
         byteCount: made.phases.count * MemoryLayout<gyre_token_phase>.stride),
       let entries = try? device.allocator.allocate(
-        byteCount: made.entries.count * MemoryLayout<gyre_token_entry>.stride)
+        byteCount: made.entries.count * MemoryLayout<gyre_token_entry>.stride),
+      let counts = try? device.allocator.allocate(byteCount: 8 * made.phases.count)
     else {
       for event in events { _ = device.driver.table.event_destroy(event) }
       _ = device.driver.table.host_free(pinned)
       return nil
     }
     tables = made
-    (self.phases, self.entries) = (phases, entries)
-    for buffer in [vectors, kept, integers, draws, recent] { zero(buffer) }
+    (self.phases, self.entries, self.counts) = (phases, entries, counts)
+    for buffer in [vectors, parts, kept, counts, integers, draws, recent] { zero(buffer) }
     write(entries, made.entries)
     write(phases, made.phases)
     let positions = [Int32](repeating: Int32(position), count: batch)
@@ -167,19 +169,20 @@ final class CUDATokenRunner: DrawingTokenRunner {
     return TokenTables.Places(
       vector: {
         gyre_token_vector(
-          data: arrays.vectors + UInt64(4 * (offsets[$0.index] + $0.offset)),
-          stride: widths[$0.index])
+          data: arrays.vectors + UInt64(8 * (offsets[$0.index] + $0.offset)),
+          stride: Int32(widths[$0.index]), phase: -1)
       },
       array: { $0.array },
+      floats: { launch.float32($0) },
       weight: { isFloat ? launch.float32($0) : launch.bfloat16($0) },
       caches: {
         (caches[$0.index].keys.address, caches[$0.index].values.address, caches[$0.index].capacity)
       },
       parts: (
-        y: .init(data: arrays.parts, stride: partWidth),
-        sums: .init(data: arrays.parts + UInt64(4 * parts), stride: partWidth)
+        y: .init(data: arrays.parts, stride: Int32(partWidth), phase: -1),
+        sums: .init(data: arrays.parts + UInt64(8 * parts), stride: Int32(partWidth), phase: -1)
       ),
-      kept: .init(data: arrays.kept, stride: widths.first ?? 1))
+      kept: .init(data: arrays.kept, stride: Int32(widths.first ?? 1), phase: -1))
   }
 
   // MARK: - Memory
@@ -254,7 +257,7 @@ final class CUDATokenRunner: DrawingTokenRunner {
 
   private var stepArguments: gyre_token_step_args {
     gyre_token_step_args(
-      phases: phases.address, entries: entries.address, arrived: integers.address,
+      phases: phases.address, entries: entries.address, counts: counts.address,
       tokens: integers.address + 256, position: integers.address + UInt64(256 + 4 * batch),
       phase_count: Int32(tables.phases.count), entry_count: Int32(tables.entries.count),
       batch: Int32(batch), operand_floats: Int32(tables.operandFloats),
@@ -264,14 +267,13 @@ final class CUDATokenRunner: DrawingTokenRunner {
 
   private func sampleArguments(draws isDrawn: Bool) -> gyre_token_sample_args {
     var a = gyre_token_sample_args()
-    a.logits = gyre_token_vector(
-      data: vectors.address + UInt64(4 * (places[logitsVector.index] + logitsVector.offset)),
-      stride: program.widths[logitsVector.index])
+    a.logits = vectors.address + UInt64(8 * (places[logitsVector.index] + logitsVector.offset))
+    a.logit_stride = program.widths[logitsVector.index]
     let base = integers.address + 256
     let step = UInt64(4 * batch)
     (a.tokens, a.position, a.recent_count) = (base, base + step, base + 2 * step)
     a.output = base + 3 * step
-    (a.arrived, a.draws, a.recent) = (integers.address, draws.address, recent.address)
+    (a.draws, a.recent) = (draws.address, recent.address)
     (a.seed, a.stream) = (UInt(draw.seed), UInt(draw.stream))
     (a.temperature, a.top_p, a.min_p) = (draw.temperature, draw.topP, draw.minP)
     a.penalty = Float(draw.repetitionPenalty)
@@ -289,7 +291,7 @@ final class CUDATokenRunner: DrawingTokenRunner {
     let launch = self.launch
     let shared = tables.sharedBytes
     let (step, sample) = (stepArguments, sampleArguments(draws: isDrawn))
-    let (blocks, batch) = (device.multiprocessors, batch)
+    let (blocks, batch) = (tables.blocks, batch)
     func run() {
       launch.run(
         function, grid: (blocks, 1, 1), threads: (Int(GYRE_TOKEN_LAUNCH), 1), shared: shared, step)
@@ -314,7 +316,7 @@ final class CUDATokenRunner: DrawingTokenRunner {
     let failure: DeviceError? = result.withUnsafeMutableBytes { bytes in
       do throws(DeviceError) {
         try device.read(
-          vectors, offset: 4 * (places[logitsVector.index] + logitsVector.offset), into: bytes)
+          vectors, offset: 8 * (places[logitsVector.index] + logitsVector.offset), into: bytes)
         return nil
       } catch { return error }
     }

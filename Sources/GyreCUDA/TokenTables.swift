@@ -20,8 +20,10 @@ package struct TokenTables {
     Int(GYRE_TOKEN_STAGE) * depth + 4 * (operandFloats + partialFloats)
       + MemoryLayout<gyre_token_shared>.stride
   }
-  /// Stages that are under way at most: enough to keep memory busy.
-  package var flight: Int { min(depth, 4) }
+  /// Stages that are under way at most: enough to keep memory busy; more delay what blocks say.
+  package var flight: Int { min(depth, 3) }
+  /// Blocks of the grid: every one has a part of every phase of products.
+  package let blocks: Int
 
   /// Where things lie.
   package struct Places {
@@ -29,6 +31,8 @@ package struct TokenTables {
     package var vector: (TokenProgram.Vector) -> gyre_token_vector
     /// A tensor of any type.
     package var array: (Tensor) -> gyre_array
+    /// A parameter in float32.
+    package var floats: (Tensor) -> UInt64
     /// A matrix in the weights' type.
     package var weight: (Tensor) -> UInt64
     /// Keys and values of an attention.
@@ -39,12 +43,14 @@ package struct TokenTables {
     package var kept: gyre_token_vector
     package init(
       vector: @escaping (TokenProgram.Vector) -> gyre_token_vector,
-      array: @escaping (Tensor) -> gyre_array, weight: @escaping (Tensor) -> UInt64,
+      array: @escaping (Tensor) -> gyre_array, floats: @escaping (Tensor) -> UInt64,
+      weight: @escaping (Tensor) -> UInt64,
       caches: @escaping (TokenProgram.Attention) -> (keys: UInt64, values: UInt64, capacity: Int),
       parts: (y: gyre_token_vector, sums: gyre_token_vector), kept: gyre_token_vector
     ) {
       self.vector = vector
       self.array = array
+      self.floats = floats
       self.weight = weight
       self.caches = caches
       self.parts = parts
@@ -55,11 +61,19 @@ package struct TokenTables {
   private let places: Places
   private let isFloat: Bool
   private let rows: Int
-  private let blocks: Int
   private let batch: Int
   private var isCovered = true
-  /// Moves that the next phase of products takes along.
-  private var moves: [gyre_token_move] = []
+  /// The phase that wrote an element of a vector last, or −1.
+  private var writers: [[Int32]]
+  private var written: [(vector: TokenProgram.Vector, count: Int)] = []
+  /// The phase that wrote the parts of an attention last.
+  private var partsPhase: Int32 = -1
+  /// Numbers that phases write.
+  private var given: [Int] = []
+  /// What becomes a token shift's last token when every block has read it: when all that the shift's
+  /// phase wrote was read.
+  private var shifted: (move: gyre_token_move, unread: Set<Int>)?
+  private let plain: Int?
 
   /// Splits of the keys of one head.
   package static func splits(_ a: TokenProgram.Attention, batch: Int, blocks: Int) -> Int {
@@ -85,8 +99,16 @@ package struct TokenTables {
     self.variant = variant
     isFloat = variant & 1 != 0
     rows = variant & 2 != 0 ? 4 : 1
-    (self.blocks, self.places) = (blocks, places)
+    self.places = places
     batch = program.batch
+    writers = program.widths.map { [Int32](repeating: -1, count: $0) }
+    let products = program.phases.compactMap { phase -> TokenProgram.Products? in
+      if case .products(let products) = phase { products } else { nil }
+    }
+    self.blocks = max(
+      1, products.reduce(blocks) { min($0, $1.products.reduce(0) { $0 + $1.rows }) })
+    // The logits are read by others.
+    plain = products.last?.products.last?.output.index
     for phase in program.phases where isCovered {
       switch phase {
       case .embedding(let embedding): add(embedding)
@@ -95,35 +117,57 @@ package struct TokenTables {
       case .attention(let attention): add(attention)
       }
     }
-    if !moves.isEmpty { isCovered = false }
-    // What a phase reads besides vectors is brought nearer while the grid waits for it; and a phase
-    // knows whether the next waits.
-    for i in phases.indices.dropLast() { phases[i].next_waits = phases[i + 1].waits }
+    if shifted != nil { isCovered = false }
   }
 
-  private mutating func append(_ phase: gyre_token_phase) {
-    var phase = phase
-    phase.last_entry = Int32(entries.count)
-    phases.append(phase)
-  }
-
-  private func padded(_ size: Int) -> Int { (size + 7) / 8 * 8 }
-
-  /// Columns of a row that come together: all, or so few that stages are well filled with rows.
-  private func slice(_ columns: Int) -> Int {
-    let unit = isFloat ? 4 : 8
-    let units = (columns + unit - 1) / unit
-    var (best, filled) = (0, 0.0)
-    for parts in 1...max(units, 1) {
-      let own = (units + parts - 1) / parts
-      // A lane takes one unit of a slice.
-      if own > Int(GYRE_TOKEN_THREADS) { continue }
-      let rows = Int(GYRE_TOKEN_STAGE) / (16 * own)
-      let share = Double(rows * own * 16) / Double(GYRE_TOKEN_STAGE)
-      if share > filled + 0.1 { (best, filled) = (own * unit, share) }
-      if filled >= 0.8 || own < 64 { break }
+  /// The phase writes `given` numbers that others may wait for.
+  private mutating func append(_ phase: gyre_token_phase, given count: Int) {
+    for (vector, count) in written {
+      for i in 0..<count { writers[vector.index][vector.offset + i] = Int32(phases.count) }
     }
-    return best
+    written = []
+    phases.append(phase)
+    given.append(count)
+  }
+
+  /// The vector as the next phase reads it.
+  private mutating func read(_ vector: TokenProgram.Vector, _ count: Int) -> gyre_token_vector {
+    var v = places.vector(vector)
+    let range = writers[vector.index].dropFirst(vector.offset).prefix(count)
+    guard let phase = range.first, phase >= 0, range.count == count,
+      range.allSatisfy({ $0 == phase })
+    else {
+      isCovered = false
+      return v
+    }
+    v.phase = phase
+    shifted?.unread.remove(vector.index)
+    return v
+  }
+
+  /// The vector as the next phase writes it.
+  private mutating func write(_ vector: TokenProgram.Vector, _ count: Int) -> gyre_token_vector {
+    var v = places.vector(vector)
+    v.phase = vector.index == plain ? -1 : Int32(phases.count)
+    written.append((vector, count))
+    return v
+  }
+
+  private func state(_ tensor: Tensor) -> UInt64 { places.array(tensor).data }
+  private func floats(_ tensor: Tensor?) -> UInt64 { tensor.map(places.floats) ?? 0 }
+
+  private var elementSize: Int { isFloat ? 4 : 2 }
+  /// Floats of shared memory of an operand.
+  private func extent(_ size: Int) -> Int {
+    ((size * elementSize + 127) / 128 * 128 + 16) * (isFloat ? 1 : 2) / 4 * rows
+  }
+
+  /// Columns of a row that come together: all, or a part of at most the stage's size.
+  private func slice(_ columns: Int) -> Int {
+    let bytes = columns * elementSize
+    let parts = (bytes + Int(GYRE_TOKEN_SLICE) - 1) / Int(GYRE_TOKEN_SLICE)
+    if parts <= 1 { return columns }
+    return ((bytes + parts - 1) / parts + 127) / 128 * 128 / elementSize
   }
 
   // MARK: - Phases
@@ -135,25 +179,26 @@ package struct TokenTables {
     p.embedding.table = places.array(e.table)
     p.embedding.factor = Float(e.factor)
     p.embedding.size = Int32(e.table.shape[1])
-    p.embedding.y = places.vector(e.output)
+    p.embedding.y = write(e.output, e.table.shape[1])
     if let norm = e.norm {
       p.embedding.norm = norm.centers ? 2 : 1
-      p.embedding.weight = norm.weight.map(places.array) ?? gyre_array()
-      p.embedding.bias = norm.bias.map(places.array) ?? gyre_array()
+      p.embedding.weight = floats(norm.weight)
+      p.embedding.bias = floats(norm.bias)
       p.embedding.epsilon = Float(norm.epsilon)
     }
-    operandFloats = max(operandFloats, padded(e.table.shape[1]))
-    append(p)
+    operandFloats = max(operandFloats, (e.table.shape[1] + 7) / 8 * 8)
+    append(p, given: 0)
   }
 
   private mutating func add(_ products: TokenProgram.Products) {
     var p = gyre_token_phase()
     p.kind = Int32(GYRE_TOKEN_PRODUCT_PHASE)
-    p.waits = 1
-    var ranges: [Tensor] = []
-    var operands = products.operands.map { operand($0, &ranges) }
+    p.makes = 1
+    var parameters: [Tensor] = []
+    var operands: [gyre_token_operand] = []
+    for o in products.operands { operands.append(operand(o, &parameters)) }
     if let shift = products.shift {
-      guard operands.count == 1, operands[0].kind == Int32(GYRE_TOKEN_NORM) else {
+      guard operands.count == 1, operands[0].kind == Int32(GYRE_TOKEN_NORM), shifted == nil else {
         return isCovered = false
       }
       let first = operands[0]
@@ -163,21 +208,26 @@ package struct TokenTables {
           o.kind = Int32(GYRE_TOKEN_SHIFT)
           (o.size, o.group, o.period) = (first.size, first.size, first.size)
         }
-        o.mix = places.array(mix)
+        o.mix = places.floats(mix)
         return o
       }
-      let width = Int(first.size)
-      operands[0].last = gyre_token_vector(data: places.array(shift.last).data, stride: width)
+      operands[0].last = state(shift.last)
       operands[0].keep = places.kept
-      ranges += shift.mixes + [shift.last]
+      operands[0].keep.phase = Int32(phases.count)
+      parameters += shift.mixes
+      bring([(state(shift.last), shift.last.byteCount)], &p)
     }
+    var moves: [gyre_token_move] = []
     for window in products.windows {
       let (taps, channels) = (window.window.shape[1], window.window.shape[2])
       moves.append(
         gyre_token_move(
-          from: places.vector(window.from),
-          to: .init(data: places.array(window.window).data, stride: taps * channels),
-          count: Int32(channels), taps: Int32(taps)))
+          from: read(window.from, channels), to: state(window.window),
+          stride: Int32(taps * channels), count: Int32(channels), taps: Int32(taps), unused: 0))
+    }
+    if let (move, unread) = shifted, unread.isEmpty {
+      moves.append(move)
+      shifted = nil
     }
     guard operands.count <= Int(GYRE_TOKEN_OPERANDS),
       products.products.count <= Int(GYRE_TOKEN_PRODUCTS), moves.count <= Int(GYRE_TOKEN_MOVES)
@@ -186,19 +236,24 @@ package struct TokenTables {
     for (i, o) in operands.enumerated() { put(o, at: i, into: &p.operand) }
     p.moves = Int32(moves.count)
     for (i, move) in moves.enumerated() { put(move, at: i, into: &p.move) }
-    moves = []
     if let shift = products.shift {
       let width = operands[0].size
-      moves = [
+      shifted = (
         gyre_token_move(
-          from: places.kept,
-          to: .init(data: places.array(shift.last).data, stride: Int(width)), count: width, taps: 0)
-      ]
+          from: operands[0].keep, to: state(shift.last), stride: width, count: width, taps: 0,
+          unused: 0),
+        Set(products.products.map(\.output.index))
+      )
     }
-    operandFloats = max(
-      operandFloats, operands.reduce(0) { $0 + padded(Int($1.size)) } * rows)
-    ranges += products.products.compactMap(\.bias)
-    bring(ranges, &p)
+    operandFloats = max(operandFloats, operands.reduce(0) { $0 + extent(Int($1.size)) })
+    // One in sixteen may be missing when a block begins to ask.
+    let awaited = operands.reduce(-1) { $1.x.data == 0 ? $0 : max($0, $1.x.phase) }
+    if awaited > 0 {
+      let count = given[Int(awaited)]
+      (p.awaited, p.enough) = (awaited, Int32(count - count / 16))
+    }
+    parameters += products.products.compactMap(\.bias)
+    bring(parameters.map { (places.floats($0), 4 * $0.elementCount) }, &p)
     multiply(products.products, operands, p)
   }
 
@@ -206,7 +261,7 @@ package struct TokenTables {
   private mutating func multiply(
     _ products: [TokenProgram.Product], _ operands: [gyre_token_operand], _ phase: gyre_token_phase
   ) {
-    let row = (Int(GYRE_TOKEN_THREADS) / 32 * rows) + 4
+    let row = Int(GYRE_TOKEN_THREADS) / 32 * rows + 4
     let kept = Int(GYRE_TOKEN_PARTIALS) * (rows > 1 ? 2 : 1) / row
     var total = 0
     var isPaired = false
@@ -230,7 +285,7 @@ package struct TokenTables {
     let most = kept * blocks
     for start in stride(from: 0, to: product.rows, by: most) {
       var part = phase
-      if start > 0 { (part.waits, part.moves, part.ranges) = (0, 0, 0) }
+      if start > 0 { (part.makes, part.moves, part.ranges, part.enough) = (0, 0, 0, 0) }
       append(part, [(product, start..<min(start + most, product.rows))])
     }
   }
@@ -245,11 +300,8 @@ package struct TokenTables {
     for (i, part) in products.enumerated() {
       let product = part.product
       var q = gyre_token_product()
-      q.y = places.vector(product.output.advanced(by: part.rows.lowerBound))
-      if let bias = product.bias {
-        q.bias = places.array(bias)
-        q.bias.data += UInt64(part.rows.lowerBound * bias.dtype.byteCount)
-      }
+      let output = product.output.advanced(by: part.rows.lowerBound)
+      if let bias = product.bias { q.bias = places.floats(bias) + UInt64(4 * part.rows.lowerBound) }
       (q.alpha, q.beta, q.function) = (1, 1, -1)
       switch product.finish {
       case .set(let f):
@@ -258,16 +310,19 @@ package struct TokenTables {
       case .add(let alpha, let beta):
         q.rule = Int32(GYRE_TOKEN_ADD)
         (q.alpha, q.beta) = (Float(alpha), Float(beta))
+        q.old = read(output, part.rows.count)
       case .gated(let f):
         q.rule = Int32(GYRE_TOKEN_GATED)
         q.function = function(f)
       case .minGRU(let state):
         q.rule = Int32(GYRE_TOKEN_MIN_GRU)
-        q.state = gyre_token_vector(data: places.array(state).data, stride: product.rows)
+        q.old = gyre_token_vector(
+          data: self.state(state), stride: Int32(product.rows), phase: -1)
       case .capped(let cap):
         q.rule = Int32(GYRE_TOKEN_CAP)
         q.alpha = Float(cap)
       }
+      q.y = write(output, part.rows.count)
       (q.rows, q.first) = (Int32(part.rows.count), Int32(first))
       (q.columns, q.slice) = (Int32(product.columns), Int32(slice(product.columns)))
       q.operand = Int32(product.operand)
@@ -281,26 +336,29 @@ package struct TokenTables {
           paired: q.paired))
       first += part.rows.count
     }
-    append(p)
+    append(p, given: total * batch)
   }
 
   private mutating func operand(
-    _ operand: TokenProgram.Operand, _ ranges: inout [Tensor]
+    _ operand: TokenProgram.Operand, _ parameters: inout [Tensor]
   ) -> gyre_token_operand {
     var o = gyre_token_operand()
-    o.x = places.vector(operand.vector)
     let size = Int32(operand.size)
     (o.size, o.group, o.period, o.function) = (size, size, size, -1)
     if let gate = operand.gate {
       o.gate = 1
-      o.z = places.vector(gate.vector)
+      o.z = read(gate.vector, operand.size)
       o.function = function(gate.activation)
     }
     if let attention = operand.attention {
       o.kind = Int32(GYRE_TOKEN_ATTENTION)
       (o.x, o.score) = places.parts
+      (o.x.phase, o.score.phase) = (partsPhase, partsPhase)
       o.splits = Int32(Self.splits(attention, batch: batch, blocks: blocks))
       o.value_size = Int32(attention.size)
+      if partsPhase < 0 { isCovered = false }
+    } else {
+      o.x = read(operand.vector, operand.size)
     }
     guard let norm = operand.norm else { return o }
     o.kind = Int32(GYRE_TOKEN_NORM)
@@ -308,11 +366,11 @@ package struct TokenTables {
     o.group = norm.group.map(Int32.init) ?? size
     o.epsilon = Float(norm.epsilon)
     if let weight = norm.weight {
-      o.weight = places.array(weight)
+      o.weight = places.floats(weight)
       o.period = Int32(weight.elementCount)
     }
     if let bias = norm.bias {
-      o.bias = places.array(bias)
+      o.bias = places.floats(bias)
       o.period = Int32(bias.elementCount)
     }
     if let weight = norm.weight, let bias = norm.bias, weight.elementCount != bias.elementCount {
@@ -320,51 +378,55 @@ package struct TokenTables {
     }
     if let gate = norm.gate {
       o.gate = gate.place == .before ? 2 : 1
-      o.z = places.vector(gate.vector)
+      o.z = read(gate.vector, operand.size)
       o.function = function(gate.activation)
     }
     if let added = norm.added {
-      o.v = places.vector(added.values)
-      o.score = places.vector(added.scores)
+      o.v = read(added.values, operand.size)
+      o.score = read(added.scores, operand.size / Int(o.group))
     }
-    ranges += [norm.weight, norm.bias].compactMap { $0 }
+    parameters += [norm.weight, norm.bias].compactMap { $0 }
     return o
   }
 
   private mutating func add(_ step: TokenProgram.MatrixStep) {
     var p = gyre_token_phase()
     p.kind = Int32(GYRE_TOKEN_MATRIX_PHASE)
-    p.waits = 1
     var m = gyre_token_matrix()
-    guard step.keySize <= Int(GYRE_TOKEN_KEYS), moves.isEmpty,
+    guard step.keySize <= Int(GYRE_TOKEN_KEYS),
       (step.convolution?.weight.shape[1] ?? 0) <= Int(GYRE_TOKEN_TAPS)
     else { return isCovered = false }
     (m.heads, m.key_heads) = (Int32(step.heads), Int32(step.keyHeads))
     (m.keys, m.values) = (Int32(step.keySize), Int32(step.valueSize))
     (m.q, m.k, m.v) = (Int32(step.q), Int32(step.k), Int32(step.v))
-    m.x = places.vector(step.streams)
     m.function = function(step.activation)
     (m.scale, m.epsilon) = (Float(step.scale), Float(step.epsilon))
-    m.state = places.array(step.state).data
-    m.y = places.vector(step.output)
+    m.state = state(step.state)
+    let (keys, values) = (step.keyHeads * step.keySize, step.heads * step.valueSize)
+    let channels = [(step.q, keys), (step.k, keys), (step.v, values)]
+    for (first, count) in channels { m.x = read(step.streams.advanced(by: first), count) }
+    m.x.data = places.vector(step.streams).data
+    m.y = write(step.output, values)
     (m.step_low, m.step_high) = (0, .infinity)
-    var ranges = [step.state]
+    var parameters: [Tensor] = []
+    bring([(m.state, step.state.byteCount)], &p)
     if let convolution = step.convolution {
       m.taps = Int32(convolution.weight.shape[1])
       m.channels = Int32(convolution.weight.shape[0])
-      m.taps_weight = places.array(convolution.weight)
-      m.taps_bias = convolution.bias.map(places.array) ?? gyre_array()
-      m.window = places.array(convolution.window).data
-      ranges += [convolution.weight, convolution.window] + (convolution.bias.map { [$0] } ?? [])
+      m.taps_weight = floats(convolution.weight)
+      m.taps_bias = floats(convolution.bias)
+      m.window = state(convolution.window)
+      bring([(m.window, convolution.window.byteCount)], &p)
+      parameters += [convolution.weight] + (convolution.bias.map { [$0] } ?? [])
     }
-    if let gate = step.gate { m.gate = places.vector(gate) }
+    if let gate = step.gate { m.gate = read(gate, step.heads) }
     for (tensor, path) in [
       (step.logRate, \gyre_token_matrix.log_rate), (step.stepBias, \.step_bias),
       (step.skip, \.skip),
     ] {
       guard let tensor else { continue }
-      m[keyPath: path] = places.array(tensor)
-      ranges.append(tensor)
+      m[keyPath: path] = places.floats(tensor)
+      parameters.append(tensor)
     }
     if let skip = step.skip { m.skip_per_channel = skip.elementCount > step.heads ? 1 : 0 }
     switch step.rule {
@@ -374,28 +436,31 @@ package struct TokenTables {
       if let high { m.step_high = Float(high) }
     case .delta(let write, let isDoubled):
       m.rule = Int32(GYRE_TOKEN_DELTA)
-      m.write = places.vector(write)
+      m.write = read(write, step.heads)
       m.writes_twice = isDoubled ? 1 : 0
     case .rwkv7(let r):
       m.rule = Int32(GYRE_TOKEN_RWKV7)
-      (m.decay, m.rate) = (places.vector(r.decay), places.vector(r.rate))
-      (m.mixed, m.first) = (places.vector(r.mixed), places.vector(r.first))
-      (m.value, m.score) = (places.vector(r.value), places.vector(r.score))
-      (m.key_scale, m.key_rate) = (places.array(r.keyScale), places.array(r.keyRate))
-      m.bonus = places.array(r.bonus)
+      (m.decay, m.rate) = (read(r.decay, keys), read(r.rate, keys))
       m.is_first = r.isFirst ? 1 : 0
-      ranges += [r.keyScale, r.keyRate, r.bonus]
+      if r.isFirst {
+        m.first = self.write(r.first, values)
+      } else {
+        (m.mixed, m.first) = (read(r.mixed, values), read(r.first, values))
+      }
+      (m.value, m.score) = (self.write(r.value, values), self.write(r.score, step.heads))
+      (m.key_scale, m.key_rate) = (floats(r.keyScale), floats(r.keyRate))
+      m.bonus = floats(r.bonus)
+      parameters += [r.keyScale, r.keyRate, r.bonus]
     }
     p.matrix = m
-    bring(ranges, &p)
-    append(p)
+    bring(parameters.map { (places.floats($0), 4 * $0.elementCount) }, &p)
+    append(p, given: values * batch)
   }
 
   private mutating func add(_ a: TokenProgram.Attention) {
     var p = gyre_token_phase()
     p.kind = Int32(GYRE_TOKEN_ATTENTION_PHASE)
-    p.waits = 1
-    guard a.size <= Int(GYRE_TOKEN_KEYS), a.size % 8 == 0, moves.isEmpty else {
+    guard a.size <= Int(GYRE_TOKEN_KEYS), a.size % 8 == 0 else {
       return isCovered = false
     }
     var t = gyre_token_attention()
@@ -406,15 +471,21 @@ package struct TokenTables {
     (t.q, t.k, t.v) = (Int32(a.q), Int32(a.k), Int32(a.v))
     (t.scale, t.epsilon) = (Float(a.scale), Float(a.epsilon))
     t.log_base = Functions.log(max(a.rotaryBase, 1e-300))
-    t.x = places.vector(a.streams)
-    t.query_norm = a.queryNorm.map(places.array) ?? gyre_array()
-    t.key_norm = a.keyNorm.map(places.array) ?? gyre_array()
+    for (first, heads) in [(a.q, a.heads), (a.k, a.keyHeads), (a.v, a.keyHeads)] {
+      t.x = read(a.streams.advanced(by: first), heads * a.size)
+    }
+    t.x.data = places.vector(a.streams).data
+    t.query_norm = floats(a.queryNorm)
+    t.key_norm = floats(a.keyNorm)
     let caches = places.caches(a)
     (t.keys, t.values, t.capacity) = (caches.keys, caches.values, Int32(caches.capacity))
+    partsPhase = Int32(phases.count)
     (t.y, t.sums) = places.parts
+    (t.y.phase, t.sums.phase) = (partsPhase, partsPhase)
     p.attention = t
-    bring([a.queryNorm, a.keyNorm].compactMap { $0 }, &p)
-    append(p)
+    let norms = [a.queryNorm, a.keyNorm].compactMap { $0 }
+    bring(norms.map { (places.floats($0), 4 * $0.elementCount) }, &p)
+    append(p, given: Int(t.splits) * a.heads * a.size * batch)
   }
 
   // MARK: - Small things
@@ -428,11 +499,10 @@ package struct TokenTables {
     return Int32(f.rawValue)
   }
 
-  private func bring(_ tensors: [Tensor], _ p: inout gyre_token_phase) {
-    for tensor in tensors where tensor.byteCount > 0 && p.ranges < Int32(GYRE_TOKEN_RANGES) {
-      put(
-        gyre_token_range(data: places.array(tensor).data, bytes: tensor.byteCount),
-        at: Int(p.ranges), into: &p.range)
+  /// Memory that is brought nearer before the phase.
+  private func bring(_ places: [(data: UInt64, bytes: Int)], _ p: inout gyre_token_phase) {
+    for (data, bytes) in places where bytes > 0 && p.ranges < Int32(GYRE_TOKEN_RANGES) {
+      put(gyre_token_range(data: data, bytes: bytes), at: Int(p.ranges), into: &p.range)
       p.ranges += 1
     }
   }

@@ -1,16 +1,25 @@
-// What one token's kernel asks of the machine: copies that bypass registers, loads past the first-level
-// cache, barriers of a block's computing warps and of the grid.
+// What one token's kernel asks of the machine: copies that bypass registers, barriers of a block's
+// computing warps, and numbers that carry the stamp of who wrote them.
 #pragma once
 #include "gyre_cuda_token_args.h"
 #include "prelude.cuh"
 
 #define WARPS (GYRE_TOKEN_THREADS / 32)
+#define TEAM 2  // warps that share a stage, each a part of its columns
+#define BATCH 2  // runs of 128 bytes of a row that are on their way while as many are multiplied
 // Copies by the copy engine (sm_90); TOKEN_PORTABLE compiles the other way for a comparison.
 #if __CUDA_ARCH__ >= 900 && !defined(TOKEN_PORTABLE)
 #define COPY_ENGINE 1
 #else
 #define COPY_ENGINE 0
 #endif
+
+// The thread's number, read anew: what follows from it is not kept in registers from phase to phase.
+GYRE_DEVICE int this_thread() {
+  int i;
+  asm volatile("mov.u32 %0, %tid.x;" : "=r"(i));
+  return i;
+}
 
 // All computing threads.
 GYRE_DEVICE void block_barrier() {
@@ -25,7 +34,7 @@ GYRE_DEVICE void stage_initialize(unsigned long *full, unsigned long *empty) {
   asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_address(full)),
                "r"(COPY_ENGINE ? 1 : 32)
                : "memory");
-  asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_address(empty)), "r"(WARPS)
+  asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_address(empty)), "n"(TEAM)
                : "memory");
 #if COPY_ENGINE
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
@@ -59,12 +68,15 @@ GYRE_DEVICE void stage_expect(unsigned long *full, int bytes, int lane) {
     asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(shared_address(full)),
                  "r"(bytes)
                  : "memory");
+  __syncwarp();
 #endif
 }
-// What is read once a token stays out of the way of what is read more often.
-GYRE_DEVICE void stage_copy(char *to, const char *from, int bytes, unsigned long *full, int lane) {
+// By the lane `own`; without the engine by all lanes. A copy costs the engine 120 clocks, however short
+// it is. What is read once a token stays out of the way of what is read more often.
+GYRE_DEVICE void stage_copy(
+    char *to, const char *from, int bytes, unsigned long *full, int lane, int own) {
 #if COPY_ENGINE
-  if (lane != 0) return;
+  if (lane != own) return;
   unsigned long policy;
   asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
   asm volatile(
@@ -96,29 +108,104 @@ GYRE_DEVICE int word_read(const void *p) {
 GYRE_DEVICE void word_write(void *p, int x) {
   asm volatile("st.release.cta.shared.s32 [%0], %1;" ::"r"(shared_address(p)), "r"(x) : "memory");
 }
-GYRE_DEVICE void word_await(const int *p, int least) {
-  while (word_read(p) < least) __nanosleep(20);
+
+// MARK: - Numbers with stamps
+
+// The stamp of a phase is `base` + the phase; no two launches share one. A number and its stamp are
+// written and read as one word of 8 bytes, so the stamp says that the number is there. A vector is only
+// overwritten by blocks that wait for something that its readers wrote after reading: every block writes
+// a part of every phase of products, and every number is waited for.
+struct Stamped {
+  float x;
+  unsigned stamp;
+};
+GYRE_DEVICE bool present(const gyre_token_vector &v) { return v.data != nullptr; }
+GYRE_DEVICE const char *place(const gyre_token_vector &v, long b, long i) {
+  return v.data + (b * v.stride + i) * 8;
+}
+GYRE_DEVICE Stamped read_stamped(const char *p) {
+  Stamped s;
+  asm volatile(
+      "{ .reg .b64 a; ld.relaxed.gpu.global.b64 a, [%2]; mov.b64 {%0, %1}, a; }"
+      : "=f"(s.x), "=r"(s.stamp)
+      : "l"(p));
+  return s;
+}
+struct StampedTwo {
+  float x;
+  unsigned stamp_x;
+  float y;
+  unsigned stamp_y;
+  GYRE_DEVICE bool has(unsigned stamp) const { return stamp_x == stamp && stamp_y == stamp; }
+};
+GYRE_DEVICE StampedTwo read_two(const char *p) {
+  StampedTwo s;
+  asm volatile(
+      "{ .reg .b64 a, b; ld.relaxed.gpu.global.v2.b64 {a, b}, [%4]; mov.b64 {%0, %1}, a;\n"
+      "mov.b64 {%2, %3}, b; }"
+      : "=f"(s.x), "=r"(s.stamp_x), "=f"(s.y), "=r"(s.stamp_y)
+      : "l"(p));
+  return s;
+}
+// A block that waits for seconds has lost the others: the kernel ends with an error rather than never.
+GYRE_DEVICE void wait_again(int &waits) {
+  if (++waits == 1 << 24) __trap();
 }
 
-// MARK: - The grid
-
-// What other blocks wrote in this launch: the second-level cache has it.
+// Past the first-level cache.
 GYRE_DEVICE float fresh(const float *p) {
   float x;
   asm volatile("ld.global.cg.f32 %0, [%1];" : "=f"(x) : "l"(p));
   return x;
 }
-GYRE_DEVICE float4 fresh4(const float *p) {
-  float4 x;
-  asm volatile("ld.global.cg.v4.f32 {%0, %1, %2, %3}, [%4];"
-               : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w)
-               : "l"(p));
-  return x;
+// Element i of sequence b, asked for and, later, waited for.
+struct Asked {
+  const char *p;
+  unsigned stamp;
+  Stamped s;
+  GYRE_DEVICE Asked(const gyre_token_vector &v, long b, long i, unsigned base)
+      : p(place(v, b, i)), stamp(base + v.phase), s(read_stamped(p)) {}
+  GYRE_DEVICE float get() {
+    for (int waits = 0; s.stamp != stamp; wait_again(waits)) s = read_stamped(p);
+    return s.x;
+  }
+};
+GYRE_DEVICE float take(const gyre_token_vector &v, long b, long i, unsigned base) {
+  return Asked(v, b, i, base).get();
 }
-GYRE_DEVICE float fresh(const gyre_token_vector &v, long b, long i) {
-  return fresh(v.data + b * v.stride + i);
+// Elements i and i + 1, i even, of a vector that lies at 16 bytes.
+GYRE_DEVICE float2 take_two(const gyre_token_vector &v, long b, long i, unsigned base) {
+  const char *p = place(v, b, i);
+  unsigned stamp = base + v.phase;
+  StampedTwo s = read_two(p);
+  for (int waits = 0; !s.has(stamp); wait_again(waits)) s = read_two(p);
+  return make_float2(s.x, s.y);
 }
-GYRE_DEVICE bool present(const gyre_token_vector &v) { return v.data != nullptr; }
+// Writes element i of sequence b.
+GYRE_DEVICE void give(const gyre_token_vector &v, long b, long i, unsigned base, float x) {
+  if (v.phase < 0)
+    ((float *)v.data)[b * v.stride + i] = x;
+  else
+    asm volatile("{ .reg .b64 a; mov.b64 a, {%1, %2}; st.relaxed.gpu.global.b64 [%0], a; }" ::"l"(
+                     place(v, b, i)),
+                 "f"(x), "r"(base + v.phase)
+                 : "memory");
+}
+
+// Asking for numbers that are not there keeps the weights' stream waiting. So phases count what they
+// have written, and others ask when nearly all is there; what says that a number is there is its stamp.
+// A launch uses one half of the counts and clears the other.
+GYRE_DEVICE void count_given(unsigned *count, int n) {
+  asm volatile("red.relaxed.gpu.global.add.u32 [%0], %1;" ::"l"(count), "r"(n) : "memory");
+}
+GYRE_DEVICE void await_count(const unsigned *count, unsigned enough) {
+  unsigned seen;
+  int waits = 0;
+  do {
+    asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(count) : "memory");
+    wait_again(waits);
+  } while (seen < enough);
+}
 
 // Brings the lines of a range that are this block's share into the second-level cache; by a warp.
 GYRE_DEVICE void fetch_share(const char *p, long bytes, int lane) {
@@ -127,25 +214,12 @@ GYRE_DEVICE void fetch_share(const char *p, long bytes, int lane) {
     asm volatile("prefetch.global.L2 [%0];" ::"l"(p + i * 128));
 }
 
-GYRE_DEVICE void arrive(unsigned *counter) {
-  asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
-}
-// Until `target` blocks have arrived. A block that waits for seconds has lost the others: the kernel
-// ends with an error rather than never.
-GYRE_DEVICE void await(unsigned *counter, unsigned target) {
-  unsigned seen;
-  long start = clock64();
-  do {
-    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
-    if (clock64() - start > 20000000000L) __trap();
-  } while (seen < target);
-}
-
 // Sums over the computing threads in a fixed order, to all of them. `shared` holds 16 floats that are
 // free again one barrier later.
 GYRE_DEVICE float team_sum(float x, float *shared) {
+  int thread = this_thread();
   x = warp_sum(x);
-  if ((threadIdx.x & 31) == 0) shared[threadIdx.x >> 5] = x;
+  if ((thread & 31) == 0) shared[thread >> 5] = x;
   block_barrier();
   float all = 0.f;
 #pragma unroll

@@ -1,5 +1,5 @@
 // Operands of products in shared memory: every block makes them anew from vectors of a few thousand
-// floats, which costs less than one more wait of the grid.
+// numbers, which it waits for number by number.
 #pragma once
 #include "functions.cuh"
 #include "token_stream.cuh"
@@ -20,317 +20,453 @@ static __device__ __noinline__ float unary(int function, float x) {
     default: return x;
   }
 }
-
-// Element e of what a norm sees.
-GYRE_DEVICE float norm_input(const gyre_token_operand &o, long b, int e) {
-  float x = fresh(o.x, b, e);
-  return o.gate == 2 ? x * unary(o.function, fresh(o.z, b, e)) : x;
-}
-// What is added to and multiplies the normalised element e.
-struct After {
-  float weight, bias, factor;
-  GYRE_DEVICE After(const gyre_token_operand &o, long b, int e) {
-    int at = o.period == o.size ? e : e % o.period;
-    weight = load_or(o.weight, at, 1.f);
-    bias = load_or(o.bias, at, 0.f);
-    if (present(o.v)) bias += fresh(o.v, b, e) * fresh(o.score, b, e / o.group);
-    factor = o.gate == 1 ? unary(o.function, fresh(o.z, b, e)) : 1.f;
-  }
-  GYRE_DEVICE float operator()(float x) const { return (x * weight + bias) * factor; }
-};
-
-// Four elements whose loads are all under way before the first is converted.
-struct RawFour {
-  uint4 u;
-  GYRE_DEVICE void read(const gyre_array &a, int i) {
-    if (a.dtype == GYRE_F32) {
-      u = *(const uint4 *)((const float *)a.data + i);
-    } else {
-      uint2 w = *(const uint2 *)((const unsigned short *)a.data + i);
-      u.x = w.x, u.y = w.y;
-    }
-  }
-  GYRE_DEVICE float4 number(int dtype) const {
-    if (dtype == GYRE_F32)
-      return make_float4(__uint_as_float(u.x), __uint_as_float(u.y), __uint_as_float(u.z),
-                         __uint_as_float(u.w));
-    if (dtype == GYRE_BF16) return make_float4(low(u.x), high(u.x), low(u.y), high(u.y));
-    return make_float4(
-        f16_to_float((unsigned short)u.x), f16_to_float((unsigned short)(u.x >> 16)),
-        f16_to_float((unsigned short)u.y), f16_to_float((unsigned short)(u.y >> 16)));
-  }
-};
-GYRE_DEVICE bool lies_at(const void *p, int bytes) { return ((unsigned long)p & (bytes - 1)) == 0; }
-// Whether fours can be read at once.
-GYRE_DEVICE bool is_wide(const gyre_token_vector &v) {
-  return lies_at(v.data, 16) && (M == 1 || v.stride % 4 == 0);
-}
-GYRE_DEVICE bool is_wide_fours(const gyre_array &a) { return lies_at(a.data, a.dtype == GYRE_F32 ? 16 : 8); }
-GYRE_DEVICE bool is_power(int n) { return (n & (n - 1)) == 0; }
-
-GYRE_DEVICE float4 times(float4 x, float4 y) {
-  return make_float4(x.x * y.x, x.y * y.y, x.z * y.z, x.w * y.w);
-}
-GYRE_DEVICE float4 times(float4 x, float y) { return make_float4(x.x * y, x.y * y, x.z * y, x.w * y); }
-GYRE_DEVICE float4 plus(float4 x, float4 y) {
-  return make_float4(x.x + y.x, x.y + y.y, x.z + y.z, x.w + y.w);
-}
-GYRE_DEVICE float sum_of(float4 x) { return (x.x + x.y) + (x.z + x.w); }
-
-static __device__ __noinline__ float4 unary4(int function, float4 x) {
-  return make_float4(unary(function, x.x), unary(function, x.y), unary(function, x.z),
-                     unary(function, x.w));
-}
 GYRE_DEVICE float quick_silu(float x) { return x * quick_sigmoid(x); }
-// The function of a gate: the usual one in place.
-GYRE_DEVICE float4 gate4(int function, float4 x) {
-  if (function < 0) return x;
-  if (function != SILU) return unary4(function, x);
-  return make_float4(quick_silu(x.x), quick_silu(x.y), quick_silu(x.z), quick_silu(x.w));
+// The function of a gate, where it is a usual one: calls cost registers.
+GYRE_DEVICE bool is_usual(int function) {
+  return function < 0 || function == SILU || function == SIGMOID;
 }
+GYRE_DEVICE float usual(int function, float x) {
+  if (function < 0) return x;
+  float y = quick_sigmoid(x);
+  return function == SILU ? x * y : y;
+}
+GYRE_DEVICE float2 gate_two(int function, float2 x) {
+  return make_float2(usual(function, x.x), usual(function, x.y));
+}
+GYRE_DEVICE float2 times(float2 x, float2 y) { return make_float2(x.x * y.x, x.y * y.y); }
+GYRE_DEVICE float2 times(float2 x, float y) { return make_float2(x.x * y, x.y * y); }
+GYRE_DEVICE float2 plus(float2 x, float2 y) { return make_float2(x.x + y.x, x.y + y.y); }
+GYRE_DEVICE float2 plus(float2 x, float y) { return make_float2(x.x + y, x.y + y); }
 
 // How an operand is made; `plan` chooses. Code that a phase walks through once is paid by its length.
-enum { ONE_BY_ONE, NORM_OF_ALL, NORM_OF_GROUPS, COPIED, JOINED };
-#define STEP (4 * GYRE_TOKEN_THREADS)
-#define FOURS 4  // most fours of a thread
+enum { ONE_BY_ONE, NORM_OF_ALL, NORM_AND_SHIFT, NORM_OF_GROUPS, COPIED, JOINED };
+#define RUN 128  // elements of a warp: two of a lane, and two more 64 behind
+// First of the two elements of a thread's first pair, and from there to pair j: STEP elements of all
+// threads are two pairs.
+#define STEP (RUN * WARPS)
+GYRE_DEVICE int first_pair() {
+  int thread = this_thread();
+  return (thread >> 5) * RUN + (thread & 31) * 2;
+}
+GYRE_DEVICE constexpr int pair_after(int j) { return (j >> 1) * STEP + (j & 1) * (RUN / 2); }
+#define PAIRS 4       // of a thread that are usual: 2048 elements
+#define MOST_PAIRS 8  // of a norm
+
+// A thread's pairs of a vector from element `own` on; waits for them.
+template <int N>
+GYRE_DEVICE void take_pairs(
+    const gyre_token_vector &v, long b, int own, int size, unsigned base, float2 (&x)[N]) {
+  const char *from = place(v, b, own);
+  unsigned stamp = base + v.phase;
+  int left = size - own;
+  StampedTwo s[N];
+  bool late;
+  int waits = 0;
+  do {
+    late = false;
+#pragma unroll
+    for (int j = 0; j < N; j++) {
+      int e = pair_after(j);
+      s[j].x = s[j].y = 0.f, s[j].stamp_x = s[j].stamp_y = stamp;
+      if (e < left) s[j] = read_two(from + e * 8);
+    }
+#pragma unroll
+    for (int j = 0; j < N; j++) late |= !s[j].has(stamp);
+    wait_again(waits);
+  } while (late);
+#pragma unroll
+  for (int j = 0; j < N; j++) x[j] = make_float2(s[j].x, s[j].y);
+}
+// The same of parameters; absent: `otherwise`.
+template <int N>
+GYRE_DEVICE void load_pairs(const float *p, int own, int size, float otherwise, float2 (&x)[N]) {
+  int left = p ? size - own : 0;
+  p += own;
+#pragma unroll
+  for (int j = 0; j < N; j++) {
+    int e = pair_after(j);
+    x[j] = make_float2(otherwise, otherwise);
+    if (e < left) x[j] = *(const float2 *)(p + e);
+  }
+}
+// Of parameters that repeat after RUN elements or a power of two below.
+template <int N>
+GYRE_DEVICE void load_repeated(
+    const float *p, int own, int period, float otherwise, float2 (&x)[N]) {
+  float2 y[2];
+#pragma unroll
+  for (int j = 0; j < 2; j++)
+    y[j] = p ? *(const float2 *)(p + ((own + pair_after(j)) & (period - 1))) : make_float2(otherwise, otherwise);
+#pragma unroll
+  for (int j = 0; j < N; j++) x[j] = y[j & 1];
+}
+
+GYRE_DEVICE bool lies_at(const void *p, int bytes) { return ((unsigned long)p & (bytes - 1)) == 0; }
+// Whether pairs can be read at once.
+GYRE_DEVICE bool is_even(const gyre_token_vector &v) {
+  return !present(v) || (lies_at(v.data, 16) && (M == 1 || v.stride % 2 == 0) && v.phase >= 0);
+}
+GYRE_DEVICE bool is_power(int n) { return (n & (n - 1)) == 0; }
 
 // Which way an operand may go. All operands of a shift, which the first makes, are looked at.
 GYRE_DEVICE int path_of(const gyre_token_phase &p, int which) {
   const gyre_token_operand &o = p.operand[which];
-  if (o.kind == GYRE_TOKEN_ATTENTION) return JOINED;
-  bool wide = o.size % 4 == 0 && is_wide(o.x) && is_wide(o.z) && is_wide(o.v) && is_wide(o.last) &&
-              is_wide(o.keep) && is_wide_fours(o.weight) && is_wide_fours(o.bias);
-  if (o.kind == GYRE_TOKEN_COPY) return wide && !present(o.keep) ? COPIED : ONE_BY_ONE;
-  bool shifts = present(p.operand[0].mix);
-  for (int i = 0; i < p.operands && shifts; i++) wide = wide && is_wide_fours(p.operand[i].mix);
-  if (!wide || (o.group == o.size && o.size > FOURS * STEP)) return ONE_BY_ONE;
-  if (o.group == o.size) return o.period == o.size && !present(o.v) ? NORM_OF_ALL : ONE_BY_ONE;
-  return o.group <= 128 && o.group >= 4 && is_power(o.group) && !shifts && !present(o.keep) &&
-                 (o.period == o.size || (is_power(o.period) && o.period >= 4))
+  if (o.size % 2 || !is_even(o.x) || !is_even(o.z) || (o.gate && !is_usual(o.function)))
+    return ONE_BY_ONE;
+  if (o.kind == GYRE_TOKEN_ATTENTION)
+    return is_even(o.score) && o.value_size % 2 == 0 ? JOINED : ONE_BY_ONE;
+  if (o.kind == GYRE_TOKEN_COPY) return COPIED;
+  bool even = is_even(o.v) && lies_at(o.weight, 8) && lies_at(o.bias, 8) && lies_at(o.last, 8);
+  for (int i = 0; i < p.operands && o.mix; i++) even = even && lies_at(p.operand[i].mix, 8);
+  if (!even) return ONE_BY_ONE;
+  if (o.group == o.size) {
+    if (o.period != o.size || present(o.v)) return ONE_BY_ONE;
+    if (o.mix) return o.size <= 512 * PAIRS && o.gate == 0 ? NORM_AND_SHIFT : ONE_BY_ONE;
+    return o.size <= 512 * MOST_PAIRS && !present(o.keep) ? NORM_OF_ALL : ONE_BY_ONE;
+  }
+  return o.group <= RUN && o.group >= 2 && is_power(o.group) && !o.mix && !present(o.keep) &&
+                 (o.period == o.size || (is_power(o.period) && o.period >= 2 && o.period <= RUN))
              ? NORM_OF_GROUPS
              : ONE_BY_ONE;
 }
 
-// A norm over all, N fours a thread; with token shift, operand i is y + (last - y) * mix of operand i,
-// `stride` after the one before.
+// x / its norm over all; `inverse` of the size.
 template <int N>
-GYRE_DEVICE void norm_all(
-    const gyre_token_operand &o, long b, float *to, float *shared, int operands, int stride) {
-  float4 x[N], z[N];
-  RawFour weight[N], bias[N];
-  int size = o.size, gate = o.gate, at = threadIdx.x * 4;
-  bool weighed = present(o.weight), biased = present(o.bias);
-  const float *from = o.x.data + b * o.x.stride, *gates = o.z.data + b * o.z.stride;
-#pragma unroll
-  for (int j = 0; j < N; j++) {
-    int e = at + j * STEP;
-    x[j] = make_float4(0.f, 0.f, 0.f, 0.f);
-    if (e >= size) continue;
-    x[j] = fresh4(from + e);
-    if (gate) z[j] = fresh4(gates + e);
-    if (weighed) weight[j].read(o.weight, e);
-    if (biased) bias[j].read(o.bias, e);
-  }
-  if (gate) {
-#pragma unroll
-    for (int j = 0; j < N; j++) {
-      if (at + j * STEP >= size) continue;
-      z[j] = gate4(o.function, z[j]);
-      if (gate == 2) x[j] = times(x[j], z[j]);
-    }
-  }
+GYRE_DEVICE void normalize(
+    const gyre_token_operand &o, int own, int size, float2 (&x)[N], float *shared) {
   float inverse = 1.f / size;
   if (o.centers) {
     float sum = 0.f;
 #pragma unroll
-    for (int j = 0; j < N; j++) sum += sum_of(x[j]);
+    for (int j = 0; j < N; j++) sum += x[j].x + x[j].y;
     float mean = -team_sum(sum, shared + WARPS) * inverse;
 #pragma unroll
     for (int j = 0; j < N; j++)
-      if (at + j * STEP < size) x[j] = plus(x[j], make_float4(mean, mean, mean, mean));
+      if (own + pair_after(j) < size) x[j] = plus(x[j], mean);
   }
   float sum = 0.f;
 #pragma unroll
-  for (int j = 0; j < N; j++) sum += sum_of(times(x[j], x[j]));
+  for (int j = 0; j < N; j++) sum += x[j].x * x[j].x + x[j].y * x[j].y;
   float scale = rsqrtf(team_sum(sum, shared) * inverse + o.epsilon);
-  bool kept = present(o.keep) && blockIdx.x == 0, shifts = present(o.mix);
+#pragma unroll
+  for (int j = 0; j < N; j++) x[j] = times(x[j], scale);
+}
+
+template <int N>
+GYRE_DEVICE void norm_all(
+    const gyre_token_operand &o, long b, unsigned base, char *to, float *shared) {
+  int size = o.size, gate = o.gate, function = o.function, plane = plane_of(size);
+  int own = first_pair();
+  float2 x[N], z[N], weight[N], bias[N];
+  load_pairs(o.weight, own, size, 1.f, weight);
+  load_pairs(o.bias, own, size, 0.f, bias);
+  if (gate) {
+    take_pairs(o.z, b, own, size, base, z);
+#pragma unroll
+    for (int j = 0; j < N; j++) z[j] = gate_two(function, z[j]);
+  }
+  take_pairs(o.x, b, own, size, base, x);
+  if (gate == 2) {
+#pragma unroll
+    for (int j = 0; j < N; j++) x[j] = times(x[j], z[j]);
+  }
+  normalize(o, own, size, x, shared);
 #pragma unroll
   for (int j = 0; j < N; j++) {
-    int e = at + j * STEP;
+    int e = own + pair_after(j);
     if (e >= size) continue;
-    float4 y = times(x[j], scale);
-    if (weighed) y = times(y, weight[j].number(o.weight.dtype));
-    if (biased) y = plus(y, bias[j].number(o.bias.dtype));
+    float2 y = plus(times(x[j], weight[j]), bias[j]);
     if (gate == 1) y = times(y, z[j]);
-    if (kept) *(float4 *)(o.keep.data + b * o.keep.stride + e) = y;
-    if (!shifts) {
-      *(float4 *)(to + e) = y;
-      continue;
-    }
-    RawFour mix[GYRE_TOKEN_OPERANDS];
-    float4 last = fresh4(o.last.data + b * o.last.stride + e);
-#pragma unroll
-    for (int i = 0; i < GYRE_TOKEN_OPERANDS; i++)
-      if (i < operands) mix[i].read((&o + i)->mix, e);
-    last = plus(last, times(y, -1.f));
-#pragma unroll
-    for (int i = 0; i < GYRE_TOKEN_OPERANDS; i++)
-      if (i < operands)
-        *(float4 *)(to + (long)i * stride + e) =
-            plus(y, times(last, mix[i].number((&o + i)->mix.dtype)));
+    put_two(to, plane, e, y.x, y.y);
   }
 }
-// Norms over groups within a warp, N fours of a thread at a time.
-template <int N>
-GYRE_DEVICE void norm_groups_of_warps(const gyre_token_operand &o, long b, float *to) {
-  int size = o.size, gate = o.gate, lanes = o.group / 4, shift = 31 - __clz(o.group);
-  int mask = o.period == size ? -1 : o.period - 1;
-  bool weighed = present(o.weight), biased = present(o.bias), added = present(o.v);
-  float inverse = 1.f / o.group;
-  for (int first = 0; first < size; first += N * STEP) {
-    float4 x[N], z[N], v[N];
-    float score[N];
-    RawFour weight[N], bias[N];
+static __device__ __noinline__ void norm_all_long(
+    const gyre_token_operand &o, long b, unsigned base, char *to, float *shared) {
+  norm_all<MOST_PAIRS>(o, b, base, to, shared);
+}
+// With token shift: operand i is y + (last - y) * mix of operand i, `stride` after the one before.
+// Called: what it keeps in registers would push others out.
+static __device__ __noinline__ void norm_and_shift(
+    const gyre_token_phase &p, const gyre_token_operand &o, long b, unsigned base, char *to,
+    float *shared, int stride) {
+  int size = o.size, plane = plane_of(size), operands = p.operands, own = first_pair();
+  const int N = PAIRS, HALF = GYRE_TOKEN_OPERANDS / 2;
+  float2 x[N], step[N], mix[HALF][N];
+  {
+#pragma unroll
+    for (int i = 0; i < HALF; i++)
+      if (i < operands) load_pairs(p.operand[i].mix, own, size, 0.f, mix[i]);
+    take_pairs(o.x, b, own, size, base, x);
+    float2 weight[N], bias[N];
+    load_pairs(o.weight, own, size, 1.f, weight);
+    load_pairs(o.bias, own, size, 0.f, bias);
+    load_pairs(o.last + b * size, own, size, 0.f, step);
+    normalize(o, own, size, x, shared);
 #pragma unroll
     for (int j = 0; j < N; j++) {
-      int e = first + threadIdx.x * 4 + j * STEP;
-      x[j] = make_float4(0.f, 0.f, 0.f, 0.f);
-      if (e >= size) continue;
-      x[j] = fresh4(o.x.data + b * o.x.stride + e);
-      if (gate) z[j] = fresh4(o.z.data + b * o.z.stride + e);
-      if (added) {
-        v[j] = fresh4(o.v.data + b * o.v.stride + e);
-        score[j] = fresh(o.score, b, e >> shift);
+      x[j] = plus(times(x[j], weight[j]), bias[j]);
+      step[j] = plus(step[j], times(x[j], -1.f));
+    }
+  }
+#pragma unroll 1
+  for (int first = 0; first < operands; first += HALF) {
+#pragma unroll
+    for (int i = 0; i < HALF; i++) {
+      if (first + i >= operands) continue;
+#pragma unroll
+      for (int j = 0; j < N; j++) {
+        float2 y = plus(x[j], times(step[j], mix[i][j]));
+        int e = own + pair_after(j);
+        if (e < size) put_two(to + i * stride, plane, e, y.x, y.y);
       }
-      if (weighed) weight[j].read(o.weight, e & mask);
-      if (biased) bias[j].read(o.bias, e & mask);
+    }
+    to += HALF * stride;
+#pragma unroll
+    for (int i = 0; i < HALF; i++)
+      if (first + HALF + i < operands)
+        load_pairs(p.operand[first + HALF + i].mix, own, size, 0.f, mix[i]);
+  }
+  if (blockIdx.x > 0) return;
+#pragma unroll
+  for (int j = 0; j < N; j++) {
+    int e = own + pair_after(j);
+    if (e < size) give(o.keep, b, e, base, x[j].x), give(o.keep, b, e + 1, base, x[j].y);
+  }
+}
+
+GYRE_DEVICE float lanes_sum(float x, int lanes) {
+  for (int n = lanes >> 1; n; n >>= 1) x += __shfl_xor_sync(~0u, x, n);
+  return x;
+}
+// Norms over groups within a warp.
+static __device__ __noinline__ void norm_groups_of_warps(
+    const gyre_token_operand &o, long b, unsigned base, char *to) {
+  const int N = PAIRS;
+  int size = o.size, gate = o.gate, function = o.function, plane = plane_of(size);
+  int shift = 31 - __clz(o.group), lanes = min(o.group / 2, 32), centers = o.centers;
+  bool whole = o.group == RUN, added = present(o.v), repeats = o.period != size;
+  float inverse = 1.f / o.group, epsilon = o.epsilon;
+  for (int own = first_pair(); (own & -64) < size; own += N * 512) {
+    float2 x[N], z[N], v[N], weight[N], bias[N];
+    float sums[N];
+    if (repeats) {
+      load_repeated(o.weight, own, o.period, 1.f, weight);
+      load_repeated(o.bias, own, o.period, 0.f, bias);
+    } else {
+      load_pairs(o.weight, own, size, 1.f, weight);
+      load_pairs(o.bias, own, size, 0.f, bias);
+    }
+    if (gate) take_pairs(o.z, b, own, size, base, z);
+    take_pairs(o.x, b, own, size, base, x);
+    if (added) {
+      take_pairs(o.v, b, own, size, base, v);
+#pragma unroll
+      for (int j = 0; j < N; j++) {
+        int e = own + pair_after(j);
+        if (e < size) v[j] = times(v[j], take(o.score, b, e >> shift, base));
+      }
     }
 #pragma unroll
     for (int j = 0; j < N; j++) {
-      int e = first + threadIdx.x * 4 + j * STEP;
-      if (gate && e < size) {
-        z[j] = gate4(o.function, z[j]);
-        if (gate == 2) x[j] = times(x[j], z[j]);
-      }
-      if (o.centers) {
-        float sum = sum_of(x[j]);
-        for (int n = lanes >> 1; n; n >>= 1) sum += __shfl_xor_sync(~0u, sum, n);
-        sum *= -inverse;
-        if (e < size) x[j] = plus(x[j], make_float4(sum, sum, sum, sum));
-      }
-      float sum = sum_of(times(x[j], x[j]));
-      for (int n = lanes >> 1; n; n >>= 1) sum += __shfl_xor_sync(~0u, sum, n);
+      if (gate) z[j] = gate_two(function, z[j]);
+      if (gate == 2) x[j] = times(x[j], z[j]);
+    }
+    if (centers) {
+#pragma unroll
+      for (int j = 0; j < N; j++) sums[j] = lanes_sum(x[j].x + x[j].y, lanes);
+#pragma unroll
+      for (int j = 0; j < N; j++)
+        x[j] = plus(x[j], -inverse * (whole ? sums[j & ~1] + sums[j | 1] : sums[j]));
+    }
+#pragma unroll
+    for (int j = 0; j < N; j++) sums[j] = lanes_sum(x[j].x * x[j].x + x[j].y * x[j].y, lanes);
+#pragma unroll
+    for (int j = 0; j < N; j++) {
+      int e = own + pair_after(j);
       if (e >= size) continue;
-      float4 y = times(x[j], rsqrtf(sum * inverse + o.epsilon));
-      if (weighed) y = times(y, weight[j].number(o.weight.dtype));
-      if (biased) y = plus(y, bias[j].number(o.bias.dtype));
-      if (added) y = plus(y, times(v[j], score[j]));
+      float square = whole ? sums[j & ~1] + sums[j | 1] : sums[j];
+      float2 y = times(x[j], rsqrtf(square * inverse + epsilon));
+      y = plus(times(y, weight[j]), bias[j]);
+      if (added) y = plus(y, v[j]);
       if (gate == 1) y = times(y, z[j]);
-      *(float4 *)(to + e) = y;
+      put_two(to, plane, e, y.x, y.y);
     }
   }
 }
-// A vector as it is, or times a gate.
-GYRE_DEVICE void copy_fours(const gyre_token_operand &o, long b, float *to) {
-  const float *from = o.x.data + b * o.x.stride, *gates = o.z.data + b * o.z.stride;
-  int size = o.size, gate = o.gate;
-  for (int first = threadIdx.x * 4; first < size; first += FOURS * STEP) {
-    float4 x[FOURS], z[FOURS];
+// A vector as it is.
+template <int N>
+GYRE_DEVICE void copy_pairs(const gyre_token_operand &o, long b, unsigned base, char *to) {
+  int size = o.size, plane = plane_of(size);
+  for (int own = first_pair(); own < size; own += N * 512) {
+    float2 x[N];
+    take_pairs(o.x, b, own, size, base, x);
 #pragma unroll
-    for (int j = 0; j < FOURS; j++) {
-      int e = first + j * STEP;
-      if (e < size) x[j] = fresh4(from + e);
-      if (e < size && gate) z[j] = fresh4(gates + e);
-    }
-#pragma unroll
-    for (int j = 0; j < FOURS; j++) {
-      int e = first + j * STEP;
-      if (e < size) *(float4 *)(to + e) = gate ? times(x[j], gate4(o.function, z[j])) : x[j];
+    for (int j = 0; j < N; j++) {
+      int e = own + pair_after(j);
+      if (e < size) put_two(to, plane, e, x[j].x, x[j].y);
     }
   }
 }
-// A warp a group.
-static __device__ __noinline__ void norm_groups(const gyre_token_operand &o, long b, float *to) {
-  int lane = threadIdx.x & 31;
-  for (int first = (threadIdx.x >> 5) * o.group; first < o.size; first += WARPS * o.group) {
+// Times a gate.
+static __device__ __noinline__ void copy_gated(
+    const gyre_token_operand &o, long b, unsigned base, char *to) {
+  int size = o.size, plane = plane_of(size);
+  for (int own = first_pair(); own < size; own += MOST_PAIRS * 512) {
+    float2 x[MOST_PAIRS], z[MOST_PAIRS];
+    take_pairs(o.z, b, own, size, base, z);
+    take_pairs(o.x, b, own, size, base, x);
+#pragma unroll
+    for (int j = 0; j < MOST_PAIRS; j++) {
+      int e = own + pair_after(j);
+      if (e >= size) continue;
+      x[j] = times(x[j], gate_two(o.function, z[j]));
+      put_two(to, plane, e, x[j].x, x[j].y);
+    }
+  }
+}
+
+// Splits of an attention by their largest scores: those of a head, then element e of it.
+struct Joined {
+  float largest, sum;
+  float2 y;
+  GYRE_DEVICE void start() { largest = -INFINITY, sum = 0.f, y = make_float2(0.f, 0.f); }
+  GYRE_DEVICE void add(float top, float weight, float2 x) {
+    if (top == -INFINITY) return;
+    float all = fmaxf(largest, top), keep = __expf(largest - all), factor = __expf(top - all);
+    sum = sum * keep + weight * factor;
+    y = plus(times(y, keep), times(x, factor));
+    largest = all;
+  }
+};
+static __device__ __noinline__ void join_attention(const gyre_token_operand &o, long b, unsigned base, char *to) {
+  const int N = PAIRS;
+  int size = o.size, splits = o.splits, heads = size / o.value_size, plane = plane_of(size);
+  gyre_token_vector part = o.x, tops = o.score;
+  for (int own = first_pair(); own < size; own += N * 512) {
+    Joined joined[N];
+#pragma unroll
+    for (int j = 0; j < N; j++) joined[j].start();
+    for (int s = 0; s < splits; s++) {
+      float2 x[N], top[N];
+      part.data = (char *)place(o.x, 0, (long)s * size);
+      take_pairs(part, b, own, size, base, x);
+#pragma unroll
+      for (int j = 0; j < N; j++) {
+        int e = own + pair_after(j);
+        if (e >= size) continue;
+        long at = (long)(s * heads + e / o.value_size) * 2;
+        top[j] = take_two(tops, b, at, base);
+      }
+#pragma unroll
+      for (int j = 0; j < N; j++)
+        if (own + pair_after(j) < size) joined[j].add(top[j].x, top[j].y, x[j]);
+    }
+#pragma unroll
+    for (int j = 0; j < N; j++) {
+      int e = own + pair_after(j);
+      if (e >= size) continue;
+      float2 y = times(joined[j].y, 1.f / joined[j].sum);
+      if (o.gate) y = times(y, gate_two(o.function, take_two(o.z, b, e, base)));
+      put_two(to, plane, e, y.x, y.y);
+    }
+  }
+}
+
+// Any sizes and places: a warp a group of a norm, a thread an element of the rest.
+struct OneByOne {
+  const gyre_token_phase &p;
+  const gyre_token_operand &o;
+  long b;
+  unsigned base;
+  char *to;
+  int plane, stride;
+
+  GYRE_DEVICE float input(int e) const {
+    float x = take(o.x, b, e, base);
+    return o.gate == 2 ? x * unary(o.function, take(o.z, b, e, base)) : x;
+  }
+  GYRE_DEVICE void norm_group(int first) const {
+    int lane = threadIdx.x & 31;
     float sum = 0.f, square = 0.f;
     if (o.centers)
-      for (int i = lane; i < o.group; i += 32) sum += norm_input(o, b, first + i);
+      for (int i = lane; i < o.group; i += 32) sum += input(first + i);
     float mean = warp_sum(sum) / o.group;
     for (int i = lane; i < o.group; i += 32) {
-      float x = norm_input(o, b, first + i) - mean;
+      float x = input(first + i) - mean;
       square += x * x;
     }
     float scale = 1.f / sqrtf(warp_sum(square) / o.group + o.epsilon);
     for (int i = lane; i < o.group; i += 32) {
-      float x = (norm_input(o, b, first + i) - mean) * scale;
-      to[first + i] = After(o, b, first + i)(x);
+      int e = first + i, at = o.period == o.size ? e : e % o.period;
+      float y = (input(e) - mean) * scale;
+      y = y * (o.weight ? o.weight[at] : 1.f) + (o.bias ? o.bias[at] : 0.f);
+      if (present(o.v)) y += take(o.v, b, e, base) * take(o.score, b, e / o.group, base);
+      if (o.gate == 1) y *= unary(o.function, take(o.z, b, e, base));
+      if (present(o.keep) && blockIdx.x == 0) give(o.keep, b, e, base, y);
+      if (!o.mix) {
+        put_one(to, plane, e, y);
+        continue;
+      }
+      float step = fresh(o.last + b * o.size + e) - y;
+      for (int j = 0; j < p.operands; j++)
+        put_one(to + j * stride, plane, e, y + step * p.operand[j].mix[e]);
     }
   }
-}
-
-// Splits of an attention by their largest scores.
-GYRE_DEVICE void join_attention(const gyre_token_operand &o, long b, float *to) {
-  int heads = o.size / o.value_size;
-  for (int e = threadIdx.x; e < o.size; e += GYRE_TOKEN_THREADS) {
-    int h = e / o.value_size;
-    float largest = -INFINITY, sum = 0.f, y = 0.f;
-    for (int s = 0; s < o.splits; s++)
-      largest = fmaxf(largest, fresh(o.score, b, (s * heads + h) * 2));
+  GYRE_DEVICE float joined(int e) const {
+    int heads = o.size / o.value_size;
+    Joined all;
+    all.start();
     for (int s = 0; s < o.splits; s++) {
-      float m = fresh(o.score, b, (s * heads + h) * 2);
-      if (m == -INFINITY) continue;
-      float factor = expf(m - largest);
-      sum += factor * fresh(o.score, b, (s * heads + h) * 2 + 1);
-      y += factor * fresh(o.x, b, (long)s * o.size + e);
+      long at = (long)(s * heads + e / o.value_size) * 2;
+      float x = take(o.x, b, (long)s * o.size + e, base);
+      all.add(take(o.score, b, at, base), take(o.score, b, at + 1, base), make_float2(x, 0.f));
     }
-    y /= sum;
-    if (o.gate) y *= unary(o.function, fresh(o.z, b, e));
-    to[e] = y;
+    return all.y.x / all.sum;
   }
-}
-
-static __device__ __noinline__ void make_one_by_one(
-    const gyre_token_phase &p, const gyre_token_operand &o, long b, float *to) {
-  if (o.kind == GYRE_TOKEN_NORM)
-    norm_groups(o, b, to);
-  else
+  GYRE_DEVICE void make() const {
+    if (o.kind == GYRE_TOKEN_NORM) {
+      for (int first = (threadIdx.x >> 5) * o.group; first < o.size; first += WARPS * o.group)
+        norm_group(first);
+      return;
+    }
     for (int e = threadIdx.x; e < o.size; e += GYRE_TOKEN_THREADS) {
-      float x = fresh(o.x, b, e);
-      to[e] = o.gate ? x * unary(o.function, fresh(o.z, b, e)) : x;
+      float x = o.kind == GYRE_TOKEN_ATTENTION ? joined(e) : take(o.x, b, e, base);
+      if (o.gate) x *= unary(o.function, take(o.z, b, e, base));
+      put_one(to, plane, e, x);
     }
-  block_barrier();
-  if (present(o.keep) && blockIdx.x == 0)
-    for (int e = threadIdx.x; e < o.size; e += GYRE_TOKEN_THREADS)
-      o.keep.data[b * o.keep.stride + e] = to[e];
-  if (o.kind != GYRE_TOKEN_NORM || !present(o.mix)) return;
-  // Token shift: every operand is a mix of the first and the last token's.
-  for (int e = threadIdx.x; e < o.size; e += GYRE_TOKEN_THREADS) {
-    float x = to[e], step = fresh(o.last, b, e) - x;
-    for (int i = 0; i < p.operands; i++)
-      to[(long)i * M * padded(o.size) + e] = x + step * load(p.operand[i].mix, e);
   }
+};
+static __device__ __noinline__ void make_one_by_one(
+    const gyre_token_phase &p, const gyre_token_operand &o, long b, unsigned base, char *to,
+    int stride) {
+  OneByOne{p, o, b, base, to, plane_of(o.size), stride}.make();
 }
 
-// All operands of a phase, one behind the other, M rows each. Ends with a barrier.
+// All operands of a phase, one behind the other, M sequences each. Ends with a barrier.
 GYRE_DEVICE void make_operands(
-    const gyre_token_phase &p, int batch, float *operands, float *shared) {
+    const gyre_token_phase &p, int batch, unsigned base, char *operands, float *shared) {
+#pragma unroll 1
   for (int i = 0; i < p.operands; i++) {
     const gyre_token_operand &o = p.operand[i];
     if (o.kind == GYRE_TOKEN_SHIFT) continue;
 #pragma unroll 1
     for (int b = 0; b < batch; b++) {
-      int extent = padded(o.size), stride = M * extent;
-      float *to = operands + o.offset + b * extent;
+      int extent = extent_of(o.size), stride = M * extent;
+      char *to = operands + o.offset + b * extent;
       switch (o.path) {
         case NORM_OF_ALL:
-          if (o.size <= 2 * STEP) norm_all<2>(o, b, to, shared, p.operands, stride);
-          else norm_all<FOURS>(o, b, to, shared, p.operands, stride);
+          if (o.size <= 512 * PAIRS) norm_all<PAIRS>(o, b, base, to, shared);
+          else norm_all_long(o, b, base, to, shared);
           break;
-        case NORM_OF_GROUPS: norm_groups_of_warps<2>(o, b, to); break;
-        case COPIED: copy_fours(o, b, to); break;
-        case JOINED: join_attention(o, b, to); break;
-        default: make_one_by_one(p, o, b, to);
+        case NORM_AND_SHIFT: norm_and_shift(p, o, b, base, to, shared, stride); break;
+        case NORM_OF_GROUPS: norm_groups_of_warps(o, b, base, to); break;
+        case COPIED:
+          if (o.gate) copy_gated(o, b, base, to);
+          else if (o.size <= 512 * PAIRS) copy_pairs<PAIRS>(o, b, base, to);
+          else copy_pairs<3 * PAIRS>(o, b, base, to);
+          break;
+        case JOINED: join_attention(o, b, base, to); break;
+        default: make_one_by_one(p, o, b, base, to, stride);
       }
       if (M > 1) block_barrier();  // the sums' place is free
     }
@@ -343,7 +479,7 @@ GYRE_DEVICE void plan(gyre_token_phase &p, int lane) {
   if (p.kind != GYRE_TOKEN_PRODUCT_PHASE) return;
   if (lane < p.operands) {
     int offset = 0;
-    for (int i = 0; i < lane; i++) offset += M * padded(p.operand[i].size);
+    for (int i = 0; i < lane; i++) offset += M * extent_of(p.operand[i].size);
     p.operand[lane].offset = offset;
     p.operand[lane].path = path_of(p, lane);
   }
@@ -360,13 +496,13 @@ GYRE_DEVICE void plan(gyre_token_phase &p, int lane) {
 }
 
 // Work beside the phase's own, over the whole grid; by a warp a block.
-GYRE_DEVICE void make_moves(const gyre_token_phase &p, int batch, int lane) {
+GYRE_DEVICE void make_moves(const gyre_token_phase &p, int batch, unsigned base, int lane) {
   for (int n = 0; n < p.moves; n++) {
     const gyre_token_move &m = p.move[n];
     for (int i = blockIdx.x * 32 + lane; i < batch * m.count; i += gridDim.x * 32) {
       int b = i / m.count, c = i - b * m.count;
-      float *to = m.to.data + b * m.to.stride + c;
-      float x[GYRE_TOKEN_TAPS], last = fresh(m.from, b, c);
+      float *to = m.to + (long)b * m.stride + c;
+      float x[GYRE_TOKEN_TAPS], last = take(m.from, b, c, base);
 #pragma unroll
       for (int j = 1; j < GYRE_TOKEN_TAPS; j++)
         if (j < m.taps) x[j] = fresh(to + (long)j * m.count);

@@ -132,13 +132,12 @@ extern "C" __global__ void __launch_bounds__(GYRE_TOKEN_SAMPLE_THREADS, 1)
   __shared__ int best, chosen;
   int b = blockIdx.x, tid = threadIdx.x;
   int position = a.position[b];
-  if (b == 0 && tid == 0) *a.arrived = 0;
   if (a.keeps_token) {
     __syncthreads();
     if (tid == 0) a.position[b] = position + 1;
     return;
   }
-  float *logits = a.logits.data + b * a.logits.stride;
+  float *logits = a.logits + b * a.logit_stride;
   // The repetition penalty, once a token.
   if (a.window > 0 && a.penalty != 1.f) {
     const int *recent = a.recent + (long)b * a.window;

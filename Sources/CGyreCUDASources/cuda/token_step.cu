@@ -1,43 +1,47 @@
 // One token of a whole model: one block a multiprocessor, all of them at once, walks the phases.
 // Weights stream through shared memory without regard to phases (token_stream.cuh), copied by a warp of
 // their own; another warp does what nobody waits for. What depends on the token goes through vectors
-// that stay in the second-level cache.
+// that stay in the second-level cache, numbers with stamps, so that nobody waits for the whole grid.
 // Variants: TOKEN_VARIANT=0..3
 #include "token_attention.cuh"
 #include "token_matrix.cuh"
 
 // What an output takes besides its sums: read while weights stream.
 struct Extra {
-  float bias, second, old;
+  float bias, second, state;
+  Stamped old;
   GYRE_DEVICE void read(const gyre_token_product &p, long b, int n) {
-    old = p.rule == GYRE_TOKEN_ADD       ? fresh(p.y, b, n)
-          : p.rule == GYRE_TOKEN_MIN_GRU ? fresh(p.state, b, n)
-                                         : 0.f;
-    bias = load_or(p.bias, n, 0.f);
-    second = p.paired ? load_or(p.bias, p.rows + n, 0.f) : 0.f;
+    state = bias = second = 0.f;
+    if (p.rule == GYRE_TOKEN_ADD) old = read_stamped(place(p.old, b, n));
+    if (p.rule == GYRE_TOKEN_MIN_GRU) state = fresh((const float *)p.old.data + b * p.old.stride + n);
+    if (p.bias) bias = p.bias[n];
+    if (p.bias && p.paired) second = p.bias[p.rows + n];
   }
 };
 
 // y of one output from its sums; `second` of the other half of a pair.
 GYRE_DEVICE void finish(
-    const gyre_token_product &p, long b, int n, float x, float second, const Extra &extra) {
+    const gyre_token_product &p, long b, int n, unsigned base, float x, float second,
+    const Extra &extra) {
   x += extra.bias;
   second += extra.second;
   float y = x;
   if (p.rule == GYRE_TOKEN_ADD) {
-    y = p.alpha * extra.old + p.beta * x;
+    float old = extra.old.stamp == base + p.old.phase ? extra.old.x : take(p.old, b, n, base);
+    y = p.alpha * old + p.beta * x;
   } else if (p.rule == GYRE_TOKEN_MIN_GRU) {
     float z = sigmoid(x);
-    y = (1.f - z) * extra.old + z * (second >= 0.f ? second + 0.5f : sigmoid(second));
-    p.state.data[b * p.state.stride + n] = y;
+    y = (1.f - z) * extra.state + z * (second >= 0.f ? second + 0.5f : sigmoid(second));
+    give(p.old, b, n, base, y);
   } else if (p.rule == GYRE_TOKEN_CAP) {
     y = p.alpha * tanhf(x / p.alpha);
   } else {
-    if (p.function == SILU) y = quick_silu(x);
-    else if (p.function >= 0) y = unary(p.function, x);
+    if (p.function == RELU_SQUARED) y = x > 0.f ? x * x : 0.f;
+    else if (is_usual(p.function)) y = usual(p.function, x);
+    else y = unary(p.function, x);
     if (p.rule == GYRE_TOKEN_GATED) y *= second;
   }
-  p.y.data[b * p.y.stride + n] = y;
+  give(p.y, b, n, base, y);
 }
 
 // The block's output j of a phase.
@@ -59,51 +63,53 @@ struct Output {
   }
 };
 
-// The sum of an output's parts from all warps.
-GYRE_DEVICE float warps_sum(const float *at) {
-  float sum = 0.f;
-#pragma unroll
-  for (int i = 0; i < WARPS; i += 4) {
-    if (M == 1) {
-      float4 x = *(const float4 *)(at + i);
-      sum += (x.x + x.y) + (x.z + x.w);
-    } else {
-      sum += (at[i * M] + at[(i + 1) * M]) + (at[(i + 2) * M] + at[(i + 3) * M]);
-    }
-  }
+// The sum of an output's parts from all slices of its columns.
+GYRE_DEVICE float slices_sum(const float *at, int slices) {
+  float sum = at[0];
+  for (int i = 1; i < slices; i++) sum += at[i * M];
   return sum;
 }
 
 GYRE_DEVICE void multiply(
-    const gyre_token_phase &p, Reader &reader, const float *operands, float *partials, int batch) {
+    const gyre_token_phase &p, Reader &reader, const char *operands, float *partials, int batch,
+    unsigned base, unsigned *count, const int *moved, int phase) {
   Output output;
   Extra extra;
-  bool exists = output.find(p, batch, threadIdx.x);
+  int thread = this_thread();
+  bool exists = output.find(p, batch, thread);
   if (exists) extra.read(p.product[output.product], output.b, output.n);
+  int outputs = 0;
 #pragma unroll 1
   for (int i = 0; i < p.products; i++) {
     const gyre_token_product &q = p.product[i];
     if (q.own == 0) continue;
+    outputs += q.own * batch;
     reader.multiply(q.paired ? 2 * q.own : q.own, q.columns, q.slice,
-                    operands + p.operand[q.operand].offset, padded(q.columns),
-                    partials + q.before * PARTIAL_ROW);
+                    operands + p.operand[q.operand].offset, partials + q.before * PARTIAL_ROW);
   }
+  // What the moves read is overwritten by those who wait for this phase.
+  if (p.moves)
+    while (word_read(moved) < phase) {}
   block_barrier();
-  for (int j = threadIdx.x; exists; j += GYRE_TOKEN_THREADS) {
-    if (j != threadIdx.x) {
+  for (int j = thread; exists; j += GYRE_TOKEN_THREADS) {
+    if (j != thread) {
       exists = output.find(p, batch, j);
       if (!exists) break;
       extra.read(p.product[output.product], output.b, output.n);
     }
     const gyre_token_product &q = p.product[output.product];
     const float *at = partials + (q.before + output.row) * PARTIAL_ROW + output.b;
-    float x = warps_sum(at), second = q.paired ? warps_sum(at + q.own * PARTIAL_ROW) : 0.f;
-    finish(q, output.b, output.n, x, second, extra);
+    int slices = min((q.columns + q.slice - 1) / q.slice * TEAM, SLOTS);
+    float x = slices_sum(at, slices);
+    float second = q.paired ? slices_sum(at + q.own * PARTIAL_ROW, slices) : 0.f;
+    finish(q, output.b, output.n, base, x, second, extra);
+    if ((thread & 31) == 0) count_given(count, min(outputs - j, 32));
   }
 }
 
 static __device__ __noinline__ void embed(
-    const gyre_token_embedding &e, const int *tokens, int batch, float *work, float *shared) {
+    const gyre_token_embedding &e, const int *tokens, int batch, unsigned base, float *work,
+    float *shared) {
   for (int b = blockIdx.x; b < batch; b += gridDim.x) {
     float sum = 0.f, square = 0.f;
     for (int i = threadIdx.x; i < e.size; i += GYRE_TOKEN_THREADS) {
@@ -120,8 +126,8 @@ static __device__ __noinline__ void embed(
     for (int i = threadIdx.x; i < e.size; i += GYRE_TOKEN_THREADS) {
       float x = work[i];
       if (e.norm)
-        x = (x - mean) * scale * load_or(e.weight, i, 1.f) + load_or(e.bias, i, 0.f);
-      e.y.data[b * e.y.stride + i] = x;
+        x = (x - mean) * scale * (e.weight ? e.weight[i] : 1.f) + (e.bias ? e.bias[i] : 0.f);
+      give(e.y, b, i, base, x);
     }
     block_barrier();
   }
@@ -132,83 +138,85 @@ GYRE_DEVICE void copy_phase(gyre_token_phase *to, const gyre_token_phase *from, 
   for (int i = thread; i < (int)(sizeof(gyre_token_phase) / 8); i += threads)
     ((long *)to)[i] = ((const long *)from)[i];
 }
+GYRE_DEVICE const gyre_token_phase &described(const gyre_token_shared &s, int n) {
+  return s.phase[n % GYRE_TOKEN_DESCRIBED];
+}
 
-// The warp beside the computing ones: while phase n runs it describes the next, brings what that one
-// reads nearer and makes the moves of n.
-GYRE_DEVICE void attend(const gyre_token_step_args &a, gyre_token_shared &s) {
+// The warp beside the computing ones: makes the moves of phase n while it runs, describes a phase two
+// ahead and brings what that one reads nearer.
+GYRE_DEVICE void attend(const gyre_token_step_args &a, gyre_token_shared &s, unsigned base) {
   int lane = threadIdx.x & 31;
-  for (int n = 0; n < a.phase_count; n++) {
-    word_await(&s.progress, n);
-    const gyre_token_phase &p = s.phase[n & 1], &next = s.phase[(n + 1) & 1];
-    if (n + 1 < a.phase_count) {
-      copy_phase(&s.phase[(n + 1) & 1], a.phases + n + 1, lane, 32);
+  for (int n = 1 - GYRE_TOKEN_DESCRIBED; n < a.phase_count; n++) {
+    while (word_read(&s.progress) < n) __nanosleep(20);
+    if (n >= 0 && described(s, n).moves) {
+      make_moves(described(s, n), a.batch, base, lane);
       __syncwarp();
-      plan(s.phase[(n + 1) & 1], lane);
-      __syncwarp();
-      if (lane == 0) word_write(&s.ready, n + 1);
-      for (int i = 0; i < next.ranges; i++) fetch_share(next.range[i].data, next.range[i].bytes, lane);
+      if (lane == 0) word_write(&s.moved, n);
     }
-    make_moves(p, a.batch, lane);
+    int ahead = n + GYRE_TOKEN_DESCRIBED - 1;
+    if (ahead >= a.phase_count) continue;
+    gyre_token_phase &next = s.phase[ahead % GYRE_TOKEN_DESCRIBED];
+    copy_phase(&next, a.phases + ahead, lane, 32);
     __syncwarp();
-    if (lane == 0) word_write(&s.moved, n);
+    plan(next, lane);
+    __syncwarp();
+    if (lane == 0) word_write(&s.ready, ahead);
+    for (int i = 0; i < next.ranges; i++) fetch_share(next.range[i].data, next.range[i].bytes, lane);
   }
 }
 
 GYRE_DEVICE void compute(
-    const gyre_token_step_args &a, const char *ring, float *operands, float *partials,
-    gyre_token_shared &s) {
+    const gyre_token_step_args &a, const char *ring, char *operands, float *partials,
+    gyre_token_shared &s, unsigned base) {
   Reader reader;
   reader.start(a, ring, s);
-  unsigned target = 0;
   long position = *a.position;
+  unsigned *counts = a.counts + (position & 1) * a.phase_count;
   for (int n = 0; n < a.phase_count; n++) {
-    const gyre_token_phase &p = s.phase[n & 1];
-    switch (p.kind) {
-      case GYRE_TOKEN_PRODUCT_PHASE:
-        if (p.waits) make_operands(p, a.batch, operands, s.sums);
-        multiply(p, reader, operands, partials, a.batch);
-        break;
-      case GYRE_TOKEN_MATRIX_PHASE:
-        matrix_step(p.matrix, a.batch, *(MatrixWork *)operands);
-        break;
-      case GYRE_TOKEN_ATTENTION_PHASE:
-        attention_step(p.attention, a.batch, position, *(AttentionWork *)operands);
-        break;
-      default: embed(p.embedding, a.tokens, a.batch, operands, s.sums);
+    while (word_read(&s.ready) < n) {}
+    const gyre_token_phase &p = described(s, n);
+    if (p.kind == GYRE_TOKEN_PRODUCT_PHASE) {
+      if (p.enough) {
+        if (threadIdx.x == 0) await_count(counts + p.awaited, p.enough);
+        block_barrier();
+      }
+      if (p.makes) make_operands(p, a.batch, base, operands, s.sums);
+      else block_barrier();
+      if (threadIdx.x == 64) word_write(&s.progress, n);
+      multiply(p, reader, operands, partials, a.batch, base, counts + n, &s.moved, n);
+      continue;
     }
-    if (n + 1 == a.phase_count) break;
-    bool waits = p.next_waits;
-    // One thread a thing: the first one's way through the grid is what everybody waits for.
-    if (threadIdx.x == 32) word_await(&s.moved, n);
     block_barrier();
-    if (threadIdx.x == 0 && waits) {
-      arrive(a.arrived);
-      target += gridDim.x;
-      await(a.arrived, target);
-    }
-    if (threadIdx.x == 32) word_await(&s.ready, n + 1);
+    if (threadIdx.x == 64) word_write(&s.progress, n);
+    if (p.kind == GYRE_TOKEN_MATRIX_PHASE)
+      matrix_step(p.matrix, a.batch, base, counts + n, *(MatrixWork *)operands);
+    else if (p.kind == GYRE_TOKEN_ATTENTION_PHASE)
+      attention_step(p.attention, a.batch, position, base, counts + n, *(AttentionWork *)operands, s);
+    else
+      embed(p.embedding, a.tokens, a.batch, base, (float *)operands, s.sums);
     block_barrier();
-    if (threadIdx.x == 64) word_write(&s.progress, n + 1);
   }
 }
 
 extern "C" __global__ void __launch_bounds__(GYRE_TOKEN_LAUNCH, 1)
     token_step(gyre_token_step_args a) {
   extern __shared__ __align__(128) char memory[];
-  float *operands = (float *)(memory + a.depth * GYRE_TOKEN_STAGE);
-  float *partials = operands + a.operand_floats;
+  char *operands = memory + a.depth * GYRE_TOKEN_STAGE;
+  float *partials = (float *)operands + a.operand_floats;
   gyre_token_shared &s = *(gyre_token_shared *)(partials + a.partial_floats);
   if (threadIdx.x < GYRE_TOKEN_DEPTH) stage_initialize(s.full + threadIdx.x, s.empty + threadIdx.x);
-  if (threadIdx.x == 0) s.progress = 0, s.ready = 0, s.moved = -1;
-  copy_phase(&s.phase[0], a.phases, threadIdx.x, GYRE_TOKEN_LAUNCH);
-  __syncthreads();
-  if (threadIdx.x < 32) plan(s.phase[0], threadIdx.x);
+  if (threadIdx.x == 0) s.progress = s.ready = s.moved = -1, s.rotated = -1;
+  // Zero is the stamp of memory that nobody has written.
+  unsigned base = (unsigned)*a.position * (unsigned)a.phase_count + 1;
   __syncthreads();
   if (threadIdx.x < GYRE_TOKEN_THREADS) {
-    compute(a, memory, operands, partials, s);
+    compute(a, memory, operands, partials, s, base);
   } else if (threadIdx.x < GYRE_TOKEN_THREADS + 32) {
     copy_stream(a, memory, s);
   } else {
-    attend(a, s);
+    if (blockIdx.x == 0)
+      for (int i = threadIdx.x & 31; i < a.phase_count; i += 32)
+        a.counts[(~*a.position & 1) * a.phase_count + i] = 0;
+    attend(a, s, base);
   }
 }

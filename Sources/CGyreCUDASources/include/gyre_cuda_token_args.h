@@ -1,12 +1,15 @@
 // Arguments of one token of a whole model in one launch: cuda/token_step.cu, cuda/token_sample.cu.
-// A table of phases in device memory says what happens; the grid waits for itself between phases.
-// Vectors are float32; B sequences (at most the variant's) lie `stride` apart.
+// A table of phases in device memory says what happens. What phases hand on are numbers beside the stamp
+// of the phase that wrote them: whoever needs a number waits for its stamp, and nobody for the grid.
+// B sequences (at most the variant's) lie `stride` apart.
 #pragma once
 #include "gyre_cuda_args.h"
 
 #define GYRE_TOKEN_THREADS 256    // that compute: more would have too few registers; a warp that copies weights and one for small things join them
 #define GYRE_TOKEN_LAUNCH (GYRE_TOKEN_THREADS + 64)
-#define GYRE_TOKEN_STAGE 16384    // bytes of weights that come together
+#define GYRE_TOKEN_ROWS 4         // of a matrix that a warp multiplies together
+#define GYRE_TOKEN_SLICE 4096     // most bytes of a row that come together
+#define GYRE_TOKEN_STAGE (GYRE_TOKEN_ROWS * GYRE_TOKEN_SLICE)  // bytes of weights that come together
 #define GYRE_TOKEN_DEPTH 12       // most stages of a block's ring
 #define GYRE_TOKEN_PARTIALS 4096  // most floats of warps' sums that a block keeps; twice as many for four rows
 #define GYRE_TOKEN_PRODUCTS 8
@@ -17,10 +20,12 @@
 #define GYRE_TOKEN_KEYS 256       // largest K of a matrix state and size of an attention head
 #define GYRE_TOKEN_TAPS 8         // most taps of a convolution
 #define GYRE_TOKEN_WORK 6144      // least floats for operands: what states and attention need
+#define GYRE_TOKEN_DESCRIBED 3    // phases whose description a block holds
 
+// Numbers of the token: 8 bytes each, the float32 and the stamp of phase `phase`. Phase -1: plain float32.
 typedef struct gyre_token_vector {
-  GYRE_CUDA_PTR(float) data;
-  long stride;
+  GYRE_CUDA_PTR(char) data;
+  int stride, phase;
 } gyre_token_vector;
 
 // What a product multiplies, made anew by every block.
@@ -33,9 +38,11 @@ enum {
 typedef struct gyre_token_operand {
   int kind, size, group, centers;
   gyre_token_vector x, z, v, score;  // score: one a group
-  gyre_array weight, bias, mix;
-  gyre_token_vector last;  // of SHIFT: the last token
-  gyre_token_vector keep;  // of NORM or COPY: where the block 0 leaves the result; or absent
+  GYRE_CUDA_PTR(const float) weight;
+  GYRE_CUDA_PTR(const float) bias;
+  GYRE_CUDA_PTR(const float) mix;
+  GYRE_CUDA_PTR(const float) last;  // [B, size] of SHIFT: the last token
+  gyre_token_vector keep;  // of NORM: where the block 0 leaves the result; or absent
   float epsilon;
   int gate;      // 0: none, 1: after, 2: before the norm
   int function;  // of z
@@ -46,14 +53,14 @@ typedef struct gyre_token_operand {
 
 enum {
   GYRE_TOKEN_SET = 0,      // y = f(Wx + b)
-  GYRE_TOKEN_ADD = 1,      // y = alpha * y + beta * (Wx + b)
+  GYRE_TOKEN_ADD = 1,      // y = alpha * old + beta * (Wx + b)
   GYRE_TOKEN_GATED = 2,    // y = f(W1 x) * (W2 x), W of 2 * rows
-  GYRE_TOKEN_MIN_GRU = 3,  // state = y = (1 - s(W1 x)) * state + s(W1 x) * g(W2 x)
+  GYRE_TOKEN_MIN_GRU = 3,  // old = y = (1 - s(W1 x)) * old + s(W1 x) * g(W2 x)
   GYRE_TOKEN_CAP = 4,      // y = alpha * tanh(Wx / alpha)
 };
 typedef struct gyre_token_product {
-  gyre_array bias;
-  gyre_token_vector y, state;
+  GYRE_CUDA_PTR(const float) bias;
+  gyre_token_vector y, old;  // old: of ADD what y was; of MIN_GRU the state
   float alpha, beta;
   int rows, first;  // outputs, and those of the phase before them
   int columns, slice;  // columns that come together
@@ -69,10 +76,11 @@ typedef struct gyre_token_entry {
   int rows, first, total, columns, slice, paired;
 } gyre_token_entry;
 
-// Work beside a phase's own: dst = src, or the window of a convolution moved on by one token.
+// Work beside a phase's own: to = from, or the window of a convolution moved on by one token.
 typedef struct gyre_token_move {
-  gyre_token_vector from, to;
-  int count, taps;  // taps 0: a copy
+  gyre_token_vector from;
+  GYRE_CUDA_PTR(float) to;  // [B, stride]
+  int stride, count, taps, unused;  // taps 0: a copy
 } gyre_token_move;
 
 enum { GYRE_TOKEN_LINEAR = 0, GYRE_TOKEN_DELTA = 1, GYRE_TOKEN_RWKV7 = 2 };
@@ -81,17 +89,22 @@ typedef struct gyre_token_matrix {
   int rule, heads, key_heads, keys, values, taps, channels, function;
   int q, k, v, is_first;  // offsets in x; RWKV-7: whether this layer's v is the first
   gyre_token_vector x;
-  gyre_array taps_weight, taps_bias;
-  GYRE_CUDA_PTR(float) window;  // [B, taps - 1, channels]
+  GYRE_CUDA_PTR(const float) taps_weight;
+  GYRE_CUDA_PTR(const float) taps_bias;
+  GYRE_CUDA_PTR(const float) window;  // [B, taps - 1, channels]
   gyre_token_vector gate, write;  // before softplus; before the sigmoid of beta
-  gyre_array log_rate, step_bias, skip;
+  GYRE_CUDA_PTR(const float) log_rate;
+  GYRE_CUDA_PTR(const float) step_bias;
+  GYRE_CUDA_PTR(const float) skip;
   int skip_per_channel, writes_twice;
   float step_low, step_high, scale, epsilon;
   GYRE_CUDA_PTR(float) state;  // [B, H, K, V]
   gyre_token_vector y;
   // RWKV-7: x holds r, k, v at q, k, v.
   gyre_token_vector decay, rate, mixed, first, value, score;
-  gyre_array key_scale, key_rate, bonus;
+  GYRE_CUDA_PTR(const float) key_scale;
+  GYRE_CUDA_PTR(const float) key_rate;
+  GYRE_CUDA_PTR(const float) bonus;
 } gyre_token_matrix;
 
 typedef struct gyre_token_attention {
@@ -100,7 +113,8 @@ typedef struct gyre_token_attention {
   float scale, epsilon;
   double log_base;
   gyre_token_vector x;
-  gyre_array query_norm, key_norm;
+  GYRE_CUDA_PTR(const float) query_norm;
+  GYRE_CUDA_PTR(const float) key_norm;
   GYRE_CUDA_PTR(char) keys;    // [B, capacity, key_heads, size] in the weights' type
   GYRE_CUDA_PTR(char) values;
   gyre_token_vector y, sums;  // [splits, heads, size]; [splits, heads, 2]: largest, sum
@@ -108,7 +122,8 @@ typedef struct gyre_token_attention {
 
 typedef struct gyre_token_embedding {
   gyre_array table;
-  gyre_array weight, bias;
+  GYRE_CUDA_PTR(const float) weight;
+  GYRE_CUDA_PTR(const float) bias;
   gyre_token_vector y;
   float factor, epsilon;
   int size, norm;  // 0: none, 1: RMS, 2: layer
@@ -127,14 +142,14 @@ enum {
 };
 typedef struct gyre_token_phase {
   int kind;
-  int waits;    // for the whole grid before it starts; otherwise goes on with the operands there are
+  int makes;    // operands; otherwise goes on with those there are
   int operands, products, moves, ranges;
-  int last_entry;  // of the stream, of this phase, plus one
-  int next_waits;  // of the phase after it
+  // Numbers of phase `awaited` that are there, nearly all, before its numbers are asked for; 0: not waited.
+  int awaited, enough;
   gyre_token_operand operand[GYRE_TOKEN_OPERANDS];
   gyre_token_product product[GYRE_TOKEN_PRODUCTS];
   gyre_token_move move[GYRE_TOKEN_MOVES];
-  gyre_token_range range[GYRE_TOKEN_RANGES];  // brought nearer during the phase before
+  gyre_token_range range[GYRE_TOKEN_RANGES];  // brought nearer before the phase
   gyre_token_matrix matrix;
   gyre_token_attention attention;
   gyre_token_embedding embedding;
@@ -143,9 +158,9 @@ typedef struct gyre_token_phase {
 typedef struct gyre_token_step_args {
   GYRE_CUDA_PTR(const gyre_token_phase) phases;
   GYRE_CUDA_PTR(const gyre_token_entry) entries;
-  GYRE_CUDA_PTR(unsigned) arrived;  // blocks; zero before and after
+  GYRE_CUDA_PTR(unsigned) counts;  // [2, phase_count]: numbers that phases have written, zero at first
   GYRE_CUDA_PTR(const int) tokens;   // [B]
-  GYRE_CUDA_PTR(const int) position;
+  GYRE_CUDA_PTR(const int) position;  // another one at every launch: stamps come from it
   int phase_count, entry_count, batch;
   int operand_floats, partial_floats;  // of shared memory
   int depth, flight;  // stages of the ring; of them, at most under way
@@ -153,11 +168,13 @@ typedef struct gyre_token_step_args {
 
 // Behind ring, operands and the warps' sums in shared memory.
 typedef struct gyre_token_shared {
-  gyre_token_phase phase[2];
+  float sums[64];  // read in fours
+  gyre_token_phase phase[GYRE_TOKEN_DESCRIBED];
   unsigned long full[GYRE_TOKEN_DEPTH], empty[GYRE_TOKEN_DEPTH];  // barriers of the ring's stages
-  int progress, ready, moved;  // phase under way; described; whose moves are done
-  int unused;
-  float sums[GYRE_TOKEN_THREADS];
+  int progress, ready, moved;  // the phase whose operands are there; the last described; whose moves are done
+  int rotated;  // what `turn` is for
+  double log_base;
+  float turn[2][GYRE_TOKEN_KEYS / 2];  // cosines and sines of the position
 } gyre_token_shared;
 
 // MARK: token_sample.cu
@@ -165,11 +182,11 @@ typedef struct gyre_token_shared {
 #define GYRE_TOKEN_SAMPLE_THREADS 1024
 // One block a sequence draws the next token from logits, as GyreInference.Sampler does.
 typedef struct gyre_token_sample_args {
-  gyre_token_vector logits;
+  GYRE_CUDA_PTR(float) logits;  // [B, logit_stride]
+  long logit_stride;
   GYRE_CUDA_PTR(int) tokens;    // [B]: the next
   GYRE_CUDA_PTR(int) output;    // [slots, B], the ring that the host reads; NaN logits: -1
   GYRE_CUDA_PTR(int) position;   // [B], all equal
-  GYRE_CUDA_PTR(unsigned) arrived;
   GYRE_CUDA_PTR(long) draws;    // [B]
   GYRE_CUDA_PTR(int) recent;    // [B, window]
   GYRE_CUDA_PTR(int) recent_count;  // [B]
