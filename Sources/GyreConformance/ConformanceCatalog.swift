@@ -10,6 +10,7 @@ public enum ConformanceCatalog {
     setThreadCount: (@Sendable (Int) -> Int)? = nil
   ) -> [ConformanceCase] {
     CheckDevice.cases(setThreadCount: setThreadCount)
+      + CheckProduct.cases(setThreadCount: setThreadCount)
       + OpCatalog.tensorOps.flatMap { CheckOp.cases($0, .op) }
       + EngineCatalog.ops.flatMap { CheckOp.cases($0, .engine) }
       + (MixerCatalog.mixers + MixerCatalog.feedForwards).flatMap { CheckMixer.cases($0) }

@@ -63,6 +63,19 @@ typedef struct gyre_attention_args {
   GYRE_CUDA_PTR(float) rows;         // and over keys, [batch, heads, queries]
 } gyre_attention_args;
 
+// MARK: attention_step.cu
+
+// One token against caches [batch, capacity, key_heads, size] in float32, of which `position` are filled; its
+// key and value go there. position: [1].
+typedef struct gyre_attention_step_args {
+  long batch, capacity, heads, key_heads, size;
+  double base;
+  int rotated, interleaved;  // channels that turn; 0: none
+  float scale;
+  int unused;
+  gyre_array q, k, v, keys, values, position, y;
+} gyre_attention_step_args;
+
 // MARK: attention_tiles.cu
 
 // For heads of up to 64 or 128 channels: groups of warps that multiply, each with 64 rows of an item,

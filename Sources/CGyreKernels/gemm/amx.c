@@ -279,6 +279,7 @@ const struct ck_gemm_kernel ck_gemm_s8_amx = {
 
 const struct ck_gemm_level ck_gemm_level_amx = {
     .rows = &ck_gemm_rows_avx512,
+    .fast = &ck_gemm_fast_avx512,
     .f32 = &ck_gemm_f32_avx512,
     .bf16 = &ck_gemm_bf16_amx,
     .bf16x3 = &ck_gemm_bf16x3_amx,

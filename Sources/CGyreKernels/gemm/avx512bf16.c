@@ -92,6 +92,7 @@ const struct ck_gemm_kernel ck_gemm_s8_avx512bf16 = {
 
 const struct ck_gemm_level ck_gemm_level_avx512bf16 = {
     .rows = &ck_gemm_rows_avx512,
+    .fast = &ck_gemm_fast_avx512,
     .f32 = &ck_gemm_f32_avx512,
     .bf16 = &ck_gemm_bf16_avx512bf16,
     .s8 = &ck_gemm_s8_avx512bf16,

@@ -5,6 +5,7 @@
 // of B of about half a megabyte passes by from the second. Sums over k run in a fixed order, blocks
 // of `block_units`, so the partition over threads does not change a bit of the result.
 #include "kernel.h"
+#include "sizes.h"
 #include <string.h>
 
 enum {
@@ -34,11 +35,6 @@ struct plan {
   long block_columns, slivers;
   bool needs_finish;
 };
-
-static long ceil_div(long a, long b) { return (a + b - 1) / b; }
-static long round_up(long a, long b) { return ceil_div(a, b) * b; }
-static long min_long(long a, long b) { return a < b ? a : b; }
-static long max_long(long a, long b) { return a > b ? a : b; }
 
 static long type_size(int type) {
   return type == CK_GEMM_TYPE_F32 ? 4 : type == CK_GEMM_TYPE_S8 ? 1 : 2;
@@ -142,9 +138,11 @@ static void multiply_sliver(const struct plan *p, struct ck_gemm_tile *t, long k
 
 // Whether rows of A lie side by side and a sliver of them ends within cache lines: then the slivers of a
 // group are packed together, a few lines of A at a time. One after the other they would fetch most lines
-// twice, and lines a multiple of 4 KB apart not from the first cache.
+// twice, and lines a multiple of 4 KB apart not from the first cache. Tile products are so quick that
+// touching a page for two lines counts too.
 static bool packs_groups(const struct plan *p) {
-  return !p->strided_a && p->a.x_stride == 1 && p->kernel->mr % p->kernel->lanes != 0;
+  const struct ck_gemm_kernel *kernel = p->kernel;
+  return !p->strided_a && p->a.x_stride == 1 && (kernel->mr % kernel->lanes != 0 || kernel->begin);
 }
 
 static void pack_group(const struct plan *p, uint32_t *slivers, long words, long first, long last,
@@ -361,6 +359,31 @@ static void run_empty(const struct plan *p) {
   ck_scratch_end(mark);
 }
 
+// Epilogue of a part of C that lies in place.
+static void finish_part(const void *context, long row, long rows, long column, long columns) {
+  const struct plan *p = context;
+  finish_rows(p, p->c32 + row * p->args->ldc + column, p->args->ldc, row, rows, column, columns);
+}
+
+static bool run_strassen(const struct plan *p) {
+  const struct ck_gemm_args *args = p->args;
+  if (p->kernel != p->level->f32 || p->a.round_bf16 || args->packed_b || !p->c32) return false;
+  return ck_gemm_strassen_run(&(struct ck_gemm_strassen){
+      .level = p->level,
+      .a = p->a,
+      .b = p->b,
+      .m = args->m,
+      .n = args->n,
+      .k = args->k,
+      .alpha = args->alpha,
+      .beta = args->beta,
+      .c = p->c32,
+      .ldc = args->ldc,
+      .finish = p->needs_finish ? finish_part : NULL,
+      .context = p,
+  });
+}
+
 static void run_one(const struct ck_gemm_level *level, const struct ck_gemm_args *args, long index) {
   const bool round_bf16 = rounds(level, args->compute);
   struct plan p = {
@@ -385,6 +408,7 @@ static void run_one(const struct ck_gemm_level *level, const struct ck_gemm_args
   if (args->n == 1 && p.b.k_stride == 1) p.b.x_stride = args->k;
   if (args->m == 1 && p.a.k_stride != 1 && args->lda == 1) p.a.k_stride = 1, p.a.x_stride = args->k;
   if (run_dot(&p)) return;
+  if (run_strassen(&p)) return;
   // Reading operands where they lie beats packing where packing would be read few times; rows a
   // multiple of 2 KB apart fight for the same cache sets.
   const struct ck_gemm_kernel *kernel = p.kernel;

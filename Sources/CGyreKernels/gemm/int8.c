@@ -1,10 +1,8 @@
 // int8 products with exact int32 sums. Kernels that take bytes multiply s8 or u8 by s8; elsewhere
 // float32 kernels do: 1024 products of int8 stay below 2^24, where float32 is exact.
 #include "kernel.h"
+#include "sizes.h"
 #include <string.h>
-
-static long ceil_div(long a, long b) { return (a + b - 1) / b; }
-static long min_long(long a, long b) { return a < b ? a : b; }
 
 enum { EXACT_K = 1024, COLUMN_BLOCK = 512 };
 

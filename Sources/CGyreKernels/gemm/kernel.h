@@ -31,6 +31,41 @@ struct ck_gemm_tile {
   float alpha, beta;
 };
 
+/// Scaled sums of packed blocks for Strassen's products: A's where `is_a`, else B's.
+struct ck_gemm_sums {
+  bool is_a;
+  int levels;               // 1: 2 x 2 blocks give 7 sums, 2: 4 x 4 blocks give 49
+  const float *blocks;      // packed, row after row of blocks
+  long block_stride, count; // floats between blocks and in one, a multiple of the period
+  const float *scale;       // [blocks of A's rows or B's columns][period]
+  long period;              // places of a panel in whole vectors
+  float *out;
+  long out_stride;
+};
+
+/// One sliver of A against panels of B, each tile added to up to four tiles.
+struct ck_gemm_spread {
+  long units, panels;
+  int rows, targets;
+  const uint32_t *a, *b;
+  float *target[4];
+  float sign[4];
+  long ldc;
+  const void *ahead;        // 64 bytes a unit and panel are asked for from here on
+};
+
+/// C = factor * source scaled by rows and columns + beta C.
+struct ck_gemm_deliver {
+  const float *source;
+  long source_stride;
+  float factor;
+  const float *row_scale, *column_scale;
+  long rows, columns;
+  float *c;
+  long ldc;
+  float beta;
+};
+
 struct ck_gemm_kernel {
   int mr, nr;            // tile rows and columns
   int lanes;             // of a vector: a tile's columns may be one vector too
@@ -83,8 +118,17 @@ struct ck_gemm_rows {
   void (*to_f32)(float *out, const void *in, int type, bool round_bf16, long count);
 };
 
+/// What Strassen's products need beside float32 tiles.
+struct ck_gemm_fast {
+  void (*form)(const struct ck_gemm_sums *sums);
+  void (*largest)(const float *block, long count, long period, uint32_t *largest);
+  void (*spread)(const struct ck_gemm_spread *spread);
+  void (*deliver)(const struct ck_gemm_deliver *deliver);
+};
+
 struct ck_gemm_level {
   const struct ck_gemm_rows *rows;
+  const struct ck_gemm_fast *fast;      // for f32
   const struct ck_gemm_kernel *f32;
   const struct ck_gemm_kernel *bf16;    // NULL: f32 on rounded operands
   const struct ck_gemm_kernel *bf16x3;  // NULL: f32
@@ -96,8 +140,25 @@ extern const struct ck_gemm_kernel ck_gemm_f32_generic, ck_gemm_f32_avx2, ck_gem
     ck_gemm_f32_neon, ck_gemm_bf16_avx512bf16, ck_gemm_s8_avx512bf16, ck_gemm_bf16_amx,
     ck_gemm_bf16x3_amx, ck_gemm_s8_amx;
 extern const struct ck_gemm_rows ck_gemm_rows_avx512;
+extern const struct ck_gemm_fast ck_gemm_fast_avx512;
 extern const struct ck_gemm_level ck_gemm_level_generic, ck_gemm_level_avx2, ck_gemm_level_avx512,
     ck_gemm_level_avx512bf16, ck_gemm_level_amx, ck_gemm_level_neon;
+
+/// A float32 product for Strassen's scheme.
+struct ck_gemm_strassen {
+  const struct ck_gemm_level *level;
+  struct ck_gemm_view a, b;
+  long m, n, k;
+  float alpha, beta;
+  float *c;
+  long ldc;
+  void (*finish)(const void *context, long row, long rows, long column, long columns);
+  const void *context;    // finish: NULL where C needs nothing more
+};
+
+/// C = alpha op(A) op(B) + beta C, then `finish` of every part. False where it is not for this product
+/// (nothing is written, or where beta is 0 something that a second product overwrites).
+bool ck_gemm_strassen_run(const struct ck_gemm_strassen *product);
 
 void ck_gemm_run(const struct ck_gemm_level *level, const struct ck_gemm_args *args);
 void ck_gemm_s8_run(const struct ck_gemm_level *level, const struct ck_gemm_s8s8s32_args *args);

@@ -108,6 +108,12 @@ struct ck_gemm_table {
 /// has no such level. Does not ask whether the processor has it: see ck_level_available.
 bool ck_gemm_table_for(enum ck_level level, struct ck_gemm_table *out);
 
+/// Large float32 products may go by Strassen's scheme: at most `levels` levels, 0 (classical products
+/// only) to 2, each with an eighth of the multiplications less and twice the rounding error. Negative: the
+/// environment's GYRE_STRASSEN, or 2.
+void ck_gemm_set_strassen_levels(int levels);
+int ck_gemm_strassen_levels(void);
+
 /// float32 C = alpha op(A) op(B) + beta C of an installed BLAS library (row-major, one problem).
 typedef void (*ck_blas_sgemm)(const struct ck_gemm_args *args);
 /// Loads the library at `path` and returns its product, or NULL where it has no cblas_sgemm with
