@@ -17,8 +17,8 @@ one=$device
 process_of() {
   local p
   for p in /proc/[0-9]*; do
-    if tr '\0' '\n' <"$p/environ" 2>/dev/null | grep -qx "GYRE_RANK=$1" &&
-      tr '\0' '\n' <"$p/cmdline" 2>/dev/null | grep -qx "$2"; then
+    if { tr '\0' '\n' <"$p/environ" | grep -qx "GYRE_RANK=$1" &&
+      tr '\0' '\n' <"$p/cmdline" | grep -qx "$2"; } 2>/dev/null; then
       basename "$p"
       return
     fi

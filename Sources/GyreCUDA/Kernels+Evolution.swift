@@ -150,7 +150,8 @@ extension CUDAKernel {
     let columns = outputs <= 64 ? 64 : outputs <= 128 ? 128 : 256
     guard launch.device.compiler.architecture == "sm_90a", op.noise.rank == 1,
       op.map.precision == .bfloat16 || (x.dtype == .bfloat16 && w.dtype == .bfloat16),
-      y.dtype == .bfloat16, each > 0, each % 16 == 0, inputs > 0, inputs % 8 == 0, outputs % 8 == 0,
+      y.dtype == .bfloat16, each > 0, each % 16 == 0, inputs > 0, inputs % 8 == 0,
+      outputs % 32 == 0,
       max(rows, inputs, outputs) < 1 << 30, y.address % 16 == 0,
       let function = tiledProducts[columns]
     else { return false }
@@ -158,7 +159,7 @@ extension CUDAKernel {
     guard from % 16 == 0, weights % 16 == 0 else { return false }
     var a = gyre_member_product_args()
     a.x = launch.map(from, rows: rows, channels: inputs)
-    a.w = launch.map(weights, rows: outputs, channels: inputs)
+    a.w = launch.turnedMap(weights, rows: outputs, channels: inputs)
     (a.rows, a.each, a.inputs, a.outputs) = (rows, each, inputs, outputs)
     let (down, up) = op.noise.factors(inputs, outputs)
     a.noise = arguments(op.noise, down, up)

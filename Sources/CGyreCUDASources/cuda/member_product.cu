@@ -62,7 +62,7 @@ DEV void copy_tiles(const gyre_member_product_args &a, const Shared &s) {
 #pragma unroll
       for (int p = 0; p < COLUMNS / 64; p++)
         if (p % BLOCKS == (int)cluster_rank())
-          load_box_for_both(w + p * PANEL, a.w, k, 0, walk.columns() + p * 64, 0, full);
+          load_turned_box_for_both(w + p * PANEL, a.w, k, walk.columns() / 32 + p * 2, full);
       ring.advance<STAGES>();
     }
   }
@@ -85,17 +85,6 @@ DEV void keep(const Numbers &of, unsigned first, int i, float *to) {
   float four[4];
   of.four((first >> 2) + i, four);
   *(float4 *)(to + i * 4) = make_float4(four[0], four[1], four[2], four[3]);
-}
-
-/// Word j of lane t of a quad goes to lane j as word t.
-DEV uint4 turned(u32 a, u32 b, u32 c, u32 d) {
-  const int t = threadIdx.x & 3;
-  const bool odd = t & 1, high = t & 2;
-  const u32 p = __shfl_xor_sync(~0u, odd ? a : b, 1), q = __shfl_xor_sync(~0u, odd ? c : d, 1);
-  if (odd) a = p, c = q;
-  else b = p, d = q;
-  const u32 u = __shfl_xor_sync(~0u, high ? a : c, 2), v = __shfl_xor_sync(~0u, high ? b : d, 2);
-  return high ? make_uint4(u, v, c, d) : make_uint4(a, b, u, v);
 }
 
 /// Two groups of four warps, 64 rows each. x . B of a warp's 16 rows is two more columns of a product. While
@@ -169,20 +158,21 @@ DEV void multiply(const gyre_member_product_args &a, const Shared &s) {
     }
     const long row = walk.rows + warp * 16 + (lane >> 2);
     u16 *const to = (u16 *)a.y + row * a.outputs + walk.columns() + t * 8;
+    // Of every 32 outputs a lane has eight neighbours: W came so that they are in this order.
 #pragma unroll
     for (int n = 0; n < N; n += 4) {
-      u32 low[4], high[4];
+      const float *const numbers = up + n * 8 + t * 8;
+      u32 upper[4], lower[4];
 #pragma unroll
       for (int j = 0; j < 4; j++) {
-        const float2 p = *(const float2 *)(up + (n + j) * 8 + 2 * t);
-        low[j] = pack2(d[n + j][0] + z0 * p.x, d[n + j][1] + z0 * p.y);
-        high[j] = pack2(d[n + j][2] + z1 * p.x, d[n + j][3] + z1 * p.y);
+        const float2 p = *(const float2 *)(numbers + 2 * j);
+        upper[j] = pack2(d[n + j][0] + z0 * p.x, d[n + j][1] + z0 * p.y);
+        lower[j] = pack2(d[n + j][2] + z1 * p.x, d[n + j][3] + z1 * p.y);
       }
-      const uint4 upper = turned(low[0], low[1], low[2], low[3]);
-      const uint4 lower = turned(high[0], high[1], high[2], high[3]);
-      if (walk.columns() + (n + t) * 8 < a.outputs) {
-        if (row < a.rows) *(uint4 *)(to + n * 8) = upper;
-        if (row + 8 < a.rows) *(uint4 *)(to + 8 * a.outputs + n * 8) = lower;
+      if (walk.columns() + n * 8 < a.outputs) {
+        if (row < a.rows) *(uint4 *)(to + n * 8) = make_uint4(upper[0], upper[1], upper[2], upper[3]);
+        if (row + 8 < a.rows)
+          *(uint4 *)(to + 8 * a.outputs + n * 8) = make_uint4(lower[0], lower[1], lower[2], lower[3]);
       }
     }
   }

@@ -414,8 +414,8 @@ typedef struct gyre_member_linear_args {
   gyre_array x, w, y;
 } gyre_member_linear_args;
 
-// The same for 16 k rows a member and any inputs and outputs in eights, on sm_90a; x and W by boxes of 64 rows and
-// 64 columns. A pair of blocks of threads takes units: two tiles of GYRE_PRODUCT_ROWS rows with one of `parts`
+// The same for 16 k rows a member, inputs in eights and outputs in 32s, on sm_90a; x and W by boxes of 64 rows and
+// 64 columns, W's rows turned. A pair of blocks of threads takes units: two tiles of GYRE_PRODUCT_ROWS rows with one of `parts`
 // parts of the `tiles` of columns.
 enum { GYRE_PRODUCT_ROWS = 128, GYRE_PRODUCT_THREADS = 384 };
 #define GYRE_PRODUCT_STAGES(columns) ((columns) == 256 ? 4 : (columns) == 128 ? 6 : 8)

@@ -51,10 +51,19 @@ public final class MPIGroup: WorkerGroup {
     return zip(all, counts).map { Array($0.prefix($1)) }
   }
 
+  /// What each rank gave, as many bytes as this one, piece by piece: MPI counts in 32 bits.
   private func exchange(_ bytes: [UInt8]) throws(EvolutionError) -> [[UInt8]] {
-    guard bytes.count <= Int(Int32.max) else {
-      throw .worker(ranks: [rank], reason: "has \(bytes.count) bytes to send, more than MPI takes")
+    guard bytes.count > Self.mostBytes else { return try exchange(piece: bytes) }
+    var all = [[UInt8]](repeating: [], count: ranks.count)
+    for start in stride(from: 0, to: bytes.count, by: Self.mostBytes) {
+      let piece = bytes[start..<min(start + Self.mostBytes, bytes.count)]
+      for (i, part) in try exchange(piece: Array(piece)).enumerated() { all[i] += part }
     }
+    return all
+  }
+  private static let mostBytes = 1 << 30
+
+  private func exchange(piece bytes: [UInt8]) throws(EvolutionError) -> [[UInt8]] {
     var all = [UInt8](repeating: 0, count: bytes.count * ranks.count)
     let length = Int32(bytes.count)
     let code = bytes.withUnsafeBytes { from in

@@ -149,6 +149,8 @@ struct EvolveFloat {
       }
     }
     try change(&c)
+    // Before the folder is made: what cannot run leaves nothing behind.
+    if environment == nil, LanguageTask.Reward(rawValue: c.reward) == nil { _ = try prompts(c) }
     if let environment {
       try FileManager.default.createDirectory(
         atPath: folder.path, withIntermediateDirectories: true)
@@ -210,15 +212,21 @@ struct EvolveFloat {
     if let reward = LanguageTask.Reward(rawValue: c.reward) {
       return try LanguageTask(model: model, reward: reward, folder: folder, configuration: c)
     }
+    return try CompletionTask(
+      model: model, tokenizer: try StoredModel.tokenizer(folder: folder.path),
+      program: RewardProgram(command: c.reward, timeout: float.timeout, retries: float.retries),
+      prompts: try prompts(c), temperature: float.temperature, configuration: c)
+  }
+
+  /// What a program as reward is given completions of.
+  private func prompts(_ c: EvolutionConfiguration) throws -> [String] {
     guard let prompts = float.prompts else {
       throw Failure("--reward '\(c.reward)' is a program: name --prompts, a file with one a line")
     }
     let lines = String(decoding: try Files.read(prompts), as: UTF8.self)
       .split(separator: "\n").map(String.init)
-    return try CompletionTask(
-      model: model, tokenizer: try StoredModel.tokenizer(folder: folder.path),
-      program: RewardProgram(command: c.reward, timeout: float.timeout, retries: float.retries),
-      prompts: lines, temperature: float.temperature, configuration: c)
+    guard !lines.isEmpty else { throw Failure("--prompts '\(prompts)' holds no line") }
+    return lines
   }
 
   /// The model of the folder as it is before the run.
