@@ -94,15 +94,15 @@ extension CPUKernel {
     let compute = k.compute(op.forward.precision)
     let mark = ck_scratch_begin()
     defer { ck_scratch_end(mark) }
-    // All pieces multiply x, which is packed once.
+    // All pieces multiply x, which is packed once where packing counts beside products.
     var pack = ck_pack_b_args()
-    (pack.k, pack.n, pack.ldb) = (rows, width, width)
-    (pack.b, pack.packed) = (
-      UnsafeRawPointer(x.hostAddress), ck_scratch(k.gemm.packed_b_bytes(rows, width, compute))
-    )
-    guard let type = x.dtype.gemm, pack.packed != nil else { return false }
-    (pack.b_type, pack.compute) = (type, compute)
-    k.gemm.pack_b(&pack)
+    if op.forward.precision == .bfloat16, let type = x.dtype.gemm {
+      (pack.k, pack.n, pack.ldb) = (rows, width, width)
+      (pack.b, pack.b_type) = (UnsafeRawPointer(x.hostAddress), type)
+      pack.packed = ck_scratch(k.gemm.packed_b_bytes(rows, width, compute))
+      pack.compute = compute
+      k.gemm.pack_b(&pack)
+    }
     let pieces = zip(zip(op.forward.pieces, op.forward.starts), call.inputs[2...]).enumerated()
     for (i, ((n, start), dy)) in pieces {
       guard var a = arguments(dy, x, dw) else { return false }

@@ -32,7 +32,7 @@ struct Bench: ParsableCommand {
 
       Training rows are whole steps (forward, cross-entropy, backward, clipping, AdamW) with
       vocabulary 256, width 256, 4 layers, batch 16, length 256. Length rows compare
-      8 sequences of 1,024 and of 16,384 tokens. Layer rows are recurrent layers with their input
+      8 sequences of 16,384 tokens with 128 of 1,024, as many tokens a step, and with 8. Layer rows are recurrent layers with their input
       projection, batch 16, 512 tokens, width 256 and 1024. Mixer rows are every mixer and feed-forward
       block with its default options, width 256, batch 4, 256 tokens. Decoding rows feed one sequence a token at
       a time. --profile trains presets instead (several, separated by commas): tokens/s beside the
@@ -227,6 +227,7 @@ struct Bench: ParsableCommand {
       ])
     }
     table.print()
+    LengthComparison.table(rows)?.print()
   }
 
   typealias Job = (String, () throws -> [Measurement])
@@ -242,9 +243,9 @@ struct Bench: ParsableCommand {
       (
         name,
         {
-          try [(8, 1024), (8, 16384)].flatMap { batch, length in
+          try LengthComparison.shapes.flatMap { batch, length in
             var row = EngineRow.all(on: device, batch: batch, length: length)[index]
-            row.name += " T\(length)"
+            row.name = LengthComparison.name(row.name, batch, length)
             return try engine(row, device, machine)()
           }
         }
@@ -256,24 +257,24 @@ struct Bench: ParsableCommand {
     _ row: EngineRow, _ device: any Device, _ machine: MachinePeaks
   ) -> () throws -> [Measurement] {
     {
-      let tokens = row.inputs[0].shape[0] * row.inputs[0].shape[1]
-      let output = row.run(row.inputs)
-      let (read, written) = (row.inputs.reduce(0) { $0 + $1.byteCount }, output.byteCount)
+      let (inputs, tokens) = (row.inputs(), row.tokens)
+      let output = row.run(inputs)
+      let (read, written) = (inputs.reduce(0) { $0 + $1.byteCount }, output.byteCount)
       let cotangent = Tensor.full(1, output.shape, on: device)
       return [
         try Measurement(
           row.name, "forward", bytes: Double(read + written), flops: row.flops, tokens: tokens,
           on: device, machine: machine
-        ) { _ = row.run(row.inputs) },
+        ) { _ = row.run(inputs) },
         try Measurement(
           row.name, "forward+backward", bytes: Double(3 * read + 2 * written),
           flops: 3 * row.flops,
           tokens: tokens, on: device, machine: machine
         ) {
           let tape = Tape()
-          tape.watch(row.inputs)
-          let y = tape.record { row.run(row.inputs) }
-          _ = tape.gradients(of: [(y, cotangent)], for: row.inputs)
+          tape.watch(inputs)
+          let y = tape.record { row.run(inputs) }
+          _ = tape.gradients(of: [(y, cotangent)], for: inputs)
         },
       ]
     }

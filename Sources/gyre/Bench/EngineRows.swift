@@ -4,7 +4,10 @@ import GyreTensors
 /// Every engine with 4 heads of 64; at the training shape batch 16, 256 tokens.
 struct EngineRow {
   var name: String
-  var inputs: [Tensor]
+  /// Tokens of all rows.
+  var tokens: Int
+  /// Makes the inputs: at long lengths those of one engine at a time.
+  var inputs: () -> [Tensor]
   /// Operations of the recurrence itself, forward.
   var flops: Double
   var run: ([Tensor]) -> Tensor
@@ -23,7 +26,6 @@ struct EngineRow {
     var h: Int { EngineRow.heads }
     var k: Int { EngineRow.size }
     var d: Int { h * k }
-    var tokens: Double { Double(b * t) }
 
     func tensor(_ name: String, _ shape: Shape, _ low: Float, _ high: Float) -> Tensor {
       let values = CounterGenerator(seed: 1, name: name).uniforms(shape.elementCount, low, high)
@@ -33,10 +35,11 @@ struct EngineRow {
     func logDecay(_ shape: Shape) -> Tensor { tensor("decay", shape, -0.2, -0.001) }
 
     func row<E: RecurrenceEngine>(
-      _ name: String, _ engine: E, _ inputs: [Tensor], flops: Double,
+      _ name: String, _ engine: E, _ inputs: @autoclosure @escaping () -> [Tensor], flops: Double,
       _ make: @escaping ([Tensor]) -> E.Inputs
     ) -> EngineRow {
-      EngineRow(name: name, inputs: inputs, flops: flops * tokens) { tensors in
+      EngineRow(name: name, tokens: b * t, inputs: inputs, flops: flops * Double(b * t)) {
+        tensors in
         var state = State(engine.stateSpec, batch: b)
         return engine(make(tensors), state: &state, form: .chunkwise, reset: nil)
       }
@@ -90,31 +93,40 @@ struct EngineRow {
       ]
     }
 
-    private var delta: [EngineRow] {
-      let engine = DeltaRule(heads: h, keySize: k, valueSize: k)
-      let inputs = [
+    private var unitKeys: [Tensor] {
+      [
         value("q", [b, t, h, k]), value("k", [b, t, h, k]).l2Normalized(),
         value("v", [b, t, h, k]),
-        tensor("beta", [b, t, h], 0, 1),
       ]
-      let work = 6 * Double(h * k * k)
+    }
+    private var beta: Tensor { tensor("beta", [b, t, h], 0, 1) }
+    private var generalized: [Tensor] {
       let key = value("a", [b, t, h, k]).l2Normalized()
+      return unitKeys + [
+        logDecay([b, t, h, k]), key * -1, key * tensor("g", [b, t, h, k], 0, 1),
+      ]
+    }
+
+    private var delta: [EngineRow] {
+      let engine = DeltaRule(heads: h, keySize: k, valueSize: k)
+      let work = 6 * Double(h * k * k)
       return [
-        row("delta_rule", engine, inputs, flops: work) {
+        row("delta_rule", engine, unitKeys + [beta], flops: work) {
           .init(q: $0[0], k: $0[1], v: $0[2], beta: $0[3], gate: .none)
         },
-        row("delta_rule scalar gate", engine, inputs + [logDecay([b, t, h])], flops: work) {
+        row(
+          "delta_rule scalar gate", engine, unitKeys + [beta, logDecay([b, t, h])], flops: work
+        ) {
           .init(q: $0[0], k: $0[1], v: $0[2], beta: $0[3], gate: .scalar($0[4]))
         },
-        row("delta_rule vector gate", engine, inputs + [logDecay([b, t, h, k])], flops: work) {
+        row(
+          "delta_rule vector gate", engine, unitKeys + [beta, logDecay([b, t, h, k])], flops: work
+        ) {
           .init(q: $0[0], k: $0[1], v: $0[2], beta: $0[3], gate: .vector($0[4]))
         },
         row(
           "delta_rule dplr", GeneralizedDeltaRule(heads: h, keySize: k, valueSize: k),
-          Array(inputs[..<3]) + [
-            logDecay([b, t, h, k]), key * -1, key * tensor("g", [b, t, h, k], 0, 1),
-          ],
-          flops: 8 * Double(h * k * k)
+          generalized, flops: 8 * Double(h * k * k)
         ) { .init(q: $0[0], k: $0[1], v: $0[2], logDecay: $0[3], a: $0[4], b: $0[5]) },
       ]
     }
@@ -139,8 +151,8 @@ struct EngineRow {
           flops: 4 * pairs * Double(d)
         ) { .init(q: $0[0], k: $0[1], v: $0[2]) },
         EngineRow(
-          name: "short_convolution", inputs: [value("x", [b, t, d]), value("w", [d, 4])],
-          flops: 8 * Double(d) * tokens
+          name: "short_convolution", tokens: b * t,
+          inputs: { [value("x", [b, t, d]), value("w", [d, 4])] }, flops: 8 * Double(d * b * t)
         ) { $0[0].shortConvolution($0[1], activation: true).y },
       ]
     }
