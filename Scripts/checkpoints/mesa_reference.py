@@ -3,7 +3,8 @@
 usage: mesa_reference.py OUT
 
 The library's own kernel rounds to float16, too coarse to compare with. Writes OUT/{config.json,
-model.safetensors, expected.safetensors}: input_ids [2, T], logits [2, T, V], loss, greedy, grad.NAME.
+model.safetensors, expected.safetensors}: input_ids [2, T], logits [2, T, V], loss, greedy, grad.NAME;
+and half.safetensors: input_ids [1, 150] and the last four tokens' logits with that kernel's roundings.
 Gradients are those of the exact solution, its adjoint solved like it. Needs torch and safetensors.
 """
 import json
@@ -44,9 +45,13 @@ def weights():
 
 
 def conjugate_gradients(A, b):
+    return solve(lambda p: torch.einsum("...ij,...j->...i", A, p), b)
+
+
+def solve(apply, b):
     x, r, p, size = torch.zeros_like(b), b, b, (b * b).sum(-1)
     for _ in range(STEPS):
-        image = torch.einsum("...ij,...j->...i", A, p)
+        image = apply(p)
         alpha = size / ((p * image).sum(-1) + 1e-5)
         x, r = x + alpha[..., None] * p, r - alpha[..., None] * image
         after = (r * r).sum(-1)
@@ -72,7 +77,29 @@ def rms(x, w):
     return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + EPS) * w
 
 
-def mixer(x, w, a):
+def rounded(x, to=torch.float16):
+    return x.to(to).to(x.dtype)
+
+
+def half_chunks(q, k, v, g, beta, ridge):
+    """What the kernel computes, chunk by chunk: q, k, v [B, H, T, K], g and beta [B, H, T]."""
+    q, k, out = rounded(q), rounded(k), []
+    H = G = torch.zeros(*q.shape[:2], SIZE, SIZE)
+    for at in range(0, q.shape[2], 64):
+        q_, k_, v_ = (t[:, :, at:at + 64] for t in (q, k, v))
+        c, b_ = g[:, :, at:at + 64].cumsum(-1), beta[:, :, at:at + 64]
+        m = torch.tril(torch.exp(c[..., :, None] - c[..., None, :]) * b_[..., None, :])
+        reach = torch.exp(c)[..., None]
+        x = solve(lambda p: rounded((rounded(p) @ k_.mT) * m) @ k_ + (p * reach) @ H + p * ridge, q_)
+        near = ((rounded(x) @ k_.mT) * m) @ v_
+        out.append(near + rounded(x * reach, torch.bfloat16) @ rounded(G, torch.bfloat16))
+        last = c[..., -1, None, None]
+        written = rounded(k_ * torch.exp(last - c[..., None]) * b_[..., None]).mT
+        H, G = H * torch.exp(last) + written @ k_, G * torch.exp(last) + written @ v_
+    return torch.cat(out, 2)
+
+
+def mixer(x, w, a, half=False):
     (B, T, _), heads = x.shape, (HEADS, SIZE)
     line = lambda n: x @ w[a + n + "_proj.weight"].T
 
@@ -88,7 +115,11 @@ def mixer(x, w, a):
     ridge = torch.diag_embed((F.softplus(w[a + "lambda_params"]) + RIDGE).view(heads))
     H = G = torch.zeros(B, HEADS, SIZE, SIZE, dtype=x.dtype)
     out = []
-    for t in range(T):
+    if half:
+        diagonal = torch.diagonal(ridge, dim1=-2, dim2=-1)[:, None]
+        y = half_chunks(*(t.transpose(1, 2) for t in (q, k, v, torch.log(decay), beta)), diagonal)
+        out = list(y.unbind(2))
+    for t in range(0 if half else T):
         e, kb = decay[:, t, :, None, None], k[:, t] * beta[:, t, :, None]
         H = H * e + kb[..., None] * k[:, t, :, None, :]
         G = G * e + kb[..., None] * v[:, t, :, None, :]
@@ -97,11 +128,11 @@ def mixer(x, w, a):
     return y.reshape(B, T, -1) @ w[a + "o_proj.weight"].T
 
 
-def logits(ids, w):
+def logits(ids, w, half=False):
     x = w["model.embeddings.weight"][ids]
     for i in range(LAYERS):
         p = f"model.layers.{i}."
-        x = x + mixer(rms(x, w[p + "attn_norm.weight"]), w, p + "attn.")
+        x = x + mixer(rms(x, w[p + "attn_norm.weight"]), w, p + "attn.", half)
         y = rms(x, w[p + "mlp_norm.weight"])
         gate = F.silu(y @ w[p + "mlp.gate_proj.weight"].T)
         x = x + (gate * (y @ w[p + "mlp.up_proj.weight"].T)) @ w[p + "mlp.down_proj.weight"].T
@@ -127,3 +158,7 @@ if __name__ == "__main__":
     json.dump(CONFIG, open(sys.argv[1] + "/config.json", "w"), indent=2, sort_keys=True)
     save_file(stored, sys.argv[1] + "/model.safetensors")
     save_file(expected, sys.argv[1] + "/expected.safetensors")
+    long = torch.randint(0, 64, (1, 150))
+    with torch.no_grad():
+        last = logits(long, stored, half=True)[:, -4:].contiguous()
+    save_file({"input_ids": long.int(), "logits": last}, sys.argv[1] + "/half.safetensors")

@@ -20,6 +20,7 @@ static const gyre_symbol driver_symbols[] = {
     DRIVER(stream_create, "cuStreamCreate"),
     DRIVER(stream_destroy, "cuStreamDestroy_v2"),
     DRIVER(stream_synchronize, "cuStreamSynchronize"),
+    DRIVER(stream_wait, "cuStreamWaitEvent"),
     DRIVER(event_create, "cuEventCreate"),
     DRIVER(event_destroy, "cuEventDestroy_v2"),
     DRIVER(event_record, "cuEventRecord"),

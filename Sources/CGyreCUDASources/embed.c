@@ -45,8 +45,14 @@ static const char bonus_cu[] = {
 static const char blend_cu[] = {
 #embed "cuda/blend.cu" suffix(, 0)
 };
+static const char attention_step_cu[] = {
+#embed "cuda/attention_step.cu" suffix(, 0)
+};
 static const char value_scales_cu[] = {
 #embed "cuda/value_scales.cu" suffix(, 0)
+};
+static const char step_gates_cu[] = {
+#embed "cuda/step_gates.cu" suffix(, 0)
 };
 static const char token_mixes_cu[] = {
 #embed "cuda/token_mixes.cu" suffix(, 0)
@@ -125,6 +131,9 @@ static const char low_rank_noise_cu[] = {
 };
 static const char member_linear_cu[] = {
 #embed "cuda/member_linear.cu" suffix(, 0)
+};
+static const char member_product_cu[] = {
+#embed "cuda/member_product.cu" suffix(, 0)
 };
 static const char egg_streams_cu[] = {
 #embed "cuda/egg_streams.cu" suffix(, 0)
@@ -285,6 +294,8 @@ static const gyre_cuda_source kernels[] = {
     {"bonus", bonus_cu},
     {"blend", blend_cu},
     {"value_scales", value_scales_cu},
+    {"attention_step", attention_step_cu},
+    {"step_gates", step_gates_cu},
     {"token_mixes", token_mixes_cu},
     {"sequence", sequence_cu},
     {"diagonal_scan_base", diagonal_scan_base_cu},
@@ -311,6 +322,7 @@ static const gyre_cuda_source kernels[] = {
     {"evolution", evolution_cu},
     {"low_rank_noise", low_rank_noise_cu},
     {"member_linear", member_linear_cu},
+    {"member_product", member_product_cu},
     {"egg_streams", egg_streams_cu},
     {"egg_forward", egg_forward_cu},
     {"egg_update", egg_update_cu},

@@ -193,6 +193,12 @@ extension Tensor {
   var f32: UnsafeMutablePointer<Float>? {
     dtype == .float32 ? hostAddress?.assumingMemoryBound(to: Float.self) : nil
   }
+  /// The first element for kernels that take several types by one pointer.
+  var floats: UnsafeMutablePointer<Float>? { floats(from: 0) }
+  /// The address of element `i` for such kernels.
+  func floats(from i: Int) -> UnsafeMutablePointer<Float>? {
+    hostAddress.map { ($0 + i * dtype.byteCount).assumingMemoryBound(to: Float.self) }
+  }
   var i32: UnsafeMutablePointer<Int32>? {
     dtype == .int32 ? hostAddress?.assumingMemoryBound(to: Int32.self) : nil
   }
@@ -200,8 +206,12 @@ extension Tensor {
 
 extension KernelCall {
   /// Whether all floating tensors of the call are float32, which the C kernels expect.
-  var isFloat32: Bool {
-    inputs.allSatisfy { $0.dtype == .float32 || !$0.dtype.isFloat }
-      && outputs.allSatisfy { $0.dtype == .float32 || !$0.dtype.isFloat }
+  var isFloat32: Bool { isFloat32(but: []) }
+
+  /// The same for all but those that the caller looks at itself.
+  func isFloat32(but others: [Tensor]) -> Bool {
+    (inputs + outputs).allSatisfy { t in
+      t.dtype == .float32 || !t.dtype.isFloat || others.contains { $0.id == t.id }
+    }
   }
 }

@@ -73,6 +73,8 @@ extension CPUKernel {
     }
     (s.q, s.k, s.v) = (inputs[0].constant, inputs[1].constant, inputs[2].constant)
     s.g = op.optional.pick(3, inputs)?.constant
+    // Gradients of gates are differences of sums that rounded products would reach only roughly.
+    s.bf16 = op.precision == .bfloat16 && s.g == nil
     s.reset = op.optional.pick(4, inputs)?.resets
     return s
   }

@@ -4,11 +4,15 @@ import GyreTensors
 
 extension CPUKernel {
   static let cells: [CPUKernel] = [
+    CPUKernel(RecurrentGradients.self) { op, call, k in recurrentGradients(op, call, k) },
     CPUKernel(CellForward.self) { op, call, k in
-      guard call.isFloat32 else { return false }
+      let xw = call.inputs[0]
+      let isHalf = xw.dtype == .bfloat16 && op.cell.takesHalf
+      guard isHalf || xw.dtype == .float32, call.isFloat32(but: [xw]) else { return false }
       var a = ck_cell_scan_forward_args()
       a.shape = shape(op, call.inputs)
-      a.xw = call.inputs[0].constant
+      a.xw = UnsafePointer(xw.floats)
+      a.bf16_xw = isHalf
       a.bias = op.optional.pick(2, call.inputs)?.constant
       a.h0 = op.optional.pick(3, call.inputs)?.constant
       a.c0 = op.optional.pick(4, call.inputs)?.constant
@@ -29,7 +33,11 @@ extension CPUKernel {
       return true
     },
     CPUKernel(CellBackward.self) { op, call, k in
-      guard call.isFloat32 else { return false }
+      let dxw = call.outputs[0]
+      let isHalf = dxw.dtype == .bfloat16 && op.forward.cell.takesHalf
+      guard isHalf || dxw.dtype == .float32, call.isFloat32(but: [call.inputs[0], dxw]) else {
+        return false
+      }
       let rest = Array(call.inputs[op.inputCount...])
       var a = ck_cell_scan_backward_args()
       a.shape = shape(op.forward, call.inputs)
@@ -48,7 +56,8 @@ extension CPUKernel {
       a.dn_final = op.extra.pick(8, rest)?.constant
       a.dn0 = op.place(6).flatMap { call.outputs[$0].f32 }
       a.dm0 = op.place(7).flatMap { call.outputs[$0].f32 }
-      a.dxw = call.outputs[0].f32
+      a.dxw = dxw.floats
+      a.bf16_dxw = isHalf
       a.dh0 = op.place(3).flatMap { call.outputs[$0].f32 }
       a.dc0 = op.place(4).flatMap { call.outputs[$0].f32 }
       a.previous = call.outputs[op.previousPlace].f32
@@ -61,6 +70,41 @@ extension CPUKernel {
       return true
     },
   ]
+
+  /// The gates but the last from one array, the last from another.
+  private static func recurrentGradients(
+    _ op: RecurrentGradients, _ call: KernelCall, _ k: KernelTables
+  ) -> Bool {
+    let (d, h) = (call.inputs[0], call.inputs[call.inputs.count - 1])
+    guard let type = d.dtype.gemm, call.isFloat32(but: [d]), let weight = call.outputs[0].f32,
+      let bias = call.outputs[1].f32, d.dtype != .float16
+    else { return false }
+    let (rows, all, hidden) = (h.shape.rowCount, d.shape.last, h.shape.last)
+    var parts = [(d, 0, all)]
+    if call.inputs.count > 2 {
+      parts = [(d, 0, all - hidden), (call.inputs[1], all - hidden, hidden)]
+    }
+    for (part, first, count) in parts {
+      var a = ck_gemm_args()
+      (a.m, a.n, a.k, a.batch) = (count, hidden, rows, 1)
+      (a.lda, a.ldb, a.ldc) = (part.shape.last, hidden, hidden)
+      a.alpha = 1
+      a.a = UnsafeRawPointer(part.hostAddress)
+      a.b = UnsafeRawPointer(h.hostAddress)
+      a.c = UnsafeMutableRawPointer(weight + first * hidden)
+      a.a_type = part.id == d.id ? type : CK_GEMM_TYPE_F32
+      a.transpose_a = true
+      a.compute = k.compute(op.precision)
+      k.gemm.gemm(&a)
+      var sum = ck_reduce_args()
+      (sum.rows, sum.columns, sum.x_row) = (rows, count, part.shape.last)
+      sum.x = UnsafePointer(part.floats)
+      sum.bf16 = part.dtype == .bfloat16
+      sum.out = bias + first
+      k.pointwise.sum_rows(&sum)
+    }
+    return true
+  }
 
   private static func shape(_ op: CellForward, _ inputs: [Tensor]) -> ck_cell_scan_shape {
     let x = op.extents(inputs.map(\.spec))
@@ -80,4 +124,9 @@ extension CPUKernel {
     s.reset = op.optional.pick(5, inputs)?.resets
     return s
   }
+}
+
+extension CellScan.Cell {
+  /// Whether kernels take pre-activations in bfloat16.
+  fileprivate var takesHalf: Bool { self == .lstm || self == .gru }
 }

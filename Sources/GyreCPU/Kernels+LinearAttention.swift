@@ -69,6 +69,7 @@ extension CPUKernel {
       p.epsilon = Float(epsilon)
     }
     p.scale = Float(op.scale)
+    p.bf16 = op.precision == .bfloat16
     func input(_ i: Int) -> UnsafePointer<Float>? { op.optional.pick(i, inputs)?.constant }
     (p.q, p.k, p.v) = (input(0), input(1), input(2))
     (p.log_decay, p.input_gate, p.bonus) = (input(3), input(4), input(5))

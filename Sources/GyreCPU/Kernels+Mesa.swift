@@ -5,7 +5,7 @@ import GyreTensors
 extension CPUKernel {
   static let mesa: [CPUKernel] = [
     CPUKernel(MesaForward.self) { op, call, k in
-      guard call.isFloat32 else { return false }
+      guard call.isFloat32, !op.roundsToHalf else { return false }
       var a = arguments(op, call.inputs)
       (a.y, a.x) = (call.outputs[0].f32, call.outputs[1].f32)
       (a.H, a.G) = (call.outputs[2].f32, call.outputs[3].f32)

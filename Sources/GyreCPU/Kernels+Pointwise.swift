@@ -125,9 +125,11 @@ extension CPUKernel {
       return binary(op.kind.c, call.inputs[0], call.inputs[1], call.outputs[0], k)
     },
     CPUKernel(SumTo.self) { op, call, k in
-      guard call.isFloat32, let p = Broadcast.pattern(op.shape, in: call.inputs[0].shape)
-      else { return false }
-      return sum(call.inputs[0], p, into: call.outputs[0], k)
+      guard let p = Broadcast.pattern(op.shape, in: call.inputs[0].shape) else { return false }
+      if call.inputs[0].dtype == .bfloat16 {
+        return sumRounded(call.inputs[0], p, into: call.outputs[0], k)
+      }
+      return call.isFloat32 && sum(call.inputs[0], p, into: call.outputs[0], k)
     },
     CPUKernel(Softmax.self) { op, call, k in
       guard call.isFloat32 else { return false }
@@ -179,23 +181,39 @@ extension CPUKernel {
       return true
     },
     CPUKernel(GatedUnit.self) { op, call, k in
-      guard call.isFloat32 else { return false }
-      var a = glu(op, call.inputs[0], rowsOf: call.outputs[0])
-      a.y = call.outputs[0].f32
+      guard var a = glu(op, call.inputs[0], call.inputs + call.outputs, rowsOf: call.outputs[0])
+      else { return false }
+      a.y = call.outputs[0].floats
       a.y_row = a.columns
       k.pointwise.glu(&a)
       return true
     },
     CPUKernel(GatedUnit.Backward.self) { op, call, k in
-      guard call.isFloat32 else { return false }
-      var a = glu(op.unit, call.inputs[1], rowsOf: call.inputs[0])
-      a.dy = UnsafePointer(call.inputs[0].f32)
+      guard
+        var a = glu(op.unit, call.inputs[1], call.inputs + call.outputs, rowsOf: call.inputs[0])
+      else { return false }
+      a.dy = UnsafePointer(call.inputs[0].floats)
       a.dy_row = a.columns
-      a.dgate = call.outputs[0].f32
+      a.dgate = call.outputs[0].floats
       a.dgate_row = 2 * a.columns
-      a.dup = a.dgate.map { $0 + a.columns }
+      a.dup = call.outputs[0].floats(from: a.columns)
       a.dup_row = 2 * a.columns
       k.pointwise.glu_backward(&a)
+      return true
+    },
+    CPUKernel(ValueScales.self) { op, call, k in
+      guard call.isFloat32 else { return false }
+      var a = valueScales(call.inputs)
+      (a.y, a.z) = (call.outputs[0].f32, call.outputs[1].f32)
+      k.pointwise.value_scales(&a)
+      return true
+    },
+    CPUKernel(ValueScales.Backward.self) { op, call, k in
+      guard call.isFloat32 else { return false }
+      var a = valueScales(call.inputs)
+      (a.dy, a.dz) = (call.inputs[3].constant, call.inputs[4].constant)
+      (a.dv, a.ds, a.dd) = (call.outputs[0].f32, call.outputs[1].f32, call.outputs[2].f32)
+      k.pointwise.value_scales_backward(&a)
       return true
     },
     CPUKernel(Cast.self) { op, call, k in
@@ -213,14 +231,30 @@ extension CPUKernel {
     },
   ]
 
-  private static func glu(_ op: GatedUnit, _ x: Tensor, rowsOf y: Tensor) -> ck_glu_args {
+  private static func valueScales(_ inputs: [Tensor]) -> ck_value_scales_args {
+    let shape = inputs[0].shape
+    var a = ck_value_scales_args()
+    (a.tokens, a.heads, a.size) = (shape[0] * shape[1], shape[2], shape[3])
+    a.per_channel = inputs[2].elementCount != a.heads
+    (a.v, a.s, a.d) = (inputs[0].constant, inputs[1].constant, inputs[2].constant)
+    return a
+  }
+
+  /// nil where the tensors are not all float32 or all bfloat16.
+  private static func glu(
+    _ op: GatedUnit, _ x: Tensor, _ all: [Tensor], rowsOf y: Tensor
+  ) -> ck_glu_args? {
+    guard [.float32, .bfloat16].contains(x.dtype), all.allSatisfy({ $0.dtype == x.dtype }) else {
+      return nil
+    }
     var a = ck_glu_args()
+    a.bf16 = x.dtype == .bfloat16
     a.kind = op.activation.c
     a.rows = y.shape.rowCount
     a.columns = y.shape.last
-    a.gate = UnsafePointer(x.f32)
+    a.gate = UnsafePointer(x.floats)
     a.gate_row = 2 * a.columns
-    a.up = x.f32.map { UnsafePointer($0 + a.columns) }
+    a.up = UnsafePointer(x.floats(from: a.columns))
     a.up_row = 2 * a.columns
     return a
   }
@@ -302,6 +336,29 @@ extension CPUKernel {
       (a.rows, a.columns, a.x_row, a.out) = (p.middle, p.inner, p.inner, y.f32)
       k.pointwise.sum_columns(&a)
     }
+    return true
+  }
+
+  /// Sums of rows of bfloat16, in float32 until they are stored.
+  private static func sumRounded(
+    _ x: Tensor, _ p: (outer: Int, middle: Int, inner: Int), into y: Tensor, _ k: KernelTables
+  ) -> Bool {
+    guard p.inner == 1, y.dtype == .bfloat16 else { return false }
+    let mark = ck_scratch_begin()
+    defer { ck_scratch_end(mark) }
+    guard let sums = ck_scratch(max(p.middle, 1) * 4)?.assumingMemoryBound(to: Float.self) else {
+      return false
+    }
+    var a = ck_reduce_args()
+    (a.rows, a.columns, a.x_row) = (p.outer, p.middle, p.middle)
+    a.x = UnsafePointer(x.floats)
+    a.bf16 = true
+    a.out = sums
+    k.pointwise.sum_rows(&a)
+    var cast = ck_cast_args()
+    (cast.from, cast.to, cast.count) = (CK_F32, CK_BF16, p.middle)
+    (cast.x, cast.y) = (UnsafeRawPointer(sums), y.hostAddress)
+    k.pointwise.cast(&cast)
     return true
   }
 

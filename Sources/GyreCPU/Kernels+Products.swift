@@ -25,6 +25,19 @@ extension CPUKernel {
       k.gemm.gemm(&a)
       return true
     },
+    CPUKernel(LinearPieces.self) { op, call, k in
+      let (x, w) = (call.inputs[0], call.inputs[1])
+      for ((rows, start), y) in zip(zip(op.pieces, op.starts), call.outputs) {
+        guard var a = arguments(x, w, y, skipping: start * w.shape[1]) else { return false }
+        (a.m, a.n, a.k, a.batch) = (x.shape.rowCount, rows, w.shape[1], 1)
+        (a.lda, a.ldb, a.ldc) = (a.k, a.k, a.n)
+        a.transpose_b = true
+        a.compute = k.compute(op.precision)
+        k.gemm.gemm(&a)
+      }
+      return true
+    },
+    CPUKernel(LinearPieces.Backward.self) { op, call, k in differentiate(op, call, k) },
     CPUKernel(MatMul.self) { op, call, k in
       if op.adds { return false }
       let (x, y) = (call.inputs[0], call.inputs[1])
@@ -67,15 +80,64 @@ extension CPUKernel {
     return true
   }
 
+  /// Rows of the weight's gradient a piece, and a sum over the pieces for x.
+  private static func differentiate(
+    _ op: LinearPieces.Backward, _ call: KernelCall, _ k: KernelTables
+  ) -> Bool {
+    let (x, w, dw) = (call.inputs[0], call.inputs[1], call.outputs[0])
+    let (rows, width) = (x.shape.rowCount, w.shape[1])
+    guard let sums = dw.f32 else { return false }
+    if op.adds {
+      guard let before = call.inputs[2 + op.forward.pieces.count].f32 else { return false }
+      if before != sums { sums.update(from: before, count: dw.elementCount) }
+    }
+    let compute = k.compute(op.forward.precision)
+    let mark = ck_scratch_begin()
+    defer { ck_scratch_end(mark) }
+    // All pieces multiply x, which is packed once where packing counts beside products.
+    var pack = ck_pack_b_args()
+    if op.forward.precision == .bfloat16, let type = x.dtype.gemm {
+      (pack.k, pack.n, pack.ldb) = (rows, width, width)
+      (pack.b, pack.b_type) = (UnsafeRawPointer(x.hostAddress), type)
+      pack.packed = ck_scratch(k.gemm.packed_b_bytes(rows, width, compute))
+      pack.compute = compute
+      k.gemm.pack_b(&pack)
+    }
+    let pieces = zip(zip(op.forward.pieces, op.forward.starts), call.inputs[2...]).enumerated()
+    for (i, ((n, start), dy)) in pieces {
+      guard var a = arguments(dy, x, dw) else { return false }
+      a.packed_b = UnsafeRawPointer(pack.packed)
+      (a.m, a.n, a.k, a.batch) = (n, width, rows, 1)
+      (a.lda, a.ldb, a.ldc) = (n, width, width)
+      a.c = UnsafeMutableRawPointer(sums + start * width)
+      a.transpose_a = true
+      a.beta = op.adds ? 1 : 0
+      a.compute = compute
+      k.gemm.gemm(&a)
+      guard op.needsInput else { continue }
+      guard var a = arguments(dy, w, call.outputs[1], skipping: start * width) else { return false }
+      (a.m, a.n, a.k, a.batch) = (rows, width, n, 1)
+      (a.lda, a.ldb, a.ldc) = (n, width, width)
+      a.beta = i == 0 ? 0 : 1
+      a.compute = compute
+      k.gemm.gemm(&a)
+    }
+    return true
+  }
+
+  /// - Parameter skipping: elements of `y` before the matrix that is meant.
   private static func arguments(
-    _ x: Tensor, _ y: Tensor, _ out: Tensor
+    _ x: Tensor, _ y: Tensor, _ out: Tensor, skipping: Int = 0
   ) -> ck_gemm_args? {
-    guard let xType = x.dtype.gemm, let yType = y.dtype.gemm, let c = out.f32 else { return nil }
+    guard let xType = x.dtype.gemm, let yType = y.dtype.gemm, let c = out.hostAddress,
+      out.dtype == .float32 || out.dtype == .bfloat16
+    else { return nil }
     var a = ck_gemm_args()
     a.alpha = 1
     a.a = UnsafeRawPointer(x.hostAddress)
-    a.b = UnsafeRawPointer(y.hostAddress)
+    a.b = y.hostAddress.map { UnsafeRawPointer($0 + skipping * y.dtype.byteCount) }
     a.c = UnsafeMutableRawPointer(c)
+    a.c_type = out.dtype == .float32 ? CK_GEMM_TYPE_F32 : CK_GEMM_TYPE_BF16
     a.a_type = xType
     a.b_type = yType
     return a

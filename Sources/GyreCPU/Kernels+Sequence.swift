@@ -25,6 +25,28 @@ extension CPUKernel {
       k.convolution.backward(&a)
       return true
     },
+    CPUKernel(PiecedConvolution.self) { op, call, k in
+      guard call.isFloat32 else { return false }
+      var a = arguments(op.convolution, call.inputs)
+      setPieces(&a, Array(call.outputs[..<op.pieces.count]))
+      a.window_final = call.outputs[op.pieces.count].f32
+      k.convolution.forward(&a)
+      return true
+    },
+    CPUKernel(PiecedConvolution.Backward.self) { op, call, k in
+      guard call.isFloat32 else { return false }
+      let convolution = op.forward.convolution
+      let (first, count) = (op.first, op.forward.pieces.count)
+      var a = arguments(convolution, call.inputs)
+      setPieces(&a, Array(call.inputs[first..<first + count]))
+      if op.hasWindowCotangent { a.dwindow_final = call.inputs[first + count].constant }
+      a.dx = call.outputs[0].f32
+      a.dweight = call.outputs[1].f32
+      a.dbias = convolution.optional[2].flatMap { call.outputs[$0].f32 }
+      a.dwindow = convolution.optional[3].flatMap { call.outputs[$0].f32 }
+      k.convolution.backward(&a)
+      return true
+    },
     CPUKernel(Rotary.self) { op, call, k in
       guard call.isFloat32 else { return false }
       rotate(
@@ -110,6 +132,23 @@ extension CPUKernel {
     a.window = op.optional.pick(3, inputs)?.constant
     a.reset = op.optional.pick(4, inputs)?.resets
     return a
+  }
+
+  private static func setPieces(_ a: inout ck_short_convolution_args, _ pieces: [Tensor]) {
+    a.pieces = Int32(pieces.count)
+    withUnsafeMutableBytes(of: &a.piece_width) { widths in
+      for (i, piece) in pieces.enumerated() {
+        widths.storeBytes(
+          of: piece.shape.last, toByteOffset: i * MemoryLayout<Int>.stride, as: Int.self)
+      }
+    }
+    withUnsafeMutableBytes(of: &a.piece) { addresses in
+      for (i, piece) in pieces.enumerated() {
+        addresses.storeBytes(
+          of: piece.f32, toByteOffset: i * MemoryLayout<Int>.stride,
+          as: UnsafeMutablePointer<Float>?.self)
+      }
+    }
   }
 
   private static func arguments(_ op: TokenShift, _ inputs: [Tensor]) -> ck_token_shift_args {

@@ -75,22 +75,9 @@ struct AttentionTiles {
       threads: (shape.height * 2 + 128, 1), shared: shape.shared, t)
   }
 
-  /// A tensor [batch, rows, heads, channels] by boxes of 64 rows and 64 channels of a head; zeros beyond.
   private func map(
     _ x: gyre_array, _ rows: Int, _ heads: Int, _ channels: Int
   ) -> gyre_tensor_map {
-    let sizes = [channels, heads, rows, t.a.batch].map { UInt64($0) }
-    let row = 2 * channels * heads
-    let strides = [2 * channels, row, row * rows].map { UInt64($0) }
-    let size = MemoryLayout<gyre_tensor_map>.size
-    return withUnsafeTemporaryAllocation(byteCount: size, alignment: 64) { memory in
-      memory.initializeMemory(as: UInt8.self, repeating: 0)
-      guard let start = memory.baseAddress else { return gyre_tensor_map() }
-      let code = launch.device.driver.current.tensor_map(
-        start, Int32(GYRE_CUDA_MAP_BF16), 4, x.data, sizes, strides, [64, 1, 64, 1], [1, 1, 1, 1],
-        0, Int32(GYRE_CUDA_MAP_SWIZZLE_128), Int32(GYRE_CUDA_MAP_PROMOTION_128), 0)
-      launch.device.check(code, "tensor map")
-      return memory.loadUnaligned(as: gyre_tensor_map.self)
-    }
+    launch.map(x.data, batch: t.a.batch, rows: rows, heads: heads, channels: channels)
   }
 }

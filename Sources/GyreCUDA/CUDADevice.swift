@@ -3,6 +3,16 @@ import CGyreCUDASources
 import GyreTensors
 import Synchronization
 
+extension ShortConvolution {
+  /// The window, where it may be moved on in place.
+  fileprivate func overwritten(_ inputs: [Tensor]) -> Int? {
+    guard inputs[0].shape[1] == 1, !optional.has(4), let window = optional[3],
+      inputs[window].dtype == .float32
+    else { return nil }
+    return window
+  }
+}
+
 /// An NVIDIA GPU: one queue of kernels compiled when the process runs.
 ///
 /// Work is asynchronous; host reads and `synchronize()` wait for it. Results are the same bits from
@@ -189,7 +199,17 @@ public final class CUDADevice: Device, @unchecked Sendable {
   }
 
   public func overwrites(_ op: any Op, _ inputs: [Tensor]) -> (input: Int, output: Int)? {
-    HeadStep(op, inputs, self)?.state.map { (input: $0, output: 1) }
+    switch op {
+    // Of one token, a thread reads what it replaces before it writes.
+    case let op as ShortConvolution:
+      return op.overwritten(inputs).map { (input: $0, output: 1) }
+    case let op as PiecedConvolution:
+      return op.convolution.overwritten(inputs).map { (input: $0, output: op.pieces.count) }
+    case let op as TokenMixes:
+      guard op.hasLast, inputs[0].shape[1] == 1 else { return nil }
+      return (input: op.mixes + 1, output: op.mixes)
+    default: return HeadStep(op, inputs, self)?.state.map { (input: $0, output: 1) }
+    }
   }
 
   public func write(_ bytes: UnsafeRawBufferPointer, to buffer: any DeviceBuffer, offset: Int) {

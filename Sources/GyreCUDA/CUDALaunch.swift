@@ -140,6 +140,7 @@ final class CUDALaunch {
   // MARK: - Steps that ops share
 
   private static let fillFunction = CUDAFunction("pointwise", "fill")
+  private static let binary = CUDAFunction("pointwise", "binary")
   private static let castFunction = CUDAFunction("pointwise", "cast")
   private static let columnSum = CUDAFunction("reduce", "column_sum")
   private static let rowSum = CUDAFunction("reduce", "row_sum")
@@ -180,6 +181,22 @@ final class CUDALaunch {
         target.address, source.address, source.byteCount, device.stream)
     }
     device.check(code, op)
+  }
+
+  /// Memory for this op as a tensor like another one; failures as in `scratch`.
+  func like(_ t: Tensor) -> Tensor {
+    let copy = Tensor(emptyWith: t.spec, on: device)
+    if let buffer = copy.cudaBuffer { held.append(buffer) }
+    return copy
+  }
+
+  /// y = a + b, of one shape.
+  func add(_ a: gyre_array, _ b: gyre_array, into y: Tensor) {
+    var sum = gyre_binary_args()
+    (sum.count, sum.y) = (y.elementCount, y.array)
+    (sum.a.array, sum.a.mode) = (a, Int32(GYRE_SAME))
+    (sum.b.array, sum.b.mode) = (b, Int32(GYRE_SAME))
+    run(Self.binary, over: sum.count, each: 8, sum)
   }
 
   func cast(_ x: gyre_array, to y: gyre_array, count: Int) {

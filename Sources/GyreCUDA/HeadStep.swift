@@ -6,14 +6,25 @@ import GyreTensors
 /// writing the states once, which may be done in place.
 struct HeadStep {
   private let function: CUDAFunction
-  private let columns, shared: Int
+  /// Columns of the state of a warp, warps that share a state's rows, bytes of shared memory.
+  private let columns, team, shared: Int
   /// Where among the op's inputs the state is.
   let state: Int?
 
-  /// Functions by lanes beside each other and rows of a thread.
-  private static let functions = (3...5).map { lanes in
-    [4, 8, 16].map { CUDAFunction("head_step", "head_step_\($0)", ["-DLOG_LANES=\(lanes)"]) }
+  /// Warps of a block.
+  private static let warps = 4
+  /// Functions by lanes beside each other and rows of a thread, for a warp and for a team of them.
+  private static func each(_ name: String, _ rows: [Int]) -> [[Int: CUDAFunction]] {
+    (2...4).map { lanes in
+      var table: [Int: CUDAFunction] = [:]
+      for n in rows {
+        table[n] = CUDAFunction("head_step", "\(name)_\(n)", ["-DLOG_LANES=\(lanes)"])
+      }
+      return table
+    }
   }
+  private static let alone = each("head_step", [8, 16, 32])
+  private static let teams = each("head_team", [16, 32])
 
   /// Nil where the call has more than one token, or its sizes are not covered.
   init?(_ op: any Op, _ inputs: [Tensor], _ device: CUDADevice) {
@@ -29,22 +40,34 @@ struct HeadStep {
     if let state, inputs[state].dtype != .float32 || inputs[state].byteOffset % 16 != 0 {
       return nil
     }
+    // Values are read four at a time.
+    guard inputs[2].byteOffset % 16 == 0 else { return nil }
     let (rows, keys, values) = (extents.batch * extents.heads, extents.keySize, extents.valueSize)
-    // 256 threads hold the rows in at most 16 turns; more lanes make longer pieces of memory, fewer
-    // make more blocks.
-    let possible = [5, 4, 3].filter { values % (4 << $0) == 0 && keys <= 16 * (256 >> $0) }
-    guard rows > 0, values > 0, keys > 0,
-      let lanes = possible.first(where: {
-        rows * values / (4 << $0) >= 4 * device.multiprocessors
-      }) ?? possible.last
+    guard rows > 0, values > 0, keys > 0, rows * values / 16 < 1 << 31 else { return nil }
+    // More lanes make longer pieces of memory, fewer make more warps.
+    let possible: [(lanes: Int, team: Int, held: Int)] = [4, 3, 2].compactMap { lanes in
+      let lines = 32 >> lanes
+      let held = (keys + lines - 1) / lines
+      guard values % (4 << lanes) == 0 else { return nil }
+      if held <= 32 { return (lanes, 1, held <= 8 ? 8 : held <= 16 ? 16 : 32) }
+      let part = (held + Self.warps - 1) / Self.warps
+      return part <= 32 ? (lanes, Self.warps, part <= 16 ? 16 : 32) : nil
+    }
+    let fills = possible.first {
+      rows * values / (4 << $0.lanes) * $0.team >= 8 * device.multiprocessors
+    }
+    guard let plan = fills ?? possible.last,
+      let function = (plan.team == 1 ? Self.alone : Self.teams)[plan.lanes - 2][plan.held]
     else { return nil }
-    let turns = (keys + (256 >> lanes) - 1) / (256 >> lanes)
-    function = Self.functions[lanes - 3][turns <= 4 ? 0 : turns <= 8 ? 1 : 2]
-    (columns, shared) = (4 << lanes, 5 * 4 * keys)
+    self.function = function
+    (columns, team) = (4 << plan.lanes, plan.team)
+    shared = Self.warps / team * 5 * 4 * ((keys + 3) / 4 * 4)
   }
 
   func run(_ a: gyre_head_args, _ launch: CUDALaunch) {
+    let (tiles, each) = (a.batch * a.heads * (a.value_size / columns), Self.warps / team)
     launch.run(
-      function, grid: (a.batch * a.heads * (a.value_size / columns), 1, 1), shared: shared, a)
+      function, grid: ((tiles + each - 1) / each, 1, 1), threads: (32 * Self.warps, 1),
+      shared: shared, a)
   }
 }

@@ -17,7 +17,32 @@ extension CUDAKernel {
   private static let mmaQueries = each("attention_mma_queries")
   static let rowDot = CUDAFunction("reduce", "row_dot")
 
+  private static let steps = [8, 16, 32, 64].map {
+    CUDAFunction("attention_step", "attention_step", ["-DLANES=\($0)"])
+  }
+
   static let attention: [CUDAKernel] = [
+    CUDAKernel(AttentionStep.self) { op, call, launch in
+      let (i, cache) = (call.inputs, call.inputs[3].shape)
+      guard AttentionStep.suits(cache[3]), i[2...4].allSatisfy({ $0.address % 16 == 0 }),
+        i[3].dtype == .float32, i[4].dtype == .float32
+      else { return false }
+      // The caches that come out are those that went in, or copies.
+      for n in 1...2 { launch.copy(i[2 + n], to: call.outputs[n]) }
+      var a = gyre_attention_step_args()
+      (a.batch, a.capacity, a.key_heads, a.size) = (cache[0], cache[1], cache[2], cache[3])
+      (a.heads, a.scale) = (i[0].shape[2], Float(op.scale))
+      if let rotary = op.rotary {
+        (a.base, a.rotated) = (rotary.base, Int32(rotary.rotated))
+        a.interleaved = rotary.interleaved ? 1 : 0
+      }
+      (a.q, a.k, a.v, a.position) = (i[0].array, i[1].array, i[2].array, i[5].array)
+      (a.keys, a.values) = (call.outputs[1].array, call.outputs[2].array)
+      a.y = call.outputs[0].array
+      let size = a.size <= 32 ? 0 : a.size <= 64 ? 1 : a.size <= 128 ? 2 : 3
+      launch.run(steps[size], grid: (a.batch * a.heads, 1, 1), a)
+      return true
+    },
     CUDAKernel(AttentionForward.self) { op, call, launch in
       var a = arguments(op, call.inputs, launch)
       (a.y, a.sums) = (call.outputs[0].array, (op.keepsSums ? call.outputs[1] : nil).array)

@@ -2,8 +2,8 @@ import CGyreCUDASources
 import GyreRecurrence
 import GyreTensors
 
-/// EGG up to a width of 256 (`egg.cuh`): int8 tensor cores, noise made on the device; wider models run the
-/// reference.
+/// EGG (`egg.cuh`): int8 tensor cores, noise made on the device. Up to a width of 256 activations stay on the
+/// multiprocessor.
 extension CUDAKernel {
   static let egg: [CUDAKernel] = [
     CUDAKernel(EggForward.self) { op, call, launch in
@@ -31,19 +31,21 @@ private struct EggPlan {
   private static let factorBytes = 1 << 29
   private static let mostStages = 16
 
+  private var isWide: Bool { shape.width > Int(GYRE_EGG_NARROW) }
+  /// Chunks of 64 inputs of a piece.
+  private var depth: Int { isWide ? Int(GYRE_EGG_DEEP) : divided(shape.width, 64) }
   /// Chunks of 64 features.
-  private var chunks: Int { (shape.width + 63) / 64 }
-  private var piece: Int { 64 * 64 * chunks }
-  private var pieces: Int { 12 * chunks * shape.layers + 4 }
+  private var chunks: Int { divided(shape.width, 64 * depth) * depth }
+  private var piece: Int { 64 * 64 * depth }
+  private var pieces: Int { (12 * chunks * shape.layers + 4) * (chunks / depth) }
   private var records: Int { chunks + 26 * chunks * shape.layers + 3 * chunks + 4 }
   private var record: Int { Int(GYRE_EGG_RECORD) }
   private var tile: Int { Int(GYRE_EGG_TILE) }
   private var stateBytes: Int { shape.layers * 2 * chunks * record }
   private var embeddingBytes: Int { EggShape.vocabulary * Int(GYRE_EGG_PAIRS) }
 
-  /// Nil for models that are wider than the kernels' registers.
+  /// Nil where the op says that its noise is stored, and none is given.
   init?(_ shape: EggShape, _ noise: EggNoise, _ stored: Tensor?, _ device: CUDADevice) {
-    guard shape.width <= EggShape.widestOnCards else { return nil }
     (self.shape, self.device) = (shape, device)
     defines = ["-DWIDTH=\(shape.width)", "-DSHIFT=\(4 + noise.sigmaShift)"]
     self.noise.stored_row = Int32(clamping: shape.noiseCount)
@@ -82,7 +84,7 @@ private struct EggPlan {
 
   private func block(tiles: Int) -> Block? {
     // Buffers, tables of 272 words; a piece has two barriers.
-    let fixed = tiles * 8 * chunks * record + 4 * 272
+    let fixed = (isWide ? 0 : tiles * 8 * chunks * record) + 4 * 272
     let stages = min(Self.mostStages, (device.sharedPerBlock - fixed) / (piece + 16))
     return stages >= 2
       ? Block(tiles: tiles, stages: stages, shared: fixed + stages * (piece + 16)) : nil
@@ -94,7 +96,8 @@ private struct EggPlan {
     guard tiles > 0 else { return true }
     let wanted = tiles > device.multiprocessors ? 2 : 1
     guard let block = block(tiles: wanted) ?? block(tiles: 1) else { return false }
-    let bytesOfTile = records * record + embeddingBytes + stateBytes
+    let buffers = isWide ? 16 * chunks * record : 0
+    let bytesOfTile = records * record + embeddingBytes + stateBytes + buffers
     let wave = device.multiprocessors * block.tiles
     let most = max(1, min(Self.streamBytes / bytesOfTile, 8192))
     // Whole waves, so that only the last launch leaves multiprocessors without work.
@@ -125,6 +128,7 @@ private struct EggPlan {
     (a.pieces, a.emb) = (pack.pieces, pack.emb)
     (a.streams, a.embedding) = (s.streams, s.embedding)
     a.working = launch.scratch(each * stateBytes)
+    if isWide { a.buffers = launch.scratch(each * buffers) }
     let copies = device.compiler.architecture == "sm_90a" ? 128 : 0
     for first in stride(from: 0, to: tiles, by: each) {
       let some = divided(min(each, tiles - first), block.tiles) * block.tiles

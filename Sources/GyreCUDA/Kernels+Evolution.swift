@@ -40,7 +40,9 @@ extension CUDAKernel {
     },
     CUDAKernel(MemberLinear.self) { op, call, launch in
       let (x, w, y) = (call.inputs[0], call.inputs[1], call.outputs[0])
-      guard y.elementCount > 0, !multiplyNarrow(op, call, launch) else { return true }
+      guard y.elementCount > 0, !multiplyNarrow(op, call, launch),
+        !multiplyTiles(op, call, launch)
+      else { return true }
       var p = CUDAProducts.Problem()
       (p.m, p.n, p.k, p.transposesB) = (x.shape.rowCount, w.shape[0], w.shape[1], true)
       // The noise first, the product on top of it: one pass less than the other way round. A product in
@@ -130,6 +132,50 @@ extension CUDAKernel {
     launch.run(
       narrow[inputs / 32 - 1], grid: ((rows + 63) / 64, (outputs + 255) / 256, 1),
       threads: (128, 1), a)
+    return true
+  }
+
+  private static let tiledProducts: [Int: CUDAFunction] = [64, 128, 256].reduce(into: [:]) {
+    table, n in
+    table[n] = CUDAFunction("member_product", "member_product", ["-DCOLUMNS=\(n)"])
+  }
+
+  /// Many rows a member, on Hopper: a product that adds the noise before it writes. False where it does not fit.
+  private static func multiplyTiles(
+    _ op: MemberLinear, _ call: KernelCall, _ launch: CUDALaunch
+  ) -> Bool {
+    let (x, w, y) = (call.inputs[0], call.inputs[1], call.outputs[0])
+    let (rows, inputs, outputs) = (x.shape.rowCount, w.shape[1], w.shape[0])
+    let each = rows / max(call.inputs[2].elementCount, 1)
+    let columns = outputs <= 64 ? 64 : outputs <= 128 ? 128 : 256
+    guard launch.device.compiler.architecture == "sm_90a", op.noise.rank == 1,
+      op.map.precision == .bfloat16 || (x.dtype == .bfloat16 && w.dtype == .bfloat16),
+      y.dtype == .bfloat16, each > 0, each % 16 == 0, inputs > 0, inputs % 8 == 0, outputs % 8 == 0,
+      max(rows, inputs, outputs) < 1 << 30, y.address % 16 == 0,
+      let function = tiledProducts[columns]
+    else { return false }
+    let (from, weights) = (launch.bfloat16(x), launch.bfloat16(w))
+    guard from % 16 == 0, weights % 16 == 0 else { return false }
+    var a = gyre_member_product_args()
+    a.x = launch.map(from, rows: rows, channels: inputs)
+    a.w = launch.map(weights, rows: outputs, channels: inputs)
+    (a.rows, a.each, a.inputs, a.outputs) = (rows, each, inputs, outputs)
+    let (down, up) = op.noise.factors(inputs, outputs)
+    a.noise = arguments(op.noise, down, up)
+    (a.members, a.y) = (call.inputs[2].address, y.address)
+    let pair = 2 * Int(GYRE_PRODUCT_ROWS)
+    let (high, wide) = ((rows + pair - 1) / pair, (outputs + columns - 1) / columns)
+    let pairs = max(launch.device.multiprocessors / 2, 1)
+    // Tiles that the busiest pair of blocks takes; the fewest parts of those that need no more.
+    func tiles(_ parts: Int) -> Int {
+      (high * parts + pairs - 1) / pairs * ((wide + parts - 1) / parts)
+    }
+    let parts = (1...min(wide, 64)).min { tiles($0) < tiles($1) } ?? 1
+    (a.tiles, a.parts, a.units) = (Int32(wide), Int32(parts), Int32(high * parts))
+    launch.run(
+      function, grid: (2 * min(high * parts, pairs), 1, 1),
+      threads: (Int(GYRE_PRODUCT_THREADS), 1),
+      shared: Int(gyre_member_product_shared(Int32(columns))), a)
     return true
   }
 

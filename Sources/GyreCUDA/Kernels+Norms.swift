@@ -35,6 +35,43 @@ extension CUDAKernel {
         dbias: op.inputCount > 2 ? call.outputs[2] : nil, launch)
       return true
     },
+    CUDAKernel(NormedSum.self) { op, call, launch in
+      let i = call.inputs
+      var a = arguments(op.norm, i[0], i[2])
+      (a.bias, a.y) = ((i.count > 3 ? i[3] : nil).array, call.outputs[1].array)
+      (a.added, a.sum) = (i[1].array, call.outputs[0].array)
+      guard RowPlan(a, blocksPerProcessor: 8, launch) == nil else {
+        normalize(a, launch)
+        return true
+      }
+      launch.add(i[0].array, i[1].array, into: call.outputs[0])
+      (a.x, a.added, a.sum) = (call.outputs[0].array, gyre_array(), gyre_array())
+      normalize(a, launch)
+      return true
+    },
+    CUDAKernel(NormedSum.Backward.self) { op, call, launch in
+      let i = call.inputs
+      var a = arguments(op.norm.norm, i[1], i[2])
+      let (second, sum) = (op.hasSecond ? i[3] : nil, op.hasSum ? i[i.count - 1] : nil)
+      (a.dy_more, a.dsum) = (second.array, sum.array)
+      var dz = i[0]
+      (a.dy, a.dx) = (dz.array, call.outputs[0].array)
+      let isWhole = RowPlan(a, blocksPerProcessor: 4, launch) != nil
+      if !isWhole {
+        (a.dy_more, a.dsum) = (gyre_array(), gyre_array())
+        if let second {
+          let joined = launch.like(dz)
+          launch.add(dz.array, second.array, into: joined)
+          dz = joined
+        }
+      }
+      differentiate(
+        a, dy: dz, dx: call.outputs[0],
+        dweight: op.norm.inputCount > 1 ? call.outputs[1] : nil,
+        dbias: op.norm.inputCount > 2 ? call.outputs[2] : nil, launch)
+      if !isWhole, let sum { launch.add(call.outputs[0].array, sum.array, into: call.outputs[0]) }
+      return true
+    },
     CUDAKernel(GatedNorm.self) { op, call, launch in
       var a = arguments(op, call.inputs[0], call.inputs[1], call.inputs[2])
       a.y = call.outputs[0].array
@@ -141,7 +178,8 @@ private struct RowPlan {
 
   /// Nil where the rows are too long or not aligned.
   init?(_ a: gyre_norm_args, blocksPerProcessor: Int, _ launch: CUDALaunch) {
-    let isWide = [a.x, a.z, a.weight, a.bias, a.y, a.dy, a.dx, a.dz].allSatisfy {
+    let arrays = [a.x, a.z, a.weight, a.bias, a.y, a.dy, a.dx, a.dz]
+    let isWide = (arrays + [a.added, a.sum, a.dy_more, a.dsum]).allSatisfy {
       $0.data % 16 == 0 && $0.dtype <= Int32(GYRE_F16)
     }
     guard isWide, a.rows > 0, a.columns > 0, a.columns % 8 == 0, a.columns <= 4096,

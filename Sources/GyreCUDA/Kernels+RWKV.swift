@@ -45,6 +45,7 @@ extension CUDAKernel {
       a.dlog_decay = op.present.pick(1, rest).array
       a.derase = op.present.pick(2, rest).array
       a.dwrite = op.present.pick(3, rest).array
+      a.dwritten_more = op.present.pick(4, rest).array
       (a.dkey, a.drate, a.ddecay) = (
         call.outputs[0].array, call.outputs[1].array, call.outputs[2].array
       )
@@ -92,6 +93,8 @@ extension CUDAKernel {
     CUDAKernel(GatedBlend.Backward.self) { op, call, launch in
       guard var a = arguments(GatedBlend(), call) else { return false }
       a.dout = call.inputs[4].array
+      if op.hasSecond { a.dout_more = call.inputs[5].array }
+      if op.adds { a.dy_before = call.inputs[call.inputs.count - 1].array }
       (a.dx, a.dy, a.dgate) = (
         call.outputs[0].array, call.outputs[1].array, call.outputs[2].array
       )
@@ -106,12 +109,17 @@ extension CUDAKernel {
       guard var a = arguments(op, call, launch) else { return false }
       set(&a.y, call.outputs[..<op.mixes])
       a.last_final = call.outputs[op.mixes].array
-      launch.run(mixes, grid: grid(a), threads: (128, 1), a)
+      let across = (a.width / 4 + 31) / 32
+      let down = min((a.batch * a.tokens + 7) / 8, launch.device.multiprocessors * 8 / across)
+      launch.run(mixes, grid: (across, max(1, down), 1), a)
       return true
     },
     CUDAKernel(TokenMixes.Backward.self) { op, call, launch in
       guard var a = arguments(op.forward, call, launch) else { return false }
       set(&a.y, call.inputs[op.first..<op.first + op.forward.mixes])
+      if let second = op.second {
+        (a.more, a.more_of) = (call.inputs[call.inputs.count - 1].array, second)
+      }
       if op.hasLastCotangent { a.dlast_final = call.inputs[op.first + op.forward.mixes].array }
       a.dx = call.outputs[0].array
       if op.forward.hasLast { a.dlast = call.outputs[2].array }
@@ -165,7 +173,7 @@ extension CUDAKernel {
     let s = call.inputs[0].shape
     var a = gyre_token_mixes_args()
     (a.batch, a.tokens, a.width, a.mixes) = (s[0], s[1], s[2], op.mixes)
-    guard a.tokens > 0, a.batch > 0, a.width % 4 == 0, call.isAligned,
+    guard a.tokens > 0, a.batch > 0, a.width % 4 == 0, call.isAligned, a.batch * a.tokens < 1 << 31,
       op.mixes <= Int(GYRE_MIXES)
     else { return nil }
     let wanted = launch.device.multiprocessors * 1024

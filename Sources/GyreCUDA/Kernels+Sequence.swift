@@ -8,6 +8,7 @@ extension CUDAKernel {
   private static let convolveFour = ["convolution", "convolution_half"].map {
     CUDAFunction("convolution", $0)
   }
+  private static let convolveStep = CUDAFunction("convolution", "convolution_step")
   private static let convolveFourBackward = [
     "convolution_backward", "convolution_backward_half",
   ].map { CUDAFunction("convolution", $0) }
@@ -104,6 +105,13 @@ extension CUDAKernel {
     a.window_final = window.array
     if divideFour(&a, pieces, launch) {
       let half = isHalf([inputs[0]] + pieces) ? 1 : 0
+      if half == 1, a.tokens == 1, a.taps == 4, a.weight.dtype == Int32(GYRE_F32),
+        a.weight.data % 16 == 0, a.window.dtype == Int32(GYRE_F32),
+        a.window_final.dtype == Int32(GYRE_F32)
+      {
+        launch.run(convolveStep, grid: grid(a, 4), threads: threads(a, 4), a)
+        return true
+      }
       launch.run(convolveFour[half], grid: grid(a, 4), threads: threads(a, 4), a)
       return true
     }

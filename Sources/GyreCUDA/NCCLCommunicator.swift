@@ -16,9 +16,17 @@ public final class NCCLCommunicator: GroupCommunicator, @unchecked Sendable {
   private var watcher: Task<Void, Never>?
   private let watchesAlways: Bool
   private let isGathering = Atomic(false)
+  private let aside: Mutex<Aside>
 
   /// The communicator; nil once it was aborted.
   private struct Handle: @unchecked Sendable { var value: UnsafeMutableRawPointer? }
+
+  /// A queue beside the device's, and events at which one waits for the other.
+  private struct Aside: @unchecked Sendable {
+    var stream, ready, done: gyre_cuda_handle?
+    /// Whether sums are under way there.
+    var isBusy = false
+  }
 
   /// - Parameter watchesAlways: whether a rank that ends while nothing is exchanged fails the others.
   /// - Throws: `unavailable` when NCCL is missing or the cards cannot reach each other.
@@ -47,6 +55,17 @@ public final class NCCLCommunicator: GroupCommunicator, @unchecked Sendable {
     self.group = group
     self.table = table
     self.handle = Mutex(Handle(value: handle))
+    var aside = Aside()
+    let driver = device.driver.current
+    let codes = [
+      driver.stream_create(&aside.stream, 1), driver.event_create(&aside.ready, 2),
+      driver.event_create(&aside.done, 2),
+    ]
+    if let bad = codes.first(where: { $0 != GYRE_CUDA_SUCCESS }) {
+      throw .unavailable(
+        device: device.id.name, reason: "no second queue: \(driver.message(bad))")
+    }
+    self.aside = Mutex(aside)
     watcher = nil
     watcher = Task.detached { [weak self] in
       while !Task.isCancelled {
@@ -68,6 +87,13 @@ public final class NCCLCommunicator: GroupCommunicator, @unchecked Sendable {
     // A rank that has gone would be waited for.
     let end = group.firstLost() == nil ? table.destroy : table.abort
     handle.withLock { if let value = $0.value { _ = end(value) } }
+    aside.withLock {
+      let driver = card.driver.current
+      _ = driver.stream_synchronize($0.stream)
+      _ = driver.event_destroy($0.ready)
+      _ = driver.event_destroy($0.done)
+      _ = driver.stream_destroy($0.stream)
+    }
   }
 
   private static func text(_ table: gyre_nccl, _ code: Int32) -> String {
@@ -84,8 +110,13 @@ public final class NCCLCommunicator: GroupCommunicator, @unchecked Sendable {
     }
   }
 
-  /// Queues calls of one group.
+  /// Queues calls of one group in the device's queue, after all before them.
   private func queue(_ calls: (gyre_cuda_handle) -> [Int32]) {
+    join()
+    start(calls)
+  }
+
+  private func start(_ calls: (gyre_cuda_handle) -> [Int32]) {
     card.flush()
     _ = card.driver.current
     let codes = handle.withLock { handle -> [Int32] in
@@ -105,15 +136,41 @@ public final class NCCLCommunicator: GroupCommunicator, @unchecked Sendable {
   }
 
   public func sum(_ tensors: [Tensor]) {
-    let parts = distinct(tensors)
-    queue { communicator in
-      parts.compactMap { tensor in
-        guard let address = address(tensor) else { return nil }
-        tensor.cudaBuffer?.changed()
-        return table.all_reduce(
-          address, address, tensor.elementCount, Int32(GYRE_NCCL_FLOAT32), Int32(GYRE_NCCL_SUM),
-          communicator, card.stream)
-      }
+    queue { reduce(tensors, $0, card.stream) }
+  }
+
+  public func sumAside(_ tensors: [Tensor]) {
+    guard !tensors.isEmpty, !card.failure.isSet else { return }
+    card.flush()
+    aside.withLock {
+      let driver = card.driver.current
+      card.check(driver.event_record($0.ready, card.stream), "sums of gradients")
+      card.check(driver.stream_wait($0.stream, $0.ready, 0), "sums of gradients")
+      let stream = $0.stream
+      start { reduce(tensors, $0, stream) }
+      $0.isBusy = true
+    }
+  }
+
+  public func join() {
+    aside.withLock {
+      guard $0.isBusy else { return }
+      let driver = card.driver.current
+      card.check(driver.event_record($0.done, $0.stream), "sums of gradients")
+      card.check(driver.stream_wait(card.stream, $0.done, 0), "sums of gradients")
+      $0.isBusy = false
+    }
+  }
+
+  private func reduce(
+    _ tensors: [Tensor], _ communicator: gyre_cuda_handle, _ stream: gyre_cuda_handle?
+  ) -> [Int32] {
+    distinct(tensors).compactMap { tensor in
+      guard let address = address(tensor) else { return nil }
+      tensor.cudaBuffer?.changed()
+      return table.all_reduce(
+        address, address, tensor.elementCount, Int32(GYRE_NCCL_FLOAT32), Int32(GYRE_NCCL_SUM),
+        communicator, stream)
     }
   }
 

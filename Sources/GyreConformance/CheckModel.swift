@@ -199,7 +199,7 @@ struct ModelSubject {
   /// The same of all rows by a recorded step; nil where the device does not record it.
   func recordedLogits(prompt: Int) throws -> [Double]? {
     try continuedLogits(prompt: prompt, rows: Array(0..<batch)) { state in
-      RecordedStep(model, from: state).map { step in { try step.next($0) } }
+      RecordedStep(model, from: state, room: 3).map { step in { try step.next($0) } }
     }
   }
 

@@ -60,7 +60,7 @@ public struct Decoder {
         return Int32(best - own.startIndex)
       }
     } else if let recorded {
-      recorded.replay()
+      try recorded.replay()
     } else {
       let logits = model.logits(model.hidden(token, state: &state, form: .recurrent))
       token = logits.argmax().reshaped([state.batch, 1])

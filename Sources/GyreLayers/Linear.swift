@@ -24,6 +24,11 @@ public struct Linear: Sendable {
     x.linear(weight.value, bias: bias?.value)
   }
 
+  /// The same in another element type than that of activations.
+  public func callAsFunction(_ x: Tensor, output: DType) -> Tensor {
+    x.linear(weight.value, bias: bias?.value, output: output)
+  }
+
   /// The same, split along the last axis.
   public func callAsFunction(_ x: Tensor, pieces: [Int]) -> [Tensor] {
     bias == nil ? x.linear(weight.value, pieces: pieces) : self(x).split(pieces)

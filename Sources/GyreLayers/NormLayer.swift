@@ -45,6 +45,20 @@ public struct NormLayer: Sendable {
     let y = x.rmsNormalized(weight: scale, epsilon: epsilon)
     return bias.map { y + $0.value } ?? y
   }
+
+  /// x + y, and its norm.
+  public func adding(_ y: Tensor, to x: Tensor) -> (sum: Tensor, normed: Tensor) {
+    let op = NormedSum(Norm(epsilon: epsilon, centers: kind == .layer))
+    guard let weight, kind == .layer || bias == nil, x.shape == y.shape, x.dtype == y.dtype,
+      x.device.fuses(op)
+    else {
+      let sum = x + y
+      return (sum, self(sum))
+    }
+    let scale = kind == .rmsUnitOffset ? weight.value + 1 : weight.value
+    let result = applyPresent(op, [x, y, scale, bias?.value])
+    return (result[0], result[1])
+  }
 }
 
 extension NormLayer {

@@ -171,8 +171,19 @@ public struct AttentionMixer: SequenceMixer {
     let parts =
       c.separate
       ? projections.map { $0(x) }
-      : projections[0](x).split(
-        ([heads, keyHeads, keyHeads] + (c.gated ? [heads] : [])).map { $0 * headSize })
+      : projections[0](
+        x, pieces: ([heads, keyHeads, keyHeads] + (c.gated ? [heads] : [])).map { $0 * headSize })
+    if c.rotaryScaling == nil, context.reset == nil, x.shape[1] == 1 {
+      let rotary = StepRotary(
+        base: c.rotaryBase, rotated: rotated, interleaved: c.rotaryInterleaved)
+      let (q, k) = (parts[0].heads(heads), parts[1].heads(keyHeads))
+      if let y = engine.step(
+        q: queryNorm?(q) ?? q, k: keyNorm?(k) ?? k, v: parts[2].heads(keyHeads),
+        rotary: c.rotary ? rotary : nil, state: state)
+      {
+        return output(c.gated ? y.mergedHeads() * parts[3].sigmoid() : y.mergedHeads())
+      }
+    }
     let scaled = c.rotaryScaling?.rates(
       base: c.rotaryBase, rotated: rotated, tokens: state.tokenCount + x.shape[1])
     func placed(_ t: Tensor, _ norm: NormLayer?) -> Tensor {

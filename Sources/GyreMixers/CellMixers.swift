@@ -64,9 +64,11 @@ struct CellLayer: Sendable {
 
   func callAsFunction(_ x: Tensor, _ state: inout State, _ context: SequenceContext) -> Tensor {
     let (noise, name) = (context.dropout, recurrent.name)
+    let own = dropout.input(x, noise, name)
+    let type = ComputePrecision.betweenProducts(on: x.device)
     let h = engine(
       .init(
-        gates: input(dropout.input(x, noise, name)),
+        gates: engine.takesRoundedGates(like: own) ? input(own, output: type) : input(own),
         recurrentWeight: dropout.matrix(recurrent.value, noise, name),
         recurrentBias: recurrentBias.value),
       noise: dropout.values(engine.noiseInputs, output: "h", like: x, noise, name),

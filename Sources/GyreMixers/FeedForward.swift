@@ -97,7 +97,12 @@ struct GatedUnitLayer: Sendable {
         gate.map { [$0(x), up(x)] } ?? up(x).split([down.weight.shape[1], down.weight.shape[1]])
       return down(Self.powlu(parts[0]) * parts[1])
     }
-    guard let gate else { return down(up(x).gatedUnit(activation)) }
+    guard let gate else {
+      // Sums for a bias and looked up rows have kernels for activations only.
+      let isPlain = up.bias == nil && x.note == nil
+      let both = isPlain ? up(x, output: ComputePrecision.betweenProducts(on: x.device)) : up(x)
+      return down(both.gatedUnit(activation))
+    }
     return down(gate(x).unary(GatedUnit(activation).unary) * up(x))
   }
 

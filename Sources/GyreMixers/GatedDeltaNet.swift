@@ -92,13 +92,11 @@ public struct GatedDeltaNet: SequenceMixer {
     -> Tensor
   {
     let parts = streams(x, state: &state, reset: context.reset)
-    let gate = gates(x).split([heads, heads])
-    let beta = gate[1].sigmoid()
+    let gate = decay.withStrengths(gates(x), strength: c.negativeEigenvalues ? 2 : 1)
     let y = engine(
       .init(
         q: parts[0].heads(keyHeads).l2Normalized(), k: parts[1].heads(keyHeads).l2Normalized(),
-        v: parts[2].heads(heads), beta: c.negativeEigenvalues ? beta * 2 : beta,
-        gate: .scalar(decay(gate[0]))),
+        v: parts[2].heads(heads), beta: gate.beta, gate: .scalar(gate.decay)),
       state: &state, form: context.form, reset: context.reset)
     return output(norm(y, gate: c.gatesOutput ? parts[3].heads(heads) : nil).mergedHeads())
   }

@@ -104,7 +104,7 @@ public struct MLSTM: SequenceMixer {
     let parts =
       c.separate
       ? projections.map { $0(x) }
-      : projections[0](x).split([sizes.keys, sizes.keys, sizes.values, sizes.values])
+      : projections[0](x, pieces: [sizes.keys, sizes.keys, sizes.values, sizes.values])
     let capped = ((gates(x) / c.gateCap).tanh() * c.gateCap).split([c.heads, c.heads])
     let (q, k, v) = (parts[0].heads(c.heads), parts[1].heads(c.heads), parts[2].heads(c.heads))
     let y: Tensor

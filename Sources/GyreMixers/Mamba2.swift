@@ -140,10 +140,7 @@ public struct Mamba2: SequenceMixer {
     let parts = input(u, pieces: [inner, inner + 2 * keys, heads])
     let mixed = convolution(
       parts[1], pieces: [inner, keys, keys], state: &state, reset: context.reset)
-    var step = (parts[2] + stepBias.value).softplus()  // [B, T, H]
-    if c.stepLow > 0 { step = step.maximum(.full(c.stepLow, [1], on: u.device)) }
-    if let high = c.stepHigh { step = step.minimum(.full(high, [1], on: u.device)) }
-    let logDecay = step * -logRate.value.exp()
+    let (logDecay, step) = gates(parts[2])
     let v = mixed[0].heads(heads)  // [B, T, H, P]
     let (scaled, kept) = v.scaled(by: step, and: skip.value)
     let turned = c.negativeEigenvalues ? signed(logDecay, context.form) : nil
@@ -194,6 +191,18 @@ public struct Mamba2: SequenceMixer {
         .init(
           [.init(y, inner, norm: after)], [input.output(output)], windows: [(window, streams)])))
     return true
+  }
+
+  /// Log decays and step sizes `[B, T, H]`.
+  private func gates(_ z: Tensor) -> (decay: Tensor, step: Tensor) {
+    if c.stepLow <= 0, c.stepHigh == nil, z.device.fuses(StepGates()) {
+      let gates = apply(StepGates(), [z, stepBias.value, logRate.value])
+      return (gates[0], gates[1])
+    }
+    var step = (z + stepBias.value).softplus()
+    if c.stepLow > 0 { step = step.maximum(.full(c.stepLow, [1], on: z.device)) }
+    if let high = c.stepHigh { step = step.minimum(.full(high, [1], on: z.device)) }
+    return (step * -logRate.value.exp(), step)
   }
 
   /// The factor 2 e^g − 1 as the logarithm of its magnitude, at least 10⁻⁴, `[B, T, H]`, and the product

@@ -27,6 +27,8 @@ public struct MesaNet: SequenceMixer {
     public var steps = 30
     public var epsilon = 1e-5
     public var normEpsilon = 1e-5
+    /// Rounds as flash-linear-attention's kernel does (`Mesa`); not to be trained with.
+    public var roundsToHalf = false
     public init() {}
 
     func size(_ width: Int) -> Int { headSize > 0 ? headSize : width / max(heads, 1) }
@@ -82,7 +84,8 @@ public struct MesaNet: SequenceMixer {
     norm = try p.parameter("norm.weight", [size], .constant(1), decay: WeightDecay.none)
     output = try Linear("output", inputs: inner, outputs: width, &p)
     engine = Mesa(
-      heads: c.heads, keySize: size, valueSize: size, steps: c.steps, epsilon: c.epsilon)
+      heads: c.heads, keySize: size, valueSize: size, steps: c.steps, epsilon: c.epsilon,
+      roundsToHalf: c.roundsToHalf)
   }
 
   public var stateSpec: StateSpec {

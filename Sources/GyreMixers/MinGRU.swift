@@ -50,7 +50,7 @@ public struct MinGRU: SequenceMixer {
   public func callAsFunction(_ x: Tensor, state: inout State, context: inout SequenceContext)
     -> Tensor
   {
-    let parts = gates(x).split([channels, channels])
+    let parts = gates(x, pieces: [channels, channels])
     let h = engine(
       .init(gate: parts[0], candidate: parts[1]), state: &state, form: context.form,
       reset: context.reset)

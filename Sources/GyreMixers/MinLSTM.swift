@@ -34,7 +34,7 @@ public struct MinLSTM: SequenceMixer {
   public func callAsFunction(_ x: Tensor, state: inout State, context: inout SequenceContext)
     -> Tensor
   {
-    let parts = gates(x).split([channels, channels, channels])
+    let parts = gates(x, pieces: [channels, channels, channels])
     // ln(f/i) = logσ(f̃) − logσ(ĩ), so f' = σ of it and i' = σ of its negative.
     let balance = parts[0].logSigmoid() - parts[1].logSigmoid()
     let zero = Tensor.zeros([1], on: x.device)

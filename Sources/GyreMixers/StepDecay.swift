@@ -43,6 +43,19 @@ struct StepDecay: Sendable {
     return gated(biased.heads(heads), rate: logRate.value.exp().reshaped([heads, 1]))
   }
 
+  /// Decays and, with β = `strength` · σ, write strengths from both's projection `[B, T, 2 H]`, for one decay
+  /// a head: g and β, `[B, T, H]`.
+  func withStrengths(_ z: Tensor, strength: Double) -> (decay: Tensor, beta: Tensor) {
+    let op = StepGates(strength: strength)
+    if let rates = scalarRates, z.device.fuses(op) {
+      let gates = apply(op, [z, rates.bias, rates.log])
+      return (gates[0], gates[1])
+    }
+    let parts = z.split([heads * channels, heads])
+    let beta = parts[1].sigmoid()
+    return (self(parts[0]), strength == 1 ? beta : beta * strength)
+  }
+
   private func gated(_ z: Tensor, rate: Tensor) -> Tensor {
     guard let floor else { return z.softplus() * -rate }
     return (z * rate).sigmoid() * floor

@@ -6,17 +6,21 @@ import GyreMixers
 public enum Compatibility: String, Sendable, Hashable, CaseIterable {
   /// `mom` of flash-linear-attention on a CPU: memories take tokens in the order of an unstable sort.
   case flaMomOrder = "fla_mom"
+  /// `mesa_net` of flash-linear-attention: its solver rounds to float16.
+  case flaMesaRounding = "fla_mesa_net"
 
   /// The kind of mixer that it is about.
   public var kind: String {
     switch self {
     case .flaMomOrder: MixtureOfMemories.kind
+    case .flaMesaRounding: MesaNet.kind
     }
   }
 
   private var option: String {
     switch self {
     case .flaMomOrder: "unstableOrder"
+    case .flaMesaRounding: "roundsToHalf"
     }
   }
 

@@ -134,21 +134,24 @@ public struct LanguageModel: Sendable {
     }
     if configuration.embeddingScale != 1 { x = x * configuration.embeddingScale }
     if let embeddingNorm { x = embeddingNorm(x) }
+    var stream = ResidualStream(x: x)
     var next = 0
     for block in passes {
       let range = next..<next + block.sublayers.count
       next = range.upperBound
       var states = Array(state.layers[range])
       if let relay { states = range.map { relay.before($0, state.layers[$0], on: x.device) } }
-      x =
-        rematerializes && Tape.current != nil
-        ? block.rematerialized(x, &states, &context) : block(x, &states, &context)
+      if rematerializes, Tape.current != nil {
+        stream = ResidualStream(x: block.rematerialized(stream.settled(), &states, &context))
+      } else {
+        block.pass(&stream, &states, &context)
+      }
       for i in states.indices { states[i].advance(by: tokens.shape[1]) }
       if let relay { for (i, layer) in range.enumerated() { relay.after(layer, states[i]) } }
       state.layers.replaceSubrange(range, with: states)
     }
-    if let finalAttention { x = finalAttention(ResidualAttention.blocks(context) + [x]) }
-    return finalNorm(x)
+    guard let finalAttention else { return stream.normed(by: finalNorm) }
+    return finalNorm(finalAttention(ResidualAttention.blocks(context) + [stream.settled()]))
   }
 
   /// Logits of hidden states, `[…, D]` to `[…, vocabulary]`.
@@ -224,6 +227,24 @@ public struct LanguageModel: Sendable {
   }
 }
 
+/// The residual stream, with what the last sublayer gave not yet added: the next norm does both in one pass.
+struct ResidualStream {
+  var x: Tensor
+  var part: Tensor?
+
+  mutating func settled() -> Tensor {
+    if let part { (x, self.part) = (x + part, nil) }
+    return x
+  }
+
+  mutating func normed(by norm: NormLayer) -> Tensor {
+    guard let part else { return norm(x) }
+    let result = norm.adding(part, to: x)
+    (x, self.part) = (result.sum, nil)
+    return result.normed
+  }
+}
+
 /// One residual layer: sublayers with a norm before each.
 struct Block: Sendable {
   struct Sublayer: Sendable {
@@ -258,28 +279,27 @@ struct Block: Sendable {
     self.sublayers = sublayers
   }
 
-  func callAsFunction(
-    _ x: Tensor, _ states: inout [State], _ context: inout SequenceContext
-  ) -> Tensor {
-    var x = x
+  func pass(
+    _ stream: inout ResidualStream, _ states: inout [State], _ context: inout SequenceContext
+  ) {
     for (i, sublayer) in sublayers.enumerated() {
       if let attention = sublayer.attention {
+        let x = stream.settled()
         let sums = ResidualAttention.blocks(context) + [x]
         let mixed = sums.count == 1 ? x : attention(sums)
         let y = sublayer.map(sublayer.norm(mixed), state: &states[i], context: &context)
         if sublayer.startsBlock { ResidualAttention.append(x, &context) }
-        x = sublayer.startsBlock ? y : x + y
+        stream = ResidualStream(x: sublayer.startsBlock ? y : x + y)
         continue
       }
-      let normed = sublayer.norm(x)
+      let normed = stream.normed(by: sublayer.norm)
       let y = sublayer.map(normed, state: &states[i], context: &context)
-      let stream = residual == .preNorm ? x : normed
+      let kept = residual == .preNorm ? stream.x : normed
       let (a, b) = sublayer.factors
       let part = b == 1 ? y : y * b
       // A plain stack has no stream.
-      x = a == 0 ? part : (a == 1 ? stream : stream * a) + part
+      stream = a == 0 ? .init(x: part) : .init(x: a == 1 ? kept : kept * a, part: part)
     }
-    return x
   }
 
   /// The same, computed again in the backward pass instead of keeping what happens inside.
@@ -300,7 +320,9 @@ struct Block: Sendable {
       for (j, item) in entries.enumerated() {
         states[item.0][item.1] = inputs[1 + shared.count + j]
       }
-      let y = self(inputs[0], &states, &context)
+      var stream = ResidualStream(x: inputs[0])
+      self.pass(&stream, &states, &context)
+      let y = stream.settled()
       let sharedOut = context.shared.sorted { $0.key < $1.key }
       let statesOut = states.enumerated().flatMap { i, state in
         state.tensors.map { (i, $0.name, $0.tensor) }

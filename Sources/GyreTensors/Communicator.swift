@@ -11,6 +11,10 @@ public protocol Communicator: AnyObject, Sendable {
   var count: Int { get }
   /// Replaces each tensor, float32, by its sum over all ranks, in the same order of additions on every rank.
   func sum(_ tensors: [Tensor])
+  /// `sum` beside work that is queued from now on and leaves the tensors alone until `join()`.
+  func sumAside(_ tensors: [Tensor])
+  /// Has what is queued from now on wait for the sums aside.
+  func join()
   /// Every rank's tensor, in their order: `[count] + shape`. Shapes and types are alike on all ranks.
   func gather(_ tensor: Tensor) -> Tensor
   /// Sends tensors to a rank that calls `receive` with tensors of the same shapes and types.
@@ -25,6 +29,9 @@ public protocol Communicator: AnyObject, Sendable {
 }
 
 extension Communicator {
+  public func sumAside(_ tensors: [Tensor]) { sum(tensors) }
+  public func join() {}
+
   /// The tensors without those that share storage with an earlier one: what is changed in place must
   /// be changed once.
   package func distinct(_ tensors: [Tensor]) -> [Tensor] {

@@ -117,12 +117,15 @@ extension Device {
   /// Whether a chain of simple ops should be this one op: where it has a kernel and passes over memory
   /// are what costs. Populations look at simple ops and at those that take members' own parameters.
   package func fuses(_ op: any Op) -> Bool {
-    storesBFloat16 && hasKernel(for: op)
+    (storesBFloat16 || op is any SavesPasses) && hasKernel(for: op)
       && (Perturbation.current == nil || op is any TakesOwnParameters)
   }
   public var newtonRange: (units: Int, tokens: Int) { (4, 256) }
   public func multiplies(stored type: DType) -> Bool { false }
 }
+
+/// An op whose kernels spare passes over memory on every device, processors included.
+package protocol SavesPasses {}
 
 /// Bytes that tensors hold on a device.
 public struct MemoryReport: Sendable, Equatable {

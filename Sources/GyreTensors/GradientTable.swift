@@ -18,10 +18,38 @@ struct Rows {
 /// Gradients on their way back through a tape.
 struct GradientTable {
   private var values: [TensorID: Tensor] = [:]
+  /// Second terms that are not added yet: whoever takes the sum may do so while reading.
+  private var seconds: [TensorID: Tensor] = [:]
   /// Sums that this table made itself and may add into.
   private var owned: Set<TensorID> = []
   /// Rows to be added to values, in this order.
   private var rows: [TensorID: [Rows]] = [:]
+
+  /// Variables whose gradient somebody waits for, with the uses that are still to come.
+  private var awaited: [TensorID: (place: Int, count: Int)] = [:]
+  private var whenDone: ((Int, Tensor) -> Void)?
+
+  mutating func expect(
+    _ uses: [TensorID: (place: Int, count: Int)], _ whenDone: @escaping (Int, Tensor) -> Void
+  ) {
+    (awaited, self.whenDone) = (uses, whenDone)
+  }
+
+  /// Notes that an op has given its gradients. A linear map makes that of its weight itself, so that no other
+  /// tensor shares its memory.
+  mutating func pass(_ inputs: [Tensor], isLinear: Bool) {
+    guard let whenDone else { return }
+    for (i, input) in inputs.enumerated() {
+      guard var use = awaited[input.id] else { continue }
+      use.count -= 1
+      awaited[input.id] = use
+      if use.count == 0, isLinear, i == 1, rows[input.id] == nil, let sum = settled(input.id),
+        sum.dtype == .float32
+      {
+        whenDone(use.place, sum)
+      }
+    }
+  }
 
   /// The sum for a tensor.
   mutating func settled(_ id: TensorID) -> Tensor? {
@@ -34,7 +62,20 @@ struct GradientTable {
         values[id] = sum
       }
     }
+    if let second = seconds.removeValue(forKey: id), let present = values[id] {
+      join(present, second, id)
+    }
     return values[id]
+  }
+
+  /// The second term of a tensor's gradient, where it has two.
+  mutating func takeSecond(_ id: TensorID) -> Tensor? {
+    rows[id] == nil ? seconds.removeValue(forKey: id) : nil
+  }
+
+  /// The bfloat16 sum for a tensor, for an op that gives it back with more added.
+  mutating func takeHalf(_ id: TensorID) -> Tensor? {
+    values[id]?.dtype == .bfloat16 ? take(id) : nil
   }
 
   /// Whether nobody else has the sum for a tensor.
@@ -69,12 +110,22 @@ struct GradientTable {
   mutating func add(_ part: Rows, to id: TensorID) { rows[id, default: []].append(part) }
 
   mutating func add(_ gradient: Tensor, to id: TensorID) {
+    if let present = values[id], rows[id] == nil, seconds[id] == nil, !owned.contains(present.id),
+      present.dtype == .bfloat16, gradient.dtype == .bfloat16, present.shape == gradient.shape
+    {
+      seconds[id] = gradient
+      return
+    }
     guard let present = settled(id) else {
       values[id] = gradient
       return
     }
     // Added in place by the op.
     if present.id == gradient.id, owned.contains(present.id) { return }
+    join(present, gradient, id)
+  }
+
+  private mutating func join(_ present: Tensor, _ gradient: Tensor, _ id: TensorID) {
     precondition(
       present.shape == gradient.shape,
       "gradient: \(gradient.shape) added to \(present.shape)")

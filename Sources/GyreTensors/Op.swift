@@ -56,11 +56,32 @@ public struct VJPContext: Sendable {
   /// A float32 sum of gradients of input i, in memory of its own, to which the op may add in place; it
   /// then gives the sum for its cotangent. Nil where there is none.
   package let sums: [Tensor?]
+  /// A second term of the cotangent of each output, of ops that are `SumsCotangents`.
+  package let more: [Tensor?]
+  /// The gradient of each input so far, of ops that are `AddsGradients`, which give it with theirs added.
+  package let before: [Tensor?]
 
   /// The cotangent of output `i`, zeros where nothing depends on it.
   public func cotangent(_ i: Int) -> Tensor {
     cotangents[i] ?? .zeros(outputs[i].shape, on: outputs[i].device)
   }
+}
+
+/// An op whose derivative reads cotangents that are sums of two terms as they are, which saves a pass that
+/// adds them. The terms are bfloat16.
+package protocol SumsCotangents: Op {
+  /// Outputs that may have two terms at once.
+  var mostSums: Int { get }
+  func sums(output: Int) -> Bool
+}
+
+extension SumsCotangents {
+  package var mostSums: Int { .max }
+}
+
+/// An op whose derivative adds the gradient of an input to a bfloat16 one from elsewhere on the way.
+package protocol AddsGradients: Op {
+  func adds(input: Int) -> Bool
 }
 
 /// The values of one op on the host, in Double, for its reference.

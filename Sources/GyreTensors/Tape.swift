@@ -99,8 +99,13 @@ public final class Tape: Sendable {
 
   /// Adds the gradient of the sum of `loss` with respect to each of `variables` to `sums`, to the rows only
   /// that the loss looked up where it uses a variable in no other way.
-  public func gradients(of loss: Tensor, for variables: [Tensor], addingTo sums: inout GradientSums)
-  {
+  ///
+  /// - Parameter whenDone: called with the place of a variable that is a linear map's weight as soon as its
+  ///   float32 gradient is complete, while others are still worked on; nobody reads or writes it after that.
+  public func gradients(
+    of loss: Tensor, for variables: [Tensor], addingTo sums: inout GradientSums,
+    whenDone: ((Int, Tensor) -> Void)? = nil
+  ) {
     withTape(nil) {
       var table = GradientTable()
       // Where products can add, gradients start from the sums so far.
@@ -109,6 +114,12 @@ public final class Tape: Sendable {
         if let start { table.start(variable.id, start) }
       }
       table.add(.full(1, loss.shape, on: loss.device), to: loss.id)
+      if let whenDone {
+        let present = sums.tensors.map { $0 != nil }
+        table.expect(uses(of: variables)) { i, gradient in
+          if starts[i] != nil || !present[i] { whenDone(i, gradient) }
+        }
+      }
       propagate(&table)
       for (i, variable) in variables.enumerated() where starts[i] == nil {
         sums.add(&table, variable.id, at: i)
@@ -120,12 +131,39 @@ public final class Tape: Sendable {
     }
   }
 
+  /// Of each variable its place and how many inputs of ops it is; none where ops are run again.
+  private func uses(of variables: [Tensor]) -> [TensorID: (place: Int, count: Int)] {
+    log.withLock { log in
+      var result: [TensorID: (place: Int, count: Int)] = [:]
+      for (i, variable) in variables.enumerated() { result[variable.id] = (i, 0) }
+      for entry in log.entries {
+        switch entry {
+        case .op(_, let inputs, _): for input in inputs { result[input.id]?.count += 1 }
+        case .function(let inputs, _, _): for id in inputs { result[id]?.count += 1 }
+        case .segment: return [:]
+        }
+      }
+      return result
+    }
+  }
+
   private func propagate(_ table: inout GradientTable) {
     let tracked = log.withLock { $0.tracked }
     while let entry = log.withLock({ $0.entries.popLast() }) {
       switch entry {
       case .op(let op, let inputs, let outputs):
-        let cotangents = outputs.map { table.take($0.id) }
+        defer { table.pass(inputs, isLinear: op is LinearMap || op is LinearPieces) }
+        var more = [Tensor?](repeating: nil, count: outputs.count)
+        var sums = (op as? any SumsCotangents)?.mostSums ?? 0
+        let cotangents = outputs.enumerated().map { i, output in
+          if sums > 0, (op as? any SumsCotangents)?.sums(output: i) == true,
+            let second = table.takeSecond(output.id)
+          {
+            more[i] = second
+            sums -= 1
+          }
+          return table.take(output.id)
+        }
         guard cotangents.contains(where: { $0 != nil }) else { continue }
         let needs = inputs.map { tracked.contains($0.id) }
         if op is EmbeddingLookup, needs[0], let gradient = cotangents[0],
@@ -135,10 +173,15 @@ public final class Tape: Sendable {
             Rows(tokens: inputs[1], values: gradient, shape: inputs[0].shape), to: inputs[0].id)
           continue
         }
-        let sums = zip(inputs, needs).map { $1 ? table.sum($0.id) : nil }
+        let adds = op as? any AddsGradients
+        let before = inputs.enumerated().map { i, input in
+          needs[i] && adds?.adds(input: i) == true ? table.takeHalf(input.id) : nil
+        }
         let gradients = op.vjp(
           VJPContext(
-            inputs: inputs, outputs: outputs, cotangents: cotangents, needs: needs, sums: sums))
+            inputs: inputs, outputs: outputs, cotangents: cotangents, needs: needs,
+            sums: zip(inputs, needs).map { $1 ? table.sum($0.id) : nil }, more: more,
+            before: before))
         for (i, gradient) in gradients.enumerated() {
           if needs[i], let gradient { table.add(gradient, to: inputs[i].id) }
         }
@@ -180,6 +223,13 @@ public enum ComputePrecision: String, Sendable, Hashable, Codable {
   /// The element type of what maps of activations write on a device in the current precision.
   package static func activations(on device: any Device) -> DType {
     current == .bfloat16 && device.storesBFloat16 ? .bfloat16 : .float32
+  }
+
+  /// The element type of what one product writes for a function whose result the next one reads: no wider
+  /// than products read, where the device multiplies stored bfloat16.
+  package static func betweenProducts(on device: any Device) -> DType {
+    let reads = device.multiplies(stored: .bfloat16) && Perturbation.current == nil
+    return current == .bfloat16 && reads ? .bfloat16 : activations(on: device)
   }
 }
 

@@ -10,7 +10,8 @@ import GyreTensors
 /// What changes from step to step lies in tensors of fixed places: tokens, what the schedule says, the
 /// number of the step for dropout, the carried state. A step is recorded when it has queued the same ops
 /// twice. One that reads on the host, runs ops there, asks for positions or carries state that grows
-/// queues its ops every time.
+/// queues its ops every time, and so does a run of several ranks, whose gradients and losses are added up
+/// before the decision, so that all decide alike.
 public final class DeviceStep {
   /// How the last step went to the device.
   public enum Way: Sendable, Equatable, CustomStringConvertible {
@@ -33,6 +34,8 @@ public final class DeviceStep {
     fileprivate let tokens: Int
     /// Whether the state began anew.
     fileprivate let restarts: Bool
+    /// More than 0 where a rank wants to stop; nil for a process on its own.
+    fileprivate let stop: (any PendingRead)?
     let reports: NewtonReports
   }
 
@@ -41,6 +44,8 @@ public final class DeviceStep {
     /// Mean loss in nats, norm of all gradients together.
     public var loss, norm: Double
     public var verdict: StepRule.Verdict
+    /// Whether any rank of several wanted to stop before the step.
+    var wantsToStop: Bool
     /// Mean loss before the step.
     var meanLoss: Double?
     public var ledger: StepRule.Ledger
@@ -58,6 +63,8 @@ public final class DeviceStep {
     let inputs: [Inputs]
     /// Whether the state starts anew before each batch.
     let isFresh: [Bool]
+    /// What each batch's mean loss counts for among ranks; nil for a process on its own.
+    var weights: [Double]?
     var trace: WorkTrace?
     /// Whether two steps left the same trace.
     var repeats = false
@@ -84,6 +91,10 @@ public final class DeviceStep {
   private let optimizer: Optimizer
   private let rule: StepRule
   private let carries: Bool
+  private let parallel: Parallelism?
+  private let share: Share?
+  /// Rows of this process's part of a batch.
+  private var rows: Int { share?.rows.count ?? c.batch }
   private let ledger, numbers, record, counters: Tensor
   private var plans: [Key: Plan] = [:]
   private var queued = 0
@@ -104,17 +115,28 @@ public final class DeviceStep {
   /// - Parameters:
   ///   - optimizer: of the model's parameters; no rule that averages.
   ///   - carries: whether rows go on where they ended.
-  public init(
+  public convenience init(
     _ model: LanguageModel, _ c: TrainingConfiguration, _ optimizer: Optimizer, carries: Bool
   ) {
+    self.init(model, c, optimizer, carries: carries, parallel: nil, share: nil)
+  }
+
+  /// - Parameters:
+  ///   - parallel: the ranks that share rows; nil for a process on its own.
+  ///   - share: this rank's.
+  init(
+    _ model: LanguageModel, _ c: TrainingConfiguration, _ optimizer: Optimizer, carries: Bool,
+    parallel: Parallelism?, share: Share?
+  ) {
     (self.model, self.c, self.optimizer, self.carries) = (model, c, optimizer, carries)
+    (self.parallel, self.share) = (parallel, share)
     let device = model.device
     rule = StepRule(c)
     ledger = .zeros([4], .float64, on: device)
     numbers = .zeros([3 + 2 * (Self.lag + 2)], .float64, on: device)
     record = .zeros([8], .float64, on: device)
     counters = .zeros([c.accumulation], .int64, on: device)
-    state = model.makeState(batch: c.batch)
+    state = model.makeState(batch: share?.rows.count ?? c.batch)
     isFixed = model.stateSpecs.allSatisfy {
       $0.entries.allSatisfy { if case .cache = $0.kind { false } else { true } }
     }
@@ -142,32 +164,40 @@ public final class DeviceStep {
   ///   - schedule: factor on the learning rates.
   ///   - updates: steps that are known to be taken.
   ///   - records: whether the step may be recorded; otherwise its ops are queued.
+  ///   - wantsToStop: what the other ranks are told with the step.
   /// - Precondition: as many batches as are averaged; at most `lag` steps before it whose outcome was not
   ///   asked for.
   public func queue(
-    _ batches: [Batch], step: Int, schedule: Double, updates: Int, records: Bool = true
+    _ batches: [Batch], step: Int, schedule: Double, updates: Int, records: Bool = true,
+    wantsToStop: Bool = false
   ) -> Queued {
     let plan = plan(for: batches)
+    func own(_ values: [Int32]) -> [Int32] { share?.cut(values) ?? values }
     for (batch, inputs) in zip(batches, plan.inputs) {
-      inputs.tokens.write(batch.tokens)
-      inputs.targets.write(batch.targets)
-      if let reset = inputs.reset, let values = batch.reset { reset.write(values) }
+      inputs.tokens.write(own(batch.tokens))
+      inputs.targets.write(own(batch.targets))
+      if let reset = inputs.reset, let values = batch.reset { reset.write(own(values)) }
+    }
+    plan.weights = share.map { share in batches.map { share.weight(of: $0.targets) } }
+    let stop = parallel.map { _ in
+      Tensor([wantsToStop ? 1 : 0 as Float], shape: [1], on: model.device)
     }
     write(step: step, schedule, updates)
     let tokens = batches.reduce(0) { $0 + $1.tokens.count / c.batch }
     let reports = NewtonReports()
     var next: ModelState?
-    if records, replay(plan) {
+    if records, parallel == nil, replay(plan) {
       way = .recorded
     } else {
-      next = runOps(plan, reports)
+      next = runOps(plan, reports, stop)
       way = .ops(plan.reason)
     }
     hasReports = hasReports || !reports.isEmpty
     queued += 1
     return Queued(
       read: record.queueRead(), next: carries && !isFixed ? next : nil,
-      tokens: carries ? tokens : 0, restarts: batches[0].startsAfresh, reports: reports)
+      tokens: carries ? tokens : 0, restarts: batches[0].startsAfresh, stop: stop?.queueRead(),
+      reports: reports)
   }
 
   /// Waits for a step's outcome; outcomes are asked for in the order of the steps.
@@ -181,6 +211,7 @@ public final class DeviceStep {
       throw TrainingError.configuration("the device gave no record of a step")
     }
     let ledger = StepRule.Ledger(Array(values[4...]))
+    let stops = try queued.stop.map { try $0.bytes().contains { $0 != 0 } } ?? false
     if verdict == .taken {
       if let next = queued.next {
         state = next
@@ -192,7 +223,7 @@ public final class DeviceStep {
       }
     }
     return Outcome(
-      loss: values[0], norm: values[1], verdict: verdict,
+      loss: values[0], norm: values[1], verdict: verdict, wantsToStop: stops,
       meanLoss: verdict == .spike ? values[3] : nil, ledger: ledger)
   }
 
@@ -221,7 +252,7 @@ public final class DeviceStep {
     }
     let plan = Plan(
       inputs: batches.map { batch in
-        let spec = TensorSpec([c.batch, batch.tokens.count / c.batch], .int32)
+        let spec = TensorSpec([rows, batch.tokens.count / c.batch], .int32)
         func tensor() -> Tensor { Tensor(emptyWith: spec, on: model.device) }
         return Inputs(
           tokens: tensor(), targets: tensor(), reset: batch.reset == nil ? nil : tensor())
@@ -241,7 +272,9 @@ public final class DeviceStep {
     }
     guard plan.repeats, let trace = plan.trace else { return false }
     do throws(DeviceError) {
-      let work = try model.device.record(repeating: trace) { _ = run(plan, NewtonReports()) }
+      let work = try model.device.record(repeating: trace) {
+        _ = run(plan, NewtonReports(), nil)
+      }
       if work.replay() {
         plan.work = work
         return true
@@ -252,10 +285,17 @@ public final class DeviceStep {
     return false
   }
 
-  private func runOps(_ plan: Plan, _ reports: NewtonReports) -> ModelState {
+  private func runOps(
+    _ plan: Plan, _ reports: NewtonReports, _ stop: Tensor?
+  ) -> ModelState {
     var next = state
     let ops = {
-      next = PositionReads.$current.withValue(self.positions) { self.run(plan, reports) }
+      next = PositionReads.$current.withValue(self.positions) { self.run(plan, reports, stop) }
+    }
+    if parallel != nil {
+      plan.reason = "several ranks"
+      ops()
+      return next
     }
     guard !plan.repeats, plan.traces < Self.mostTraces else {
       ops()
@@ -279,23 +319,34 @@ public final class DeviceStep {
   }
 
   /// The step's ops: the same whether they run or are recorded. Returns the state after it.
-  private func run(_ plan: Plan, _ reports: NewtonReports) -> ModelState {
+  private func run(_ plan: Plan, _ reports: NewtonReports, _ stop: Tensor?) -> ModelState {
     var next = state
     var sums = GradientSums(count: model.parameters.count)
     var losses: [Tensor] = []
+    let early = parallel.map { EarlySums($0.communicator) }
     for (part, inputs) in plan.inputs.enumerated() {
-      if plan.isFresh[part] { next = model.makeState(batch: c.batch) }
+      if plan.isFresh[part] { next = model.makeState(batch: rows) }
       let counter = counters.aliased(as: [1], byteOffset: counters.byteOffset + 8 * part)
       let loss = NewtonReports.$current.withValue(reports) {
         model.loss(
           inputs.tokens, targets: inputs.targets, reset: inputs.reset, state: &next,
           dropout: DropoutNoise(seed: c.seed, step: counter), precision: c.precision,
-          gradients: &sums)
+          weight: plan.weights?[part], gradients: &sums,
+          whenDone: part == plan.inputs.count - 1 ? early?.add : nil)
       }
       losses.append(loss)
     }
     let device = model.device
-    let squares = apply(SumOfSquares(), sums.tensors.compactMap(\.self))[0]
+    var gradients = sums.tensors
+    if let parallel, let early {
+      early.finish()
+      // Sums over ranks are float32; a device may give bfloat16.
+      gradients = gradients.map { $0?.cast(to: .float32) }
+      losses = losses.map { $0.cast(to: .float32) }
+      let rest = gradients.enumerated().compactMap { early.places.contains($0) ? nil : $1 }
+      parallel.communicator.sum(rest + losses + (stop.map { [$0] } ?? []))
+    }
+    let squares = apply(SumOfSquares(), gradients.compactMap(\.self))[0]
     let factor = Tensor(emptyWith: TensorSpec([1]), on: device)
     let control = Tensor(emptyWith: TensorSpec([4], .float64), on: device)
     device.launch(
@@ -303,7 +354,7 @@ public final class DeviceStep {
         op: StepDecision(rule), inputs: [squares, numbers, ledger] + losses,
         outputs: [factor, control, record, ledger]))
     ComputePrecision.$current.withValue(c.precision) {
-      optimizer.step(sums.tensors, factor: factor, control: control)
+      optimizer.step(gradients, factor: factor, control: control)
     }
     if carries, isFixed { replace(by: next, control) }
     return next

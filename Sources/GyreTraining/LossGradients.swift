@@ -8,10 +8,11 @@ extension LanguageModel {
   /// - Parameters:
   ///   - state: read before the first token and replaced, cut off from the tape.
   ///   - weight: multiplies the loss; nil for 1.
+  ///   - whenDone: see `Tape.gradients`.
   func loss(
     _ tokens: Tensor, targets: Tensor, reset: Tensor?, state: inout ModelState,
     dropout: DropoutNoise, precision: ComputePrecision, weight: Double? = nil,
-    gradients sums: inout GradientSums
+    gradients sums: inout GradientSums, whenDone: ((Int, Tensor) -> Void)? = nil
   ) -> Tensor {
     let variables = parameters.map(\.value)
     let tape = Tape()
@@ -26,7 +27,7 @@ extension LanguageModel {
       }
     }
     ComputePrecision.$current.withValue(precision) {
-      tape.gradients(of: loss, for: variables, addingTo: &sums)
+      tape.gradients(of: loss, for: variables, addingTo: &sums, whenDone: whenDone)
     }
     state = carried.detached()
     return loss

@@ -40,6 +40,8 @@ public final class Trainer {
   private var pending: [Pending] = []
   /// Steps whose outcome has come and was not reported, with the skips in a row that they end.
   private var arrived: [(metrics: Metrics, skips: Int)] = []
+  /// Whether any rank of several wants to stop.
+  private var ranksEnd = false
   /// When the last outcome came.
   private var lastArrival = ContinuousClock().now
   /// How steps go to the device; nil where the host decides on each.
@@ -87,8 +89,10 @@ public final class Trainer {
     hostState = model.makeState(batch: share?.rows.count ?? batch)
     rule = StepRule(configuration)
     deviceStep =
-      parallel == nil && DeviceStep.suits(model.device, configuration)
-      ? DeviceStep(model, configuration, optimizer, carries: train.carriesState) : nil
+      (parallel?.parts ?? 1) == 1 && DeviceStep.suits(model.device, configuration)
+      ? DeviceStep(
+        model, configuration, optimizer, carries: train.carriesState, parallel: parallel,
+        share: share) : nil
   }
 
   /// Whether this process writes the run's files.
@@ -97,7 +101,8 @@ public final class Trainer {
   /// Steps until the configured end or until `shouldStop` says so; saves at the end either way.
   ///
   /// Where the device decides on steps, reports come up to eight steps late and a run goes on for as
-  /// many after `shouldStop`; evaluations and checkpoints wait for all before them.
+  /// many after `shouldStop`; evaluations and checkpoints wait for all before them. Ranks that share rows
+  /// learn with a step's outcome whether any of them wants to stop, all at the same step.
   ///
   /// - Parameters:
   ///   - shouldStop: asked after each step.
@@ -110,11 +115,14 @@ public final class Trainer {
     var isEnding = parallel == nil && shouldStop()
     while step < configuration.steps, !isEnding {
       if let deviceStep {
-        queueStep(deviceStep)
+        queueStep(deviceStep, wantsToStop: parallel != nil && shouldStop())
         let waits =
           !deviceStep.runsAhead || isScoringDue || isCheckpointDue || step == configuration.steps
         try absorb(keeping: waits ? 0 : DeviceStep.lag)
-        try reportArrived(report) { isEnding = isEnding || shouldStop() }
+        isEnding = isEnding || ranksEnd
+        try reportArrived(report) {
+          if parallel == nil { isEnding = isEnding || shouldStop() }
+        }
       } else {
         let clock = ContinuousClock()
         let start = clock.now
@@ -190,13 +198,13 @@ public final class Trainer {
 
   // MARK: - Steps that the device decides on
 
-  private func queueStep(_ deviceStep: DeviceStep) {
+  private func queueStep(_ deviceStep: DeviceStep, wantsToStop: Bool) {
     let count = configuration.accumulation
     let batches = (0..<count).map { train.batch(step * count + $0) }
     let factor = schedule.factor(step)
     if pending.isEmpty { lastArrival = ContinuousClock().now }
     let queued = deviceStep.queue(
-      batches, step: step, schedule: factor, updates: ledger.updates)
+      batches, step: step, schedule: factor, updates: ledger.updates, wantsToStop: wantsToStop)
     pending.append(Pending(step: step, schedule: factor, queued: queued))
     step += 1
   }
@@ -208,6 +216,7 @@ public final class Trainer {
       let item = pending.removeFirst()
       let outcome = try deviceStep.outcome(of: item.queued)
       ledger = outcome.ledger
+      ranksEnd = ranksEnd || outcome.wantsToStop
       optimizer.updateCount = ledger.updates
       var metrics = metrics(
         after: item.step, outcome.loss, outcome.norm, item.schedule,

@@ -38,7 +38,7 @@ struct Train: ParsableCommand {
 
         gyre train
         gyre train book.txt --model mingru-10m --steps 5000 --dtype bf16
-      gyre train book.txt --tokenizer bpe:4096
+        gyre train book.txt --tokenizer bpe:4096
         gyre train corpus/ notes.jsonl --model config.json --batch 8 --length 512 --out runs/mine
         gyre train --resume --out runs/mine --steps 20000
         gyre train corpus/ --model rwkv7-350m --device cuda:0 --devices 2

@@ -131,7 +131,7 @@ struct WorkerTests {
 
   private static func policy(
     _ path: String, _ group: (any WorkerGroup)?, generations: Int = 4,
-    _ onFailure: WorkerFailure = .drop
+    _ onFailure: WorkerFailure = .drop, update: UpdateWork = .auto
   ) throws -> [[Float]] {
     let device = try CPUDevice()
     var c = EvolutionConfiguration()
@@ -145,9 +145,60 @@ struct WorkerTests {
       policy: policy, environment: CartPole.self, configuration: c, device: device)
     let trainer = EvolutionTrainer(
       task: task, configuration: c, folder: RunFolder(path), device: device, group: group,
-      onFailure: onFailure)
+      onFailure: onFailure, update: update)
     try trainer.run()
     return try policy.parameters.map { try $0.value.floats() }
+  }
+
+  @Test("an update that is shared out has the bits of one process", arguments: [false, true])
+  func sharedUpdates(onCards: Bool) async throws {
+    try await withFolder { path in
+      for name in ["one", "2", "3", "lost"] {
+        try FileManager.default.createDirectory(
+          atPath: path + "/" + name, withIntermediateDirectories: true)
+      }
+      let alone = try Self.policy(path + "/one", nil)
+      for count in [2, 3] {
+        let results = try await ranks(count, onCards: onCards) {
+          try Self.policy(path + "/\(count)", $0, update: .shared)
+        }
+        for result in results { #expect(try result.get() == alone) }
+      }
+      // Rank 2 scores the second generation and leaves before its part of the update.
+      let left = try await ranks(3) {
+        try Self.policy(
+          path + "/lost", $0.rank == 2 ? Mortal($0, gathers: 3) : $0, update: .shared)
+      }
+      #expect(try left[0].get() == alone)
+      #expect(try left[1].get() == alone)
+    }
+  }
+
+  @Test(
+    "parameters are shared out evenly; sharing is tried where it promises less time, and kept if it gave it"
+  )
+  func sharing() throws {
+    let device = try CPUDevice()
+    let parameters = [[4, 4], [3], [2, 4], [7], [1], [8]].enumerated().map { i, shape in
+      Parameter(name: "\(i)", value: .zeros(Shape(shape), on: device))
+    }
+    let shared = SharedEstimate([0, 1, 2, 3, 5], parameters, ranks: 3)
+    #expect(shared.leaves == [[0], [2, 3], [5, 1]])
+    #expect(shared.length == 16)
+
+    func choices(_ work: UpdateWork, _ whole: Double, _ shared: Double, bytes: Int) -> [Bool] {
+      var trial = UpdateTrial(work)
+      return (0..<6).map { _ in
+        let shares = trial.shares(ranks: 2, bytes: bytes, rate: 1e9)
+        trial.took(shares ? shared : whole, shared: shares)
+        return shares
+      }
+    }
+    #expect(choices(.auto, 1, 0.6, bytes: 1) == [false, false, true, true, true, true])
+    #expect(choices(.auto, 1, 1.1, bytes: 1) == [false, false, true, true, false, false])
+    #expect(choices(.auto, 1, 0.6, bytes: 1 << 30) == [Bool](repeating: false, count: 6))
+    #expect(choices(.whole, 1, 0.6, bytes: 1) == [Bool](repeating: false, count: 6))
+    #expect(choices(.shared, 1, 2, bytes: 1) == [Bool](repeating: true, count: 6))
   }
 
   @Test("a policy: ranks give the bits of one; a lost one is dropped, or stops the run by name")

@@ -67,22 +67,38 @@ import Testing
   @Test(arguments: [SequenceForm.recurrent, .chunkwise, .parallel])
   func unstableOrderOnRequest(_ form: SequenceForm) throws {
     let path = try #require(Self.folders.first { $0.hasSuffix("/mom") })
-    let expected = try SafetensorsFile(path: path + "/unstable.safetensors")
-    let device = try Devices.open("cpu")
-    let model = try ModelFolder(path: path, compatibility: [.flaMomOrder]).load(on: device)
-    let file = try SafetensorsFile(path: path + "/expected.safetensors")
-    let tokens = Tensor(
-      try file.readInt32("input_ids"), shape: try file.info("input_ids").shape, on: device)
-    var state = model.makeState(batch: tokens.shape[0])
-    let (r, count) = (try expected.readFloat32("logits"), tokens.shape[1])
-    let y = try model.logits(model.hidden(tokens, state: &state, form: form))
-      .sliced(0..<1, axis: 0).sliced(count - 4..<count, axis: 1).floats()
-    let worst = zip(y, r).map { abs($0 - $1) }.max() ?? .infinity
-    #expect(y.count == r.count && worst <= 1e-5 * (r.map(abs).max() ?? 0))
+    try lastTokens(
+      path, .flaMomOrder, form, ids: "expected", expected: "unstable", tolerance: 1e-5)
     #expect(throws: ModelFolderError.self) {
       try ModelFolder(
         path: path.dropLast(3) + "abc_plain", compatibility: [.flaMomOrder])
     }
+  }
+
+  /// Three chunks with float16 in the solver. A sum of another order can round to the next number.
+  @Test(arguments: [SequenceForm.recurrent, .chunkwise, .parallel])
+  func halfPrecisionOnRequest(_ form: SequenceForm) throws {
+    let path = try #require(Self.folders.first { $0.hasSuffix("/mesa_float64") })
+    try lastTokens(
+      path, .flaMesaRounding, form, ids: "half", expected: "half", tolerance: 1e-4)
+  }
+
+  private func lastTokens(
+    _ path: String, _ fault: Compatibility, _ form: SequenceForm, ids: String, expected: String,
+    tolerance: Float
+  ) throws {
+    let device = try Devices.open("cpu")
+    let model = try ModelFolder(path: path, compatibility: [fault]).load(on: device)
+    let file = try SafetensorsFile(path: "\(path)/\(ids).safetensors")
+    let tokens = Tensor(
+      try file.readInt32("input_ids"), shape: try file.info("input_ids").shape, on: device)
+    var state = model.makeState(batch: tokens.shape[0])
+    let r = try SafetensorsFile(path: "\(path)/\(expected).safetensors").readFloat32("logits")
+    let count = tokens.shape[1]
+    let y = try model.logits(model.hidden(tokens, state: &state, form: form))
+      .sliced(0..<1, axis: 0).sliced(count - 4..<count, axis: 1).floats()
+    let worst = zip(y, r).map { abs($0 - $1) }.max() ?? .infinity
+    #expect(y.count == r.count && worst <= tolerance * (r.map(abs).max() ?? 0), "\(worst)")
   }
 
   @Test(arguments: folders)

@@ -54,6 +54,8 @@ typedef struct gyre_cuda_driver {
   GYRE_CUDA_FN(int, stream_create, gyre_cuda_handle *_Nonnull stream, unsigned flags);
   GYRE_CUDA_FN(int, stream_destroy, gyre_cuda_handle stream);
   GYRE_CUDA_FN(int, stream_synchronize, gyre_cuda_handle stream);
+  GYRE_CUDA_FN(
+    int, stream_wait, gyre_cuda_handle stream, gyre_cuda_handle event, unsigned flags);
   GYRE_CUDA_FN(int, event_create, gyre_cuda_handle *_Nonnull event, unsigned flags);
   GYRE_CUDA_FN(int, event_destroy, gyre_cuda_handle event);
   GYRE_CUDA_FN(int, event_record, gyre_cuda_handle event, gyre_cuda_handle stream);

@@ -36,6 +36,10 @@ template <bool HALF> GYRE_DEVICE void backward(const gyre_blend_args &a) {
       get8<HALF>(a.y, at, y);
       get8<HALF>(a.gate, at, g);
       get8<HALF>(a.dout, at, d);
+      float more[8], before[8];
+      if (present(a.dout_more)) get8<HALF>(a.dout_more, at, more);
+      if (present(a.dy_before)) get8<HALF>(a.dy_before, at, before);
+      if (present(a.dout_more)) EACH(j) d[j] += more[j];
       EACH(j) {
         float s = quick_sigmoid(g[j] + bias[j]), dg = d[j] * (y[j] - x[j]) * s * (1.f - s);
         sums[j] += dg;
@@ -43,6 +47,7 @@ template <bool HALF> GYRE_DEVICE void backward(const gyre_blend_args &a) {
         y[j] = d[j] * s;
         x[j] = d[j] - y[j];
       }
+      if (present(a.dy_before)) EACH(j) y[j] += before[j];
       put8<HALF>(a.dx, at, x);
       put8<HALF>(a.dy, at, y);
       put8<HALF>(a.dgate, at, g);
@@ -62,6 +67,7 @@ GYRE_KERNEL __launch_bounds__(256) blend(gyre_blend_args a) {
   else forward<false>(a);
 }
 GYRE_KERNEL __launch_bounds__(256) blend_backward(gyre_blend_args a) {
-  if (is_half(a.x) && is_half(a.y) && is_half(a.gate) && is_half(a.dout)) backward<true>(a);
+  bool half = is_half(a.x) && is_half(a.y) && is_half(a.gate) && is_half(a.dout);
+  if (half && is_half(a.dout_more) && is_half(a.dy_before)) backward<true>(a);
   else backward<false>(a);
 }

@@ -29,6 +29,14 @@ struct Walk {
       start = a.end[p];
     }
     bias = present(a.bias) ? load4<false>(a.bias, d) : zero4();
+    if (a.taps == 4 && is_wide(a.weight) && a.weight.dtype == GYRE_F32) {
+      EACH_CHANNEL(i) {
+        const Four own = load4<false>(a.weight, (d + i) * 4);
+#pragma unroll
+        for (int j = 0; j < 4; j++) w[j].c[i] = own.c[j];
+      }
+      return;
+    }
 #pragma unroll
     for (int j = 0; j < 4; j++) {
       int tap = j - (4 - a.taps);
@@ -176,6 +184,40 @@ GYRE_KERNEL __launch_bounds__(128) convolution(const __grid_constant__ gyre_conv
 GYRE_KERNEL __launch_bounds__(128, 5)
 convolution_half(const __grid_constant__ gyre_convolution_args a) {
   forward<true>(a);
+}
+// One token, four taps, bfloat16 with weight and window in float32: all that a thread reads is on its way
+// before it uses any of it.
+GYRE_KERNEL __launch_bounds__(128) convolution_step(const __grid_constant__ gyre_convolution_args a) {
+  const long d = ((long)blockIdx.x * blockDim.x + threadIdx.x) * 4, b = blockIdx.y;
+  if (d >= a.width) return;
+  const float4 *weight = (const float4 *)a.weight.data + d;
+  const long at = (b * 3 * a.width + d) / 4, row = a.width / 4;
+  const float4 *window = (const float4 *)a.window.data + at;
+  const Raw4<true> now(a.x, b * a.width + d);
+  const bool has_window = present(a.window);
+  const float4 none = make_float4(0.f, 0.f, 0.f, 0.f);
+  const float4 x0 = has_window ? window[0] : none, x1 = has_window ? window[row] : none;
+  const float4 x2 = has_window ? window[2 * row] : none;
+  const float4 w[4] = {weight[0], weight[1], weight[2], weight[3]};
+  const Four bias = present(a.bias) ? load4<false>(a.bias, d) : zero4(), x3 = now.four();
+  const float before[3][4] = {
+      {x0.x, x0.y, x0.z, x0.w}, {x1.x, x1.y, x1.z, x1.w}, {x2.x, x2.y, x2.z, x2.w}};
+  Four y;
+  EACH_CHANNEL(i) {
+    float sum = bias.c[i] + w[i].x * before[0][i];
+    sum += w[i].y * before[1][i];
+    sum += w[i].z * before[2][i];
+    sum += w[i].w * x3.c[i];
+    y.c[i] = a.silu ? sum * quick_sigmoid(sum) : sum;
+  }
+  long start = 0;
+#pragma unroll
+  for (int p = 0; p < GYRE_CONVOLUTION_PIECES; p++) {
+    if (d >= start && d < a.end[p]) store4<true>(a.piece[p], b * (a.end[p] - start) + d - start, y);
+    start = a.end[p];
+  }
+  float4 *after = (float4 *)a.window_final.data + at;
+  after[0] = x1, after[row] = x2, after[2 * row] = make_float4(x3.c[0], x3.c[1], x3.c[2], x3.c[3]);
 }
 GYRE_KERNEL __launch_bounds__(128)
 convolution_backward(const __grid_constant__ gyre_convolution_args a) {

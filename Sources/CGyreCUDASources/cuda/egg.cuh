@@ -15,10 +15,15 @@ typedef unsigned int u32;
 typedef unsigned long long u64;
 typedef signed char s8;
 
-// Chunks of 64 features.
-constexpr int CHUNKS = (WIDTH + 63) / 64, PADDED = 64 * CHUNKS, VOCABULARY = 256;
-constexpr int PIECE = 64 * PADDED, RECORD = GYRE_EGG_RECORD;
-constexpr int LAYER_PIECES = 12 * CHUNKS, LAYER_RECORDS = 26 * CHUNKS, LAST_RECORDS = 3 * CHUNKS + 4;
+// Chunks of 64 features, and how many of them a piece of weights is deep.
+constexpr bool IS_WIDE = WIDTH > GYRE_EGG_NARROW;
+constexpr int DEEP = IS_WIDE ? GYRE_EGG_DEEP : (WIDTH + 63) / 64;
+constexpr int CHUNKS = (WIDTH + 64 * DEEP - 1) / (64 * DEEP) * DEEP, SPLITS = CHUNKS / DEEP;
+constexpr int PADDED = 64 * CHUNKS, VOCABULARY = 256;
+constexpr int PIECE = 64 * 64 * DEEP, RECORD = GYRE_EGG_RECORD;
+constexpr int LAYER_PIECES = 12 * CHUNKS * SPLITS, HEAD_PIECES = 4 * SPLITS;
+constexpr int LAYER_RECORDS = 26 * CHUNKS, LAST_RECORDS = 3 * CHUNKS + 4;
+constexpr int WIDE = CHUNKS % 2 == 0 ? 2 : 1;  // chunks of outputs whose sums are made together
 constexpr long LAYER_WEIGHTS = 4L * WIDTH + 12L * WIDTH * WIDTH;
 
 __device__ constexpr int root_of(int n) {

@@ -1,12 +1,14 @@
 // EGG's perturbed forward pass of a window of tokens (the equations: Sources/GyreRecurrence/Egg). A block
 // takes one or two tiles of 64 members through all tokens; shared memory holds pieces of weights and what
-// goes from one product to the next, each number read by the thread that wrote it.
+// goes from one product to the next, each number read by the thread that wrote it. Models that are too wide for
+// that keep what goes from product to product in the device's memory, and go through inputs in parts.
 #include "egg_numbers.cuh"
 #include "egg_pipeline.cuh"
 
-constexpr int WORDS = 4 * CHUNKS;            // of a row of activations in a thread
-constexpr int STEPS = PADDED / 32;           // of the inputs of a product
-constexpr int WIDE = CHUNKS % 2 == 0 ? 2 : 1;  // pieces whose sums are made together
+constexpr int WORDS = 4 * DEEP;     // of a row of an operand in a thread
+constexpr int STEPS = 2 * DEEP;     // of the inputs of a product
+constexpr int BUFFERS = IS_WIDE ? 8 : 4;  // of CHUNKS chunks: x, operands, gates, candidates, hidden
+constexpr int HEADS = IS_WIDE ? WIDE : 1;  // chunks of logits at once
 
 // MARK: a thread's part of the pass
 
@@ -22,17 +24,17 @@ struct operand {
     x[row][4 * chunk] = v.x, x[row][4 * chunk + 1] = v.y;
     x[row][4 * chunk + 2] = v.z, x[row][4 * chunk + 3] = v.w;
   }
-  GYRE_DEVICE void load(rows_buffer &b) {
+  GYRE_DEVICE void load(rows_buffer &b, int first = 0) {
 #pragma unroll
-    for (int n = 0; n < CHUNKS; n++)
+    for (int n = 0; n < DEEP; n++)
 #pragma unroll
-      for (int r = 0; r < ROWS; r++) set(n, r, b.at(n, r));
+      for (int r = 0; r < ROWS; r++) set(n, r, b.at(first + n, r));
   }
 };
 
 struct member_thread {
   pipeline weights;
-  rows_buffer x, operands, gate, candidate;
+  rows_buffer x, operands, gate, candidate, hidden;
   const uint4 *noise;
   uint4 *state;
   u32 keeps[ROWS];    // all ones, or 0 where a document begins
@@ -90,14 +92,34 @@ struct member_thread {
     z[1] = -over_quad(z[1]);
   }
 
-  /// Sums of 64 WIDE outputs each, of all inputs.
-  GYRE_DEVICE void outputs(int (&acc)[WIDE][32]) {
+  /// The operand of the products that follow, where it fits registers.
+  GYRE_DEVICE void take(rows_buffer &from) {
+    if (!IS_WIDE) left.load(from);
+  }
+  /// Sums of 64 WIDE outputs each, of all inputs: of `left`, or of a wide model's `from` part by part.
+  template <int PARTS = SPLITS, int COUNT = WIDE>
+  GYRE_DEVICE void outputs(int (&acc)[COUNT][32], rows_buffer &from) {
+    if constexpr (IS_WIDE) {
+#pragma unroll 1
+      for (int s = 0; s < PARTS; s++) {
+        left.load(from, s * DEEP);
 #pragma unroll
-    for (int i = 0; i < WIDE; i++) multiply<64, STEPS>(acc[i], left.x[0], left.x[1], weights.acquire(), false);
-    products_commit();
-    products_wait();
+        for (int i = 0; i < COUNT; i++)
+          multiply<64, STEPS>(acc[i], left.x[0], left.x[1], weights.acquire(), s > 0);
+        products_commit();
+        products_wait();
 #pragma unroll
-    for (int i = 0; i < WIDE; i++) weights.release();
+        for (int i = 0; i < COUNT; i++) weights.release();
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < COUNT; i++)
+        multiply<64, STEPS>(acc[i], left.x[0], left.x[1], weights.acquire(), false);
+      products_commit();
+      products_wait();
+#pragma unroll
+      for (int i = 0; i < COUNT; i++) weights.release();
+    }
   }
 
   /// to = clipped products of the operand.
@@ -108,7 +130,7 @@ struct member_thread {
       int acc[WIDE][32];
 #pragma unroll
       for (int i = 0; i < WIDE; i++) a[i] = record();
-      outputs(acc);
+      outputs(acc, operands);
 #pragma unroll
       for (int i = 0; i < WIDE; i++) {
         const pairs y = scaled<WIDTH>(acc[i], a[i], z);
@@ -132,7 +154,7 @@ struct member_thread {
         bias[i][1] = record();
         b[i] = record();
       }
-      outputs(acc);
+      outputs(acc, hidden);
 #pragma unroll
       for (int i = 0; i < WIDE; i++) {
         const pairs y = scaled<WIDTH>(acc[i], a[i], uf);
@@ -185,7 +207,7 @@ struct member_thread {
         bias[i][0] = record();
         bias[i][1] = record();
       }
-      outputs(acc);
+      outputs(acc, operands);
 #pragma unroll
       for (int i = 0; i < WIDE; i++) {
         const pairs y = scaled<WIDTH>(acc[i], a[i], uh);
@@ -220,11 +242,12 @@ struct member_thread {
   }
 
   /// x = clip(x + (operand @ up) @ down): 64 hidden features at a time.
+  template <int OUTPUTS>
   GYRE_DEVICE void feed_forward(const int (&up)[ROWS]) {
-    int down[32 * CHUNKS], z[ROWS] = {0, 0};
+    int down[OUTPUTS / 2], z[ROWS] = {0, 0};
     u32 hidden[ROWS][4];
 #pragma unroll
-    for (int i = 0; i < 32 * CHUNKS; i++) down[i] = 0;
+    for (int i = 0; i < OUTPUTS / 2; i++) down[i] = 0;
 #pragma unroll 1
     for (int c = 0; c < 4 * CHUNKS; c++) {
       const uint4 a = record(), b = record();
@@ -246,7 +269,7 @@ struct member_thread {
           z[r] = dot(hidden[r][k], word_of(b, k), z[r]);
         }
       }
-      multiply<PADDED, 2>(down, hidden[0], hidden[1], weights.acquire(), true);
+      multiply<OUTPUTS, 2>(down, hidden[0], hidden[1], weights.acquire(), true);
       products_commit();
     }
     products_wait();
@@ -254,46 +277,83 @@ struct member_thread {
     signed_sums(z);
     sums[0] = sums[1] = 0;
 #pragma unroll
-    for (int n = 0; n < CHUNKS; n++) {
-      const pairs y = scaled<4 * WIDTH>(down + 32 * n, record(), z);
+    for (int n = 0; n < CHUNKS; n++) add(scaled<4 * WIDTH>(down + 32 * n, record(), z), n);
+  }
+  /// x = clip(x + y) of a chunk.
+  GYRE_DEVICE void add(const pairs &y, int n) {
 #pragma unroll
-      for (int r = 0; r < ROWS; r++) {
-        const uint4 before = x.at(n, r);
-        u32 sum[4];
+    for (int r = 0; r < ROWS; r++) {
+      const uint4 before = x.at(n, r);
+      u32 sum[4];
 #pragma unroll
-        for (int k = 0; k < 4; k++) {
-          sum[k] = packed(clipped_sum(y.row[r][2 * k], low_pair(word_of(before, k))),
-                          clipped_sum(y.row[r][2 * k + 1], high_pair(word_of(before, k))));
-          sums[r] = magnitude(sum[k], sums[r]);
-        }
-        x.at(n, r) = make_uint4(sum[0], sum[1], sum[2], sum[3]);
+      for (int k = 0; k < 4; k++) {
+        sum[k] = packed(clipped_sum(y.row[r][2 * k], low_pair(word_of(before, k))),
+                        clipped_sum(y.row[r][2 * k + 1], high_pair(word_of(before, k))));
+        sums[r] = magnitude(sum[k], sums[r]);
       }
+      x.at(n, r) = make_uint4(sum[0], sum[1], sum[2], sum[3]);
+    }
+  }
+  /// The same, all hidden features first.
+  GYRE_DEVICE void wide_feed_forward(const int (&up)[ROWS]) {
+    int z[ROWS] = {0, 0};
+#pragma unroll 1
+    for (int c = 0; c < 4 * CHUNKS; c += WIDE) {
+      uint4 a[WIDE], b[WIDE];
+      int acc[WIDE][32];
+#pragma unroll
+      for (int i = 0; i < WIDE; i++) a[i] = record(), b[i] = record();
+      outputs(acc, operands);
+#pragma unroll
+      for (int i = 0; i < WIDE; i++) {
+        const pairs y = scaled<WIDTH>(acc[i], a[i], up);
+#pragma unroll
+        for (int r = 0; r < ROWS; r++) {
+          const uint4 v = packed(y.row[r]);
+          hidden.at(c + i, r) = v;
+          z[r] = dot(v, b[i], z[r]);
+        }
+      }
+    }
+    signed_sums(z);
+    sums[0] = sums[1] = 0;
+#pragma unroll 1
+    for (int n = 0; n < CHUNKS; n += WIDE) {
+      uint4 a[WIDE];
+      int acc[WIDE][32];
+#pragma unroll
+      for (int i = 0; i < WIDE; i++) a[i] = record();
+      outputs<4 * SPLITS>(acc, hidden);
+#pragma unroll
+      for (int i = 0; i < WIDE; i++) add(scaled<4 * WIDTH>(acc[i], a[i], z), n + i);
     }
   }
 
   GYRE_DEVICE void layer() {
     int z[2][ROWS], s[ROWS] = {0, 0}, p[ROWS];
     norm<2>(z);
-    left.load(operands);
+    take(operands);
     project(z[0], gate);
     project(z[1], candidate);
-#pragma unroll
+#pragma unroll(IS_WIDE ? 1 : CHUNKS)
     for (int n = 0; n < CHUNKS; n++) {
       const uint4 b = record();
 #pragma unroll
       for (int r = 0; r < ROWS; r++) {
         const uint4 old = old_state(n, r);
-        left.set(n, r, old);
+        if constexpr (IS_WIDE) hidden.at(n, r) = old;
+        else left.set(n, r, old);
         s[r] = dot(old, b, s[r]);
       }
     }
     signed_sums(s);
     gates(s, p);
-    left.load(operands);
+    take(operands);
     recur(p);
     int u[1][ROWS];
     norm<1>(u);
-    feed_forward(u[0]);
+    if constexpr (IS_WIDE) wide_feed_forward(u[0]);
+    else feed_forward<PADDED>(u[0]);
   }
 
   /// x = clip(emb[token] + (s A_token B >> shift)).
@@ -335,29 +395,32 @@ struct member_thread {
     int z[1][ROWS], wanted[ROWS] = {0, 0};
     u32 partition[ROWS] = {0, 0};
     norm<1>(z);
-    left.load(operands);
+    take(operands);
     const int q = threadIdx.x % 4;
 #pragma unroll 1
-    for (int n = 0; n < 4; n++) {
-      const uint4 a = record();
-      int acc[32];
-      multiply<64, STEPS>(acc, left.x[0], left.x[1], weights.acquire(), false);
-      products_commit();
-      products_wait();
-      weights.release();
-      const pairs y = scaled<WIDTH>(acc, a, z[0]);
+    for (int first = 0; first < 4; first += HEADS) {
+      uint4 a[HEADS];
+      int acc[HEADS][32];
 #pragma unroll
-      for (int r = 0; r < ROWS; r++) {
-        const bool is_here = target[r] / 16 == 4 * n + q;
-        u32 pair = 0;
+      for (int i = 0; i < HEADS; i++) a[i] = record();
+      outputs(acc, operands);
 #pragma unroll
-        for (int j = 0; j < 8; j++) {
-          const u32 v = __vadd2(y.row[r][j], 0x00800080);
-          partition[r] += powers[v & 0xffff] + powers[v >> 16];
-          if (target[r] % 16 / 2 == j) pair = v;
+      for (int i = 0; i < HEADS; i++) {
+        const int n = first + i;
+        const pairs y = scaled<WIDTH>(acc[i], a[i], z[0]);
+#pragma unroll
+        for (int r = 0; r < ROWS; r++) {
+          const bool is_here = target[r] / 16 == 4 * n + q;
+          u32 pair = 0;
+#pragma unroll
+          for (int j = 0; j < 8; j++) {
+            const u32 v = __vadd2(y.row[r][j], 0x00800080);
+            partition[r] += powers[v & 0xffff] + powers[v >> 16];
+            if (target[r] % 16 / 2 == j) pair = v;
+          }
+          if (is_here) wanted[r] = target[r] % 2 ? pair >> 16 : pair & 0xffff;
+          if (logits[r]) *(uint4 *)(logits[r] + 64 * n + 16 * q) = packed(y.row[r]);
         }
-        if (is_here) wanted[r] = target[r] % 2 ? pair >> 16 : pair & 0xffff;
-        if (logits[r]) *(uint4 *)(logits[r] + 64 * n + 16 * q) = packed(y.row[r]);
       }
     }
 #pragma unroll
@@ -387,11 +450,11 @@ GYRE_DEVICE void copy_weights(const gyre_egg_forward_args &a, pipeline &weights,
   const long of_states = a.layers * ROWS * CHUNKS * RECORD;
   for (long t = 0; t < a.tokens; t++) {
     int done = 0;
-    for (int p = 0; p < a.layers * LAYER_PIECES + 4; p++) {
+    for (int p = 0; p < a.layers * LAYER_PIECES + HEAD_PIECES; p++) {
       const int layer = p / LAYER_PIECES, j = p % LAYER_PIECES;
       const bool is_head = layer >= a.layers;
       const int until = is_head ? (int)a.records : CHUNKS + layer * LAYER_RECORDS + records_after(j);
-      for (int i = 0; i < tiles; i++) {
+      for (int i = 0; i < (IS_WIDE ? 0 : tiles); i++) {
         prefetch(a.streams + ((tile + i) * a.records + done) * RECORD, (u32)(until - done) * RECORD);
         if (!is_head && j == 0)
           prefetch(a.working + (tile + i) * of_states + layer * ROWS * CHUNKS * RECORD, ROWS * CHUNKS * RECORD);
@@ -411,6 +474,7 @@ GYRE_DEVICE void run_tile(const gyre_egg_forward_args &a, pipeline &weights, uin
   member_thread m = {weights};
   m.x.first = buffers + t, m.operands.first = m.x.first + BUFFER;
   m.gate.first = m.operands.first + BUFFER, m.candidate.first = m.gate.first + BUFFER;
+  m.hidden.first = m.candidate.first + BUFFER;  // of wide models alone
   const long first = 2 * ((a.first_tile + tile) * GYRE_EGG_PAIRS + in_tile);
   const uint4 *const records = (const uint4 *)(a.streams + tile * a.records * RECORD) + t;
   uint4 *const states = (uint4 *)(a.working + tile * a.layers * ROWS * CHUNKS * RECORD) + t;
@@ -473,14 +537,15 @@ GYRE_DEVICE void run_tile(const gyre_egg_forward_args &a, pipeline &weights, uin
 }
 
 // Grid: blocks of 1 or 2 tiles; 128 threads a tile, and with wgmma 128 more, one of which copies. Shared
-// memory: the pipeline's pieces, four buffers a tile, tables, barriers.
+// memory: the pipeline's pieces, four buffers a tile unless the model is wide, tables, barriers.
 extern "C" __global__ void __launch_bounds__(GYRE_WGMMA ? 384 : 256, 1)
     egg_forward(const __grid_constant__ gyre_egg_forward_args a) {
   extern __shared__ __align__(128) s8 memory[];
-  constexpr int BUFFERS = 4 * CHUNKS * ROWS * GYRE_EGG_THREADS;
+  constexpr int OF_TILE = BUFFERS * CHUNKS * ROWS * GYRE_EGG_THREADS;
   const int tiles = blockDim.x / 128 - GYRE_WGMMA, group = threadIdx.x / 128;
-  uint4 *buffers = (uint4 *)(memory + a.stages * PIECE);
-  u32 *powers = (u32 *)(buffers + tiles * BUFFERS);
+  uint4 *const behind = (uint4 *)(memory + a.stages * PIECE);
+  uint4 *const buffers = IS_WIDE ? (uint4 *)a.buffers + (long)blockIdx.x * tiles * OF_TILE : behind;
+  u32 *powers = (u32 *)(IS_WIDE ? behind : behind + tiles * OF_TILE);
   for (int i = threadIdx.x; i < 256 + 16; i += blockDim.x)
     powers[i] = i < 256 ? powers_of_two[i % 16] >> (26 - i / 16) : powers_of_two[i - 256];
   const long tile = (long)blockIdx.x * tiles;
@@ -492,11 +557,11 @@ extern "C" __global__ void __launch_bounds__(GYRE_WGMMA ? 384 : 256, 1)
     if (threadIdx.x % 128 == 0) copy_weights(a, weights, tile, tiles);
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
-    run_tile(a, weights, buffers + group * BUFFERS, powers, tile + group);
+    run_tile(a, weights, buffers + group * OF_TILE, powers, tile + group);
   }
 #else
-  weights.init(shared_address(memory), a.stages, a.pieces, a.layers * LAYER_PIECES + 4, a.tokens);
+  weights.init(shared_address(memory), a.stages, a.pieces, a.layers * LAYER_PIECES + HEAD_PIECES, a.tokens);
   __syncthreads();
-  run_tile(a, weights, buffers + group * BUFFERS, powers, tile + group);
+  run_tile(a, weights, buffers + group * OF_TILE, powers, tile + group);
 #endif
 }

@@ -98,22 +98,34 @@ GYRE_KERNEL egg_streams(gyre_egg_streams_args a) {
   ((uint4 *)(a.streams + (tile * a.records + o) * RECORD))[t] = found;
 }
 
-/// The leaf of a piece and the first output or input that it covers.
-GYRE_DEVICE leaf piece_leaf(int layers, int piece, int *chunk, bool *is_down) {
+/// What a piece covers: `outputs` from `row` on, and the inputs from `column` on.
+struct piece_part {
+  leaf l;
+  int row, column, outputs;
+};
+/// Piece i of a matrix whose inputs are in `splits` parts, in the order of deep products.
+GYRE_DEVICE piece_part deep_part(const leaf &l, int i, int splits) {
+  return {l, 64 * (i / (WIDE * splits) * WIDE + i % WIDE), 64 * DEEP * (i / WIDE % splits), 64};
+}
+GYRE_DEVICE piece_part part_of(int layers, int piece) {
+  constexpr int SQUARE = CHUNKS * SPLITS;
   const int layer = piece / LAYER_PIECES, j = piece % LAYER_PIECES;
-  *is_down = false;
   if (layer >= layers) {
-    *chunk = piece - layers * LAYER_PIECES;
-    return head_leaf(layers);
+    const int i = piece - layers * LAYER_PIECES;
+    if (IS_WIDE) return deep_part(head_leaf(layers), i, SPLITS);
+    return {head_leaf(layers), 64 * i, 0, 64};
   }
-  if (j < 4 * CHUNKS) {
-    *chunk = j % CHUNKS;
-    const int which = j / CHUNKS;
-    return layer_leaf(layer, which == 0 ? WF : which == 1 ? WH : which == 2 ? UF : UH);
+  if (j < 4 * SQUARE) {
+    const int which = j / SQUARE;
+    return deep_part(layer_leaf(layer, which == 0 ? WF : which == 1 ? WH : which == 2 ? UF : UH), j % SQUARE,
+                     SPLITS);
   }
-  *chunk = (j - 4 * CHUNKS) / 2;
-  *is_down = (j - 4 * CHUNKS) % 2;
-  return layer_leaf(layer, *is_down ? DOWN : UP);
+  const int i = j - 4 * SQUARE;
+  if (IS_WIDE)
+    return i < 4 * SQUARE ? deep_part(layer_leaf(layer, UP), i, SPLITS)
+                          : deep_part(layer_leaf(layer, DOWN), i - 4 * SQUARE, 4 * SPLITS);
+  if (i % 2) return {layer_leaf(layer, DOWN), 0, 64 * (i / 2), PADDED};
+  return {layer_leaf(layer, UP), 64 * (i / 2), 0, 64};
 }
 
 // One thread for 16 bytes.
@@ -129,14 +141,12 @@ GYRE_KERNEL egg_pack(gyre_egg_pack_args a) {
       ((uint4 *)a.emb)[at - of_pieces] = make_uint4(words[0], words[1], words[2], words[3]);
       continue;
     }
-    int chunk;
-    bool is_down;
-    const leaf l = piece_leaf((int)a.layers, (int)(at / GROUPS), &chunk, &is_down);
-    const int outputs = is_down ? PADDED : 64, group = (int)(at % GROUPS) / outputs,
-              n = (int)(at % GROUPS) % outputs;
+    const piece_part part = part_of((int)a.layers, (int)(at / GROUPS));
+    const leaf &l = part.l;
+    const int group = (int)(at % GROUPS) / part.outputs, n = (int)(at % GROUPS) % part.outputs;
     // Column 8 j + 2 q + e of a product is feature 16 q + 2 j + e, and so is its place as an input.
-    const int row = (is_down ? 0 : 64 * chunk) + n / 64 * 64 + 16 * (n / 2 % 4) + 2 * (n % 64 / 8) + n % 2;
-    const int column = (is_down ? 64 * chunk : 0) + group / 4 * 64 + group % 4 * 4;
+    const int row = part.row + n / 64 * 64 + 16 * (n / 2 % 4) + 2 * (n % 64 / 8) + n % 2;
+    const int column = part.column + group / 4 * 64 + group % 4 * 4;
     for (int i = 0; i < 16; i++) {
       const int c = column + 16 * (i / 4) + i % 4;
       if (row < l.rows && c < l.columns)

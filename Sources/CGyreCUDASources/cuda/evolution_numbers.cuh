@@ -17,13 +17,14 @@ struct Numbers {
   }
 
   GYRE_DEVICE uint4 words(unsigned i) const {
-    const unsigned second = __umulhi(i, 0xD2511F53u) ^ z;
-    uint4 c = make_uint4(
-        __umulhi(second, 0xCD9E8D57u) ^ x, second * 0xCD9E8D57u, high ^ (i * 0xD2511F53u), low);
+    unsigned high0, low0, high1, low1;
+    multiply_whole(i, 0xD2511F53u, high0, low0);
+    multiply_whole(high0 ^ z, 0xCD9E8D57u, high1, low1);
+    uint4 c = make_uint4(high1 ^ x, low1, high ^ low0, low);
 #pragma unroll
     for (int round = 2; round < 10; round++) {
-      const unsigned high0 = __umulhi(c.x, 0xD2511F53u), low0 = c.x * 0xD2511F53u;
-      const unsigned high1 = __umulhi(c.z, 0xCD9E8D57u), low1 = c.z * 0xCD9E8D57u;
+      multiply_whole(c.x, 0xD2511F53u, high0, low0);
+      multiply_whole(c.z, 0xCD9E8D57u, high1, low1);
       c = make_uint4(high1 ^ c.y ^ keys[2 * round], low1, high0 ^ c.w ^ keys[2 * round + 1], low0);
     }
     return c;

@@ -83,6 +83,36 @@ GYRE_DEVICE float normalize(const gyre_norm_args &a, Row &x, float2 *shared) {
   return scale;
 }
 
+// Eight elements a piece as they lie in memory, on their way while the row before is worked on.
+struct RawRow {
+  uint4 v[PIECES];
+};
+GYRE_DEVICE void fetch_row(const gyre_norm_args &a, const gyre_array &from, long first, RawRow &row) {
+#pragma unroll
+  for (int i = 0; i < PIECES; i++) {
+    row.v[i] = make_uint4(0, 0, 0, 0);
+    if (is_inside(a, i)) row.v[i] = ((const uint4 *)from.data)[(first + column(i)) >> 3];
+  }
+}
+GYRE_DEVICE void unpack(const RawRow &raw, Row &row) {
+#pragma unroll
+  for (int i = 0; i < PIECES; i++) {
+    const unsigned w[4] = {raw.v[i].x, raw.v[i].y, raw.v[i].z, raw.v[i].w};
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+      row.v[i][2 * j] = __uint_as_float(w[j] << 16);
+      row.v[i][2 * j + 1] = __uint_as_float(w[j] & 0xffff0000u);
+    }
+  }
+}
+
+// As it reads when it is written and read again.
+GYRE_DEVICE float stored(const gyre_array &a, float x) {
+  return a.dtype == GYRE_F32    ? x
+         : a.dtype == GYRE_BF16 ? bf16_to_float(float_to_bf16(x))
+                                : f16_to_float(float_to_f16(x));
+}
+
 template <bool HALF> GYRE_DEVICE void forward(const gyre_norm_args &a) {
   __shared__ float2 shared[8];
   int group = threadIdx.x / LANES;
@@ -97,6 +127,13 @@ template <bool HALF> GYRE_DEVICE void forward(const gyre_norm_args &a) {
     load_row<false>(a, a.weight, at, 1.f, weight);
     load_row<false>(a, a.bias, at, 0.f, bias);
   }
+  const gyre_array &second = a.gate ? a.z : a.added;
+  RawRow next, next_second;
+  if (HALF) {
+    long start = mine < a.rows ? mine * a.columns : 0;
+    fetch_row(a, a.x, start, next);
+    if (present(second)) fetch_row(a, second, start, next_second);
+  }
   for (long n = 0; n < steps; n++) {
     long r = mine + n * step, first = r * a.columns;
     bool is_row = r < a.rows;
@@ -106,9 +143,21 @@ template <bool HALF> GYRE_DEVICE void forward(const gyre_norm_args &a) {
     }
     if (!is_row) first = 0;
     Row x, z;
-    load_row<HALF>(a, a.x, first, 0.f, x);
+    if (HALF) {
+      unpack(next, x);
+      if (present(second)) unpack(next_second, z);
+      long after = n + 1 < steps && r + step < a.rows ? (r + step) * a.columns : 0;
+      fetch_row(a, a.x, after, next);
+      if (present(second)) fetch_row(a, second, after, next_second);
+    } else {
+      load_row<HALF>(a, a.x, first, 0.f, x);
+      if (present(second)) load_row<HALF>(a, second, first, 0.f, z);
+    }
+    if (present(a.added)) {
+      EACH_PIECE(i) EACH_EIGHT_OF(j) x.v[i][j] = stored(a.sum, x.v[i][j] + z.v[i][j]);
+      if (is_row) EACH_PIECE(i) put8<HALF>(a.sum, first + column(i), x.v[i]);
+    }
     if (a.gate) {
-      load_row<HALF>(a, a.z, first, 0.f, z);
       EACH_PIECE(i) EACH_EIGHT_OF(j) z.v[i][j] = gate_value(a, z.v[i][j]);
       if (a.gate == GYRE_GATE_BEFORE) EACH_PIECE(i) EACH_EIGHT_OF(j) x.v[i][j] *= z.v[i][j];
     }
@@ -167,6 +216,11 @@ template <bool HALF> GYRE_DEVICE void backward(const gyre_norm_args &a) {
     Row x, z, d;
     load_row<HALF>(a, a.x, first, 0.f, x);
     load_row<HALF>(a, a.dy, first, 0.f, d);
+    if (present(a.dy_more)) {
+      load_row<HALF>(a, a.dy_more, first, 0.f, z);
+      EACH_PIECE(i) EACH_EIGHT_OF(j) d.v[i][j] += z.v[i][j];
+    }
+    if (present(a.dsum)) load_row<HALF>(a, a.dsum, first, 0.f, z);
     if (a.gate) load_row<HALF>(a, a.z, first, 0.f, z);
     if (a.gate == GYRE_GATE_BEFORE)
       EACH_PIECE(i) EACH_EIGHT_OF(j) x.v[i][j] *= gate_value(a, z.v[i][j]);
@@ -192,6 +246,7 @@ template <bool HALF> GYRE_DEVICE void backward(const gyre_norm_args &a) {
     float dot = sums.x / count, center = a.kind == GYRE_NORM_LAYER ? sums.y / count : 0.f;
     EACH_PIECE(i) {
       EACH_EIGHT_OF(j) d.v[i][j] = scale * (d.v[i][j] - center - x.v[i][j] * dot);
+      if (present(a.dsum)) EACH_EIGHT_OF(j) d.v[i][j] += z.v[i][j];
       if (a.gate == GYRE_GATE_BEFORE) {
         EACH_EIGHT_OF(j) {
           float gate = gate_value(a, z.v[i][j]), slope = gate_slope(a, z.v[i][j]);
@@ -211,11 +266,11 @@ template <bool HALF> GYRE_DEVICE void backward(const gyre_norm_args &a) {
 }
 
 GYRE_KERNEL __launch_bounds__(256) norm_rows_forward(gyre_norm_args a) {
-  if (is_half(a.x) && is_half(a.z) && is_half(a.y)) forward<true>(a);
+  if (is_half(a.x) && is_half(a.z) && is_half(a.added) && is_half(a.y)) forward<true>(a);
   else forward<false>(a);
 }
 GYRE_KERNEL __launch_bounds__(256) norm_rows_backward(gyre_norm_args a) {
-  bool is_half_in = is_half(a.x) && is_half(a.z) && is_half(a.dy);
+  bool is_half_in = is_half(a.x) && is_half(a.z) && is_half(a.dy) && is_half(a.dy_more) && is_half(a.dsum);
   if (is_half_in && is_half(a.dx) && is_half(a.dz)) backward<true>(a);
   else backward<false>(a);
 }

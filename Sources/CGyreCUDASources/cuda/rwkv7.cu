@@ -152,6 +152,11 @@ template <bool HALF> GYRE_DEVICE void keys_backward(const gyre_rwkv7_keys_args &
     get<HALF>(a.dlog_decay, at, ddecay);
     get<HALF>(a.derase, at, derase);
     get<HALF>(a.dwrite, at, dwrite);
+    if (present(a.dwritten_more)) {
+      Eight more;
+      get<HALF>(a.dwritten_more, at, more);
+      EACH(j) dwritten[j] += more[j];
+    }
     key_terms<HALF>(a, at, key_scale, rate_bias, t);
     // derase becomes the gradient of kappa, dwrite that of the rate before its sigmoid.
     float dot = 0.f;
@@ -280,7 +285,7 @@ template <bool HALF> GYRE_DEVICE void readout_backward(const gyre_rwkv7_readout_
 
 GYRE_DEVICE bool all_half(const gyre_rwkv7_keys_args &a) {
   return is_half(a.key) && is_half(a.rate) && is_half(a.decay) && is_half(a.written) &&
-         is_half(a.dwritten) && is_half(a.dlog_decay) && is_half(a.derase) && is_half(a.dwrite);
+         is_half(a.dwritten) && is_half(a.dwritten_more) && is_half(a.dlog_decay) && is_half(a.derase) && is_half(a.dwrite);
 }
 GYRE_DEVICE bool all_half(const gyre_rwkv7_readout_args &a) {
   return is_half(a.y) && is_half(a.query) && is_half(a.written) && is_half(a.value) &&

@@ -67,6 +67,30 @@ DEV void wgmma(float (&d)[16][4], const u32 (&a)[4], u64 b, int add) {
       : GYRE_OUT32(d, 0), GYRE_OUT32(d, 8)
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add), "n"(TURNED));
 }
+#define GYRE_R128                                                                                   \
+  GYRE_R64                                                                                          \
+  ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,%85,%86,%87," \
+  "%88,%89,%90,%91,%92,%93,%94,%95,%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109," \
+  "%110,%111,%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
+// The same for 256 columns.
+template <int TURNED>
+DEV void wgmma(float (&d)[32][4], u64 a, u64 b, int add) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %130, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {" GYRE_R128
+      "}, %128, %129, p, 1, 1, 0, %131;\n}"
+      : GYRE_OUT32(d, 0), GYRE_OUT32(d, 8), GYRE_OUT32(d, 16), GYRE_OUT32(d, 24)
+      : "l"(a), "l"(b), "r"(add), "n"(TURNED));
+}
+// The same for 8 columns.
+template <int TURNED>
+DEV void wgmma(float (&d)[1][4], u64 a, u64 b, int add) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %6, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%0,%1,%2,%3}, %4, %5, p, 1, 1, 0, %7;\n}"
+      : GYRE_OUT4(d, 0)
+      : "l"(a), "l"(b), "r"(add), "n"(TURNED));
+}
 DEV void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 DEV void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 /// Until at most N of the groups that were committed are under way.
@@ -107,6 +131,37 @@ DEV void load_box(
       "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, "
       "{%3, %4, %5, %6}], [%2];" ::"r"(shared_address(panel)),
       "l"(&map), "r"(shared_address(b)), "r"(channel), "r"(head), "r"(row), "r"(batch)
+      : "memory");
+}
+/// One thread: the same for a cluster of two blocks of threads, into both and counted by the barriers of both.
+DEV void load_box_for_both(
+    u16 *panel, const gyre_tensor_map &map, int channel, int head, int row, int batch, u64 *b) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster "
+      "[%0], [%1, {%3, %4, %5, %6}], [%2], %7;" ::"r"(shared_address(panel)),
+      "l"(&map), "r"(shared_address(b)), "r"(channel), "r"(head), "r"(row), "r"(batch), "h"((u16)3)
+      : "memory");
+}
+/// What this thread wrote to shared memory is there for products and the copy engine after the next barrier.
+DEV void proxy_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+/// The four warps of one group.
+DEV void group_wait(int group) { asm volatile("bar.sync %0, 128;" ::"r"(group + 1) : "memory"); }
+/// This block's place in its cluster.
+DEV u32 cluster_rank() {
+  u32 r;
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(r));
+  return r;
+}
+/// All threads of the cluster.
+DEV void cluster_wait() {
+  asm volatile("barrier.cluster.arrive;\nbarrier.cluster.wait;" ::: "memory");
+}
+/// The barrier at the same place in another block of the cluster.
+DEV void barrier_arrive_at(u64 *b, u32 rank) {
+  asm volatile(
+      "{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\n"
+      "mbarrier.arrive.shared::cluster.b64 _, [there];\n}" ::"r"(shared_address(b)),
+      "r"(rank)
       : "memory");
 }
 /// One thread: contiguous bytes, counted by a barrier that expects them.

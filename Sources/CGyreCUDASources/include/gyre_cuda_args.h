@@ -229,6 +229,9 @@ typedef struct gyre_norm_args {
   long each;  // rows of a sequence where weight and bias are sequences' own, otherwise 0
   gyre_array x, z, weight, bias, y;
   gyre_array dy, dx, dz;
+  // Without a gate: what is added to x first, and where the sum goes; dy is the sum of two where one more is
+  // present; dsum is added to dx.
+  gyre_array added, sum, dy_more, dsum;
   GYRE_CUDA_PTR(float) statistics;  // [rows, 2]: mean, 1 / deviation
   // Sums over part s of the rows, [splits, period].
   long splits;
@@ -400,6 +403,7 @@ typedef struct gyre_rwkv7_keys_args {
   gyre_array key_scale, key_rate, rate_bias, decay_bias;
   gyre_array written, log_decay, erase, write;
   gyre_array dwritten, dlog_decay, derase, dwrite;  // may be absent
+  gyre_array dwritten_more;                         // where present: added to dwritten
   gyre_array dkey, drate, ddecay;
   GYRE_CUDA_PTR(float) sums;
 } gyre_rwkv7_keys_args;
@@ -423,6 +427,7 @@ typedef struct gyre_blend_args {
   long rows, columns, each;  // each: rows of a sequence
   gyre_array x, y, gate, bias, out;
   gyre_array dout, dx, dy, dgate;
+  gyre_array dout_more, dy_before;  // where present: added to dout, and to dy
   GYRE_CUDA_PTR(float) sums;
 } gyre_blend_args;
 
@@ -436,6 +441,18 @@ typedef struct gyre_value_scales_args {
   GYRE_CUDA_PTR(float) sums;
 } gyre_value_scales_args;
 
+// g = -e^a softplus(z + b) and, of rows of `2 * heads`, beta = strength * sigmoid(z'); without strengths s =
+// softplus(z + b) in its place. sums: of the gradients of b and a, [parts, 2, heads].
+typedef struct gyre_step_gates_args {
+  long rows, heads, width;  // width: of a row of z
+  float strength;           // 0: s
+  int unused;
+  gyre_array z, bias, log_rate;
+  gyre_array g, second;     // or their gradients
+  gyre_array dz;
+  GYRE_CUDA_PTR(float) sums;
+} gyre_step_gates_args;
+
 // Token shift with an array for each mix; `chunk` tokens a thread, four channels.
 #define GYRE_MIXES 8
 typedef struct gyre_token_mixes_args {
@@ -445,5 +462,7 @@ typedef struct gyre_token_mixes_args {
   gyre_array last_final, dlast_final, dx, dlast;
   gyre_array mix[GYRE_MIXES];
   gyre_array y[GYRE_MIXES];   // or their gradients
+  gyre_array more;            // where present: added to the gradient of mix `more_of`
+  long more_of;
   GYRE_CUDA_PTR(float) sums;  // [batch * chunks, mixes, width]
 } gyre_token_mixes_args;

@@ -4,12 +4,14 @@
 // t % 32 / 4 of the tile, and of every chunk of 64 features the 16 that follow 16 (t % 4). So it finds its
 // part of a product's sums in its own registers, and packs it into the operand of the next product.
 //
-// Widths are padded to a multiple of 64; what pads is 0.
+// Widths are padded to a multiple of 64, those above GYRE_EGG_NARROW to one of 64 GYRE_EGG_DEEP; what pads is 0.
 #pragma once
 #include "gyre_cuda_args.h"
 
 enum { GYRE_EGG_NO_NOISE = 0, GYRE_EGG_STORED = 1, GYRE_EGG_GENERATED = 2 };
 enum { GYRE_EGG_TILE = 64, GYRE_EGG_PAIRS = 32, GYRE_EGG_THREADS = 128, GYRE_EGG_RECORD = 2048 };
+// Widest model whose activations stay on the multiprocessor, and chunks of inputs of a piece beyond it.
+enum { GYRE_EGG_NARROW = 256, GYRE_EGG_DEEP = 4 };
 // Pairs whose votes are summed by one launch are a multiple of this.
 enum { GYRE_EGG_VOTE_PAIRS = 64 };
 
@@ -25,7 +27,8 @@ typedef struct gyre_egg_noise {
 } gyre_egg_noise;
 
 // pieces: the weights in the order of use, each piece the operand of one product of 64 outputs and all
-// inputs, or of 64 inputs and all outputs: [inputs / 16][outputs][16]. emb: [256][padded width].
+// inputs, or of 64 inputs and all outputs: [inputs / 16][outputs][16]. Of wide models 64 outputs and a part of
+// the inputs, two pieces of different outputs after each other. emb: [256][padded width].
 typedef struct gyre_egg_pack_args {
   long layers, pieces_count;
   GYRE_CUDA_PTR(const signed char) weights;
@@ -43,7 +46,8 @@ typedef struct gyre_egg_streams_args {
   GYRE_CUDA_PTR(signed char) embedding;
 } gyre_egg_streams_args;
 
-// One window of tokens. `working` holds the tiles' states in records; `stages` pieces fit shared memory.
+// One window of tokens. `working` holds the tiles' states in records; `stages` pieces fit shared memory;
+// `buffers`, of wide models alone, eight times the chunks of a tile in records of two rows.
 typedef struct gyre_egg_forward_args {
   long members, first_tile, layers, tokens, group, records;
   int stages, unused;
@@ -57,6 +61,7 @@ typedef struct gyre_egg_forward_args {
   GYRE_CUDA_PTR(const signed char) streams;
   GYRE_CUDA_PTR(const signed char) embedding;
   GYRE_CUDA_PTR(signed char) working;
+  GYRE_CUDA_PTR(signed char) buffers;
 } gyre_egg_forward_args;
 
 // Votes of `count` pairs from `first` on, added to z [parameters]. Factors of a matrix m x n, rows padded to

@@ -63,6 +63,19 @@ typedef struct gyre_attention_args {
   GYRE_CUDA_PTR(float) rows;         // and over keys, [batch, heads, queries]
 } gyre_attention_args;
 
+// MARK: attention_step.cu
+
+// One token against caches [batch, capacity, key_heads, size] in float32, of which `position` are filled; its
+// key and value go there. position: [1].
+typedef struct gyre_attention_step_args {
+  long batch, capacity, heads, key_heads, size;
+  double base;
+  int rotated, interleaved;  // channels that turn; 0: none
+  float scale;
+  int unused;
+  gyre_array q, k, v, keys, values, position, y;
+} gyre_attention_step_args;
+
 // MARK: attention_tiles.cu
 
 // For heads of up to 64 or 128 channels: groups of warps that multiply, each with 64 rows of an item,
@@ -400,6 +413,28 @@ typedef struct gyre_member_linear_args {
   GYRE_CUDA_PTR(const int) members;
   gyre_array x, w, y;
 } gyre_member_linear_args;
+
+// The same for 16 k rows a member and any inputs and outputs in eights, on sm_90a; x and W by boxes of 64 rows and
+// 64 columns. A pair of blocks of threads takes units: two tiles of GYRE_PRODUCT_ROWS rows with one of `parts`
+// parts of the `tiles` of columns.
+enum { GYRE_PRODUCT_ROWS = 128, GYRE_PRODUCT_THREADS = 384 };
+#define GYRE_PRODUCT_STAGES(columns) ((columns) == 256 ? 4 : (columns) == 128 ? 6 : 8)
+typedef struct gyre_member_product_args {
+  gyre_tensor_map x, w;
+  long rows, each, inputs, outputs;
+  int tiles, parts, units, unused;
+  gyre_low_rank_noise noise;
+  GYRE_CUDA_PTR(const int) members;
+  GYRE_CUDA_PTR(unsigned short) y;
+  long padding[3];
+} gyre_member_product_args;
+#ifndef __CUDACC_RTC__
+// Its tiles, numbers of B and A, barriers, room to begin at a multiple of 1,024.
+static inline int gyre_member_product_shared(int columns) {
+  const int stages = GYRE_PRODUCT_STAGES(columns);
+  return 1024 + stages * ((GYRE_PRODUCT_ROWS + columns) * 128 + 16) + 8 * 1024 + 8 * columns * 4;
+}
+#endif
 
 // Parameters as members have them: out [members, count] = value + s noise, float32.
 #define GYRE_MEMBER_PARAMETERS 48

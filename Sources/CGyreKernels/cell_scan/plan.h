@@ -76,6 +76,8 @@ struct cell_tile {
   long unit, units;    // global units [unit, unit + units)
   long operand_unit;   // the first unit's place in an operand: head * depth + j
   long state;          // offset of the tile in a state array [B * blocks * CELL_UNITS]
+  long units_ahead;    // from `unit` to that of the share's next tile with the same rows; 0: there is none
+  bool is_last;        // that is in the next token
 };
 
 static inline struct cell_tile cell_tile_at(const struct cell_plan *p, long block, long row_block) {
@@ -102,9 +104,18 @@ static inline struct cell_share cell_share_of(const struct cell_plan *p, int ind
                              p->row_blocks};
 }
 
+static inline struct cell_tile cell_tile_in(const struct cell_plan *p, struct cell_share share, long block,
+                                            long row_block) {
+  struct cell_tile t = cell_tile_at(p, block, row_block);
+  if (share.row_end - share.row_begin != 1) return t;
+  t.is_last = block + 1 == share.block_end;
+  t.units_ahead = cell_tile_at(p, t.is_last ? share.block_begin : block + 1, row_block).unit - t.unit;
+  return t;
+}
+
 /// Runs the statement that follows for every tile `t` of a share. Row blocks are the inner loop: a
 /// panel is read once from far and stays near for the other row blocks.
 #define CELL_FOR_TILES(p, share, t)                                                               \
   for (long block_ = (share).block_begin; block_ < (share).block_end; block_++)                   \
     for (long rows_ = (share).row_begin; rows_ < (share).row_end; rows_++)                        \
-      for (struct cell_tile t = cell_tile_at(p, block_, rows_), *once_ = &t; once_; once_ = NULL)
+      for (struct cell_tile t = cell_tile_in(p, share, block_, rows_), *once_ = &t; once_; once_ = NULL)

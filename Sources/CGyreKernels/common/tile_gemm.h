@@ -9,6 +9,9 @@
 // Row-major float32 with leading dimensions (elements from one row to the next). With beta = 0, C is
 // not read, so it may hold anything. C must not overlap A or B. For triangular factors call the
 // functions on row blocks with the matching n or k. The order of every sum depends on k alone.
+//
+// At levels with bfloat16 instructions tile_gemm_bf16.h puts its products in their place. Every thread calls CK_NAME(ck_tile_begin)
+// before its first product and CK_NAME(ck_tile_end) after its last one.
 #pragma once
 #include <stddef.h>
 #include <string.h>
@@ -25,6 +28,9 @@ typedef float CK_NAME(ck_vf_unaligned) __attribute__((vector_size(CK_LANES * 4),
 #endif
 // Inner lengths are split so that the panel of B that a block of C sweeps stays in the first cache.
 #define CK_TILE_DEPTH 256
+
+CK_TILE_INLINE void CK_NAME(ck_tile_begin)(void) {}
+CK_TILE_INLINE void CK_NAME(ck_tile_end)(void) {}
 
 CK_TILE_INLINE CK_VF CK_NAME(ck_vload)(const float *p) {
   return *(const CK_NAME(ck_vf_unaligned) *)p;
@@ -191,3 +197,7 @@ static __attribute__((noinline, unused)) void CK_NAME(ck_tile_nt)(
     start += 64;
   } while (start < k);
 }
+
+#if CK_LEVEL_ID == 3 || CK_LEVEL_ID == 4
+#include "tile_gemm_bf16.h"
+#endif

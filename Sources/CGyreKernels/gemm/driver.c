@@ -138,9 +138,11 @@ static void multiply_sliver(const struct plan *p, struct ck_gemm_tile *t, long k
 
 // Whether rows of A lie side by side and a sliver of them ends within cache lines: then the slivers of a
 // group are packed together, a few lines of A at a time. One after the other they would fetch most lines
-// twice, and lines a multiple of 4 KB apart not from the first cache.
+// twice, and lines a multiple of 4 KB apart not from the first cache. Tile products are so quick that
+// touching a page for two lines counts too.
 static bool packs_groups(const struct plan *p) {
-  return !p->strided_a && p->a.x_stride == 1 && p->kernel->mr % p->kernel->lanes != 0;
+  const struct ck_gemm_kernel *kernel = p->kernel;
+  return !p->strided_a && p->a.x_stride == 1 && (kernel->mr % kernel->lanes != 0 || kernel->begin);
 }
 
 static void pack_group(const struct plan *p, uint32_t *slivers, long words, long first, long last,

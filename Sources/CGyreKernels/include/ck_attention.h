@@ -20,6 +20,8 @@ struct ck_attention_shape {
   long key_size, value_size;
   long window;                     // tokens seen, the current one included; 0 = all
   float scale;
+  bool bf16;                       // forward and backward may round operands of products to bfloat16
+                                   // (levels with such instructions do); sums are float32
   // Tile sizes; 0 = best. (1, ·) is the recurrent form, (Tq, Tk) the materialised parallel form;
   // nothing else stores Tq x Tk numbers.
   long query_tile, key_tile;

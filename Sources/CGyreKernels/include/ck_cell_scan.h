@@ -51,6 +51,7 @@ struct ck_cell_scan_shape {
 struct ck_cell_scan_forward_args {
   struct ck_cell_scan_shape shape;
   const float *xw;          // [B, T, G, H]
+  bool bf16_xw;             // xw is bfloat16 (LSTM and GRU)
   const float *bias;        // recurrent bias [G, H], or NULL
   const float *h0;          // [B, H], or NULL = zeros
   const float *c0;          // LSTM, sLSTM: [B, H], or NULL = zeros
@@ -79,6 +80,7 @@ struct ck_cell_scan_backward_args {
   // d of the pre-activations xw + R h + b, [B, T, G, H]. This is dxw, and it is also the cotangent of
   // R h + b except for gate n of CK_CELL_GRU, where `dn_recurrent` is.
   float *dxw;
+  bool bf16_dxw;            // dxw is bfloat16 (LSTM and GRU)
   float *dn_recurrent;      // CK_CELL_GRU: cotangent of R_n h + b_n, [B, T, H]; others NULL
   float *dh0;               // [B, H], or NULL
   float *dc0;               // [B, H], or NULL

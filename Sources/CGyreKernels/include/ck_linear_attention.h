@@ -14,7 +14,8 @@
 //                d_t = max(|a_t|, e^{−m_t}) + ε. m is a constant in the gradient.
 //
 // A reset zeroes the state, so no number flows across it, and no token sees a later one, as long as
-// the inputs are finite: the chunkwise form multiplies masked numbers of the same 16 tokens by 0.
+// the inputs are finite: the chunkwise form multiplies masked numbers of the same 16 tokens (products of
+// bfloat16: of the same chunk) by 0.
 //
 // Grouped heads: head h reads the queries and keys of key head h / (heads / key_heads).
 #pragma once
@@ -53,6 +54,8 @@ struct ck_linear_attention_problem {
   long chunk;                          // tokens a chunk; 0 = the fastest (32 or 64); above 64 counts as 64
   enum ck_linear_attention_decay decay;
   enum ck_linear_attention_normaliser normaliser;
+  bool bf16;      // the backward pass and all forms but the recurrent one may round operands of products
+                  // to bfloat16 (levels with such instructions do); states and sums are float32
   float scale;    // s
   float epsilon;  // ε of the normaliser
   float floor;    // floor of NORMALISER_FLOOR

@@ -56,6 +56,7 @@ struct ck_reduce_args {
   long rows, columns;
   const float *x; long x_row;
   const float *y; long y_row;   // second factor, NULL = ones; sums only
+  bool bf16;                    // x is bfloat16; sum_rows without y only
   float *out;                   // may be NULL for max_columns
   int32_t *index;               // max_columns only; may be NULL
 };
@@ -115,6 +116,7 @@ enum ck_glu { CK_GLU_SWIGLU, CK_GLU_GEGLU_TANH, CK_GLU_GEGLU_ERF, CK_GLU_REGLU, 
 /// backward: dgate = dy ∘ up ∘ act′(gate), dup = dy ∘ act(gate).
 struct ck_glu_args {
   enum ck_glu kind;
+  bool bf16;                        // all arrays are bfloat16; rows count their elements
   long rows, columns;
   const float *gate; long gate_row;
   const float *up; long up_row;
@@ -122,6 +124,19 @@ struct ck_glu_args {
   const float *dy; long dy_row;     // backward only
   float *dgate; long dgate_row;
   float *dup; long dup_row;
+};
+
+/// y = v ∘ s and z = v ∘ d, s one factor a row, d one a head or one a channel. backward, from dy and dz:
+/// dv = dy ∘ s + dz ∘ d, ds = Σ dy ∘ v over a row, dd = Σ dz ∘ v over tokens (and a head's channels).
+struct ck_value_scales_args {
+  long tokens, heads, size;
+  bool per_channel;      // d is [heads, size], not [heads]
+  const float *v;        // [tokens, heads, size]
+  const float *s;        // [tokens, heads]
+  const float *d;
+  float *y, *z;          // forward only
+  const float *dy, *dz;  // backward only
+  float *dv, *ds, *dd;   // backward only
 };
 
 /// out[i] = chosen where the upper 23 bits of word i of Philox 4x32-10 with the key `seed` and the
@@ -151,6 +166,8 @@ struct ck_pointwise_table {
   void (*glu)(const struct ck_glu_args *);
   void (*glu_backward)(const struct ck_glu_args *);
   void (*choice)(const struct ck_choice_args *);
+  void (*value_scales)(const struct ck_value_scales_args *);
+  void (*value_scales_backward)(const struct ck_value_scales_args *);
 };
 
 /// Fills the best kernels that `level` contains; false where this architecture lacks the level.

@@ -9,6 +9,8 @@ extern "C" {
 /// s[t, d] = bias[d] + Σ_j weight[d, j] · x[t − (W−1) + j, d], y = s or silu(s): the last tap meets
 /// the present token. Tokens before the first come from `window` (oldest first); taps do not reach
 /// over a reset. backward recomputes s where it needs it.
+/// With `pieces`, y or dy is that many arrays [B, T, piece_width], consecutive parts of the channels.
+enum { CK_SHORT_CONVOLUTION_PIECES = 4 };
 struct ck_short_convolution_args {
   long batch, tokens, width, taps;   // B, T, D, W = 1...16
   bool silu;
@@ -17,6 +19,9 @@ struct ck_short_convolution_args {
   const float *weight;        // [D, W]
   const float *bias;          // [D] or NULL
   const float *window;        // [B, W−1, D] or NULL = zeros
+  int pieces;                 // 0: one array
+  long piece_width[CK_SHORT_CONVOLUTION_PIECES];  // of sum D
+  float *piece[CK_SHORT_CONVOLUTION_PIECES];      // of y (forward) or dy (backward, read only)
   float *y;                   // [B, T, D]; forward; not x
   float *window_final;        // [B, W−1, D] or NULL; may be window; forward. After a reset, the tokens
                               // before it are zeros in it

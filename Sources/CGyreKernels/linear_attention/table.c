@@ -13,7 +13,25 @@
 LA_DECLARE(generic)
 LA_DECLARE(avx2)
 LA_DECLARE(avx512)
+LA_DECLARE(avx512bf16)
+LA_DECLARE(amx)
 LA_DECLARE(neon)
+
+#if defined(__x86_64__)
+// float32 kernels of one level, those that may round of another.
+#define LA_MIXED(level)                                                                            \
+  static void la_forward_##level(const struct ck_linear_attention_forward_args *a) {               \
+    (a->problem.bf16 ? ck_linear_attention_forward_##level : ck_linear_attention_forward_avx512)(a); \
+  }                                                                                                \
+  static void la_backward_##level(const struct ck_linear_attention_backward_args *a) {             \
+    (a->problem.bf16 ? ck_linear_attention_backward_##level                                        \
+                     : ck_linear_attention_backward_avx512)(a);                                    \
+  }                                                                                                \
+  static const struct ck_linear_attention_table la_mixed_##level = {                               \
+      la_forward_##level, la_backward_##level, ck_linear_attention_step_avx512};
+LA_MIXED(avx512bf16)
+LA_MIXED(amx)
+#endif
 
 bool ck_linear_attention_table_for(enum ck_level level, struct ck_linear_attention_table *out) {
   switch (level) {
@@ -25,9 +43,13 @@ bool ck_linear_attention_table_for(enum ck_level level, struct ck_linear_attenti
       *out = LA_TABLE(avx2);
       return true;
     case CK_LEVEL_AVX512:
-    case CK_LEVEL_AVX512BF16:
-    case CK_LEVEL_AMX:
       *out = LA_TABLE(avx512);
+      return true;
+    case CK_LEVEL_AVX512BF16:
+      *out = la_mixed_avx512bf16;
+      return true;
+    case CK_LEVEL_AMX:
+      *out = la_mixed_amx;
       return true;
 #elif defined(__aarch64__)
     case CK_LEVEL_NEON:

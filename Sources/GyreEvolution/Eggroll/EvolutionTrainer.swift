@@ -21,17 +21,22 @@ public final class EvolutionTrainer {
   public var onSkip: (String) -> Void = { _ in }
   private let group: (any WorkerGroup)?
   private let onFailure: WorkerFailure
+  /// The leader's: whether the next estimate is shared out.
+  private var trial: UpdateTrial
   private var isLeader: Bool { group?.isLeader ?? true }
 
   /// - Parameters:
   ///   - group: processes that score the population together; nil: this one alone.
   ///   - onFailure: what happens when one of them ends.
+  ///   - update: which of them compute the estimate.
   public init(
     task: any EvolutionTask, configuration: EvolutionConfiguration, folder: RunFolder,
-    device: any Device, group: (any WorkerGroup)? = nil, onFailure: WorkerFailure = .stop
+    device: any Device, group: (any WorkerGroup)? = nil, onFailure: WorkerFailure = .stop,
+    update: UpdateWork = .auto
   ) {
     self.group = group
     self.onFailure = onFailure
+    trial = UpdateTrial(update)
     self.task = task
     self.configuration = configuration
     self.folder = folder
@@ -108,16 +113,29 @@ public final class EvolutionTrainer {
     var tokens = 0
   }
 
+  /// What the leader decides for all ranks.
+  struct Decision {
+    /// The run ends with this generation.
+    var stops = false
+    /// The estimate is shared out.
+    var shares = false
+  }
+
   /// Scores of the whole population: by this process, or by all of the group, each of its slice.
-  private func scored(stops: Bool) throws -> (Scored, stops: Bool) {
+  private func scored(stops: Bool) throws -> (Scored, Decision) {
     guard let group else {
-      return (try population(0..<configuration.population, generation), stops)
+      return (
+        try population(0..<configuration.population, generation), Decision(stops: stops)
+      )
     }
     while true {
       var message = WorkerMessage()
       do {
         let mine = try population(slice(group), generation)
-        message = mine.message(stops: stops)
+        let bytes = 4 * mine.used.reduce(0) { $0 + task.parameters[$1].shape.elementCount }
+        let shares = trial.shares(
+          ranks: group.ranks.count, bytes: bytes, rate: group.bytesPerSecond)
+        message = mine.message(Decision(stops: stops, shares: shares))
       } catch let error as EvolutionError {
         // The others must know, or they would wait.
         message.write(1)
@@ -125,18 +143,45 @@ public final class EvolutionTrainer {
       }
       do throws(EvolutionError) {
         var all = Scored()
-        var leaderStops = false
+        var leader = Decision()
         for (rank, part) in try group.gather(message.bytes).enumerated() {
-          let asked = try all.add(WorkerMessage(part))
-          if rank == 0 { leaderStops = asked }
+          let decision = try all.add(WorkerMessage(part))
+          if rank == 0 { leader = decision }
         }
-        return (all, leaderStops)
-      } catch {
-        guard case .worker(let lost, _) = error, onFailure == .drop, !lost.isEmpty,
-          !lost.contains(0)
-        else { throw error }
-        onSkip("\(error): \(group.ranks.count) go on")
-      }
+        return (all, leader)
+      } catch { try drop(error, of: group) }
+    }
+  }
+
+  /// Goes on without the ranks that an error names.
+  ///
+  /// - Throws: the error, where that cannot be.
+  private func drop(
+    _ error: EvolutionError, of group: any WorkerGroup
+  ) throws(EvolutionError) {
+    guard case .worker(let lost, _) = error, onFailure == .drop, !lost.isEmpty, !lost.contains(0)
+    else { throw error }
+    trial.forget()
+    onSkip("\(error): \(group.ranks.count) go on")
+  }
+
+  /// The estimate: by this process, or each rank some parameters of it.
+  private func estimate(
+    _ weights: [Double], used: Set<Int>, isShared: Bool
+  ) throws(EvolutionError) -> [Tensor?] {
+    let c = configuration
+    func own(_ leaves: Set<Int>) -> [Tensor?] {
+      Estimate.gradients(
+        c.strategy(at: generation), epoch: c.epoch(generation), weights: weights,
+        parameters: task.parameters, used: leaves, on: device)
+    }
+    guard let group, isShared else { return own(used) }
+    while true {
+      let shared = SharedEstimate(used, task.parameters, ranks: group.ranks.count)
+      let place = group.ranks.firstIndex(of: group.rank) ?? 0
+      do throws(EvolutionError) {
+        return try shared.exchange(own(Set(shared.leaves[place])), in: group, on: device)
+      } catch { try drop(error, of: group) }
     }
   }
 
@@ -186,21 +231,20 @@ public final class EvolutionTrainer {
     let clock = ContinuousClock()
     let start = clock.now
     _ = task.takeScoringSeconds()
-    let (all, stops) = try scored(stops: stops)
+    let (all, decision) = try scored(stops: stops)
     let scores = all.scores
     let scored = clock.now
     let scoring = task.takeScoringSeconds()
     let sigma = c.sigma(at: generation)
     let weights = c.shaping.weights(scores, group: c.group, sigma: sigma)
-    let gradients = Estimate.gradients(
-      c.strategy(at: generation), epoch: c.epoch(generation), weights: weights,
-      parameters: task.parameters, used: all.used, on: device)
+    let gradients = try estimate(weights, used: all.used, isShared: decision.shares)
     let one = Tensor.full(1, [1], on: device)
     optimizer.step(
       gradients, factor: one,
       schedule: Functions.pow(c.learningRateDecay, Double(generation)))
     try device.synchronize()
     let end = clock.now
+    trial.took(seconds(end - scored), shared: decision.shares)
     generation += 1
     tokens += all.tokens
     let means = scores.map { $0.reduce(0, +) / Double(max($0.count, 1)) }
@@ -210,7 +254,7 @@ public final class EvolutionTrainer {
       bestFitness: means.max() ?? 0, validationBitsPerByte: nil, seconds: seconds(end - start),
       forward: max(0, seconds(scored - start) - scoring), noise: 0,
       update: seconds(end - scored), scoring: scoring)
-    return (metrics, stops)
+    return (metrics, decision.stops)
   }
 
   // MARK: - Checkpoints
@@ -269,11 +313,12 @@ public final class EvolutionTrainer {
 }
 
 extension EvolutionTrainer.Scored {
-  /// As a rank sends it: 0, whether the leader stops, tokens, parameters, then each member's scores.
-  func message(stops: Bool) -> WorkerMessage {
+  /// As a rank sends it: 0, what the leader decides, tokens, parameters, then each member's scores.
+  func message(_ decision: EvolutionTrainer.Decision) -> WorkerMessage {
     var message = WorkerMessage()
     message.write(0)
-    message.write(stops ? 1 : 0)
+    message.write(decision.stops ? 1 : 0)
+    message.write(decision.shares ? 1 : 0)
     message.write(tokens)
     message.write(used.count)
     for leaf in used.sorted() { message.write(leaf) }
@@ -285,15 +330,16 @@ extension EvolutionTrainer.Scored {
     return message
   }
 
-  /// Adds what a rank sent; whether it stops.
+  /// Adds what a rank sent; what it decides.
   ///
   /// - Throws: `reward` with the reason where its scores failed.
-  mutating func add(_ message: WorkerMessage) throws(EvolutionError) -> Bool {
+  mutating func add(_ message: WorkerMessage) throws(EvolutionError) -> EvolutionTrainer.Decision {
     var message = message
     guard try message.readInteger() == 0 else {
       throw .reward(String(decoding: try message.readBytes(), as: UTF8.self))
     }
     let stops = try message.readInteger() != 0
+    let shares = try message.readInteger() != 0
     tokens += try message.readInteger()
     for _ in 0..<(try message.readInteger()) { used.insert(try message.readInteger()) }
     for _ in 0..<(try message.readInteger()) {
@@ -301,6 +347,6 @@ extension EvolutionTrainer.Scored {
       for _ in 0..<(try message.readInteger()) { row.append(try message.readReal()) }
       scores.append(row)
     }
-    return stops
+    return EvolutionTrainer.Decision(stops: stops, shares: shares)
   }
 }

@@ -1,5 +1,7 @@
-/// Processes that evolve one model together: each scores a slice of the population, only scores are
-/// exchanged, and all take the same step. The result is that of one process, bit for bit.
+import GyreTensors
+
+/// Processes that evolve one model together: each scores a slice of the population, scores are exchanged (and
+/// parts of the update, where those are shared out), and all take the same step. The result is that of one process, bit for bit.
 public protocol WorkerGroup: AnyObject {
   /// This process, from 0; rank 0 leads: it evaluates, writes and reports.
   var rank: Int { get }
@@ -9,10 +11,36 @@ public protocol WorkerGroup: AnyObject {
   ///
   /// - Throws: `worker` naming ranks that are lost; `ranks` then lacks them, alike in all that are left.
   func gather(_ bytes: [UInt8]) throws(EvolutionError) -> [[UInt8]]
+  /// Every rank's float32 `[n]`, n alike in all: `[ranks, n]`. Throws as above.
+  func gather(_ values: Tensor) throws(EvolutionError) -> Tensor
+  /// About what a rank receives a second when all exchange much.
+  var bytesPerSecond: Double { get }
 }
 
 extension WorkerGroup {
   public var isLeader: Bool { rank == 0 }
+
+  public func gather(_ values: Tensor) throws(EvolutionError) -> Tensor {
+    try gatherThroughHost(values)
+  }
+  public var bytesPerSecond: Double { 1e9 }
+
+  /// Values as bytes of the host.
+  func gatherThroughHost(_ values: Tensor) throws(EvolutionError) -> Tensor {
+    let own: [Float]
+    do throws(DeviceError) { own = try values.elements(Float.self) } catch {
+      throw .worker(ranks: [rank], reason: "cannot read its part of the update: \(error)")
+    }
+    var all: [Float] = []
+    all.reserveCapacity(own.count * ranks.count)
+    for part in try gather(own.withUnsafeBytes { Array($0) }) {
+      guard part.count == 4 * own.count else {
+        throw .worker(ranks: [], reason: "sent \(part.count) bytes of \(4 * own.count)")
+      }
+      part.withUnsafeBytes { all += $0.bindMemory(to: Float.self) }
+    }
+    return Tensor(all, shape: [ranks.count, own.count], on: values.device)
+  }
 
   /// This rank's part of `count` things, nearly equal parts in the order of ranks.
   func slice(of count: Int) -> Range<Int> {

@@ -9,8 +9,10 @@ public protocol CheckpointFamily: Sendable {
   static var name: String { get }
   /// Whether the layout has a `config.json`; true unless a family says otherwise.
   static var hasConfiguration: Bool { get }
-  /// Whether a folder is of the family. Two libraries can use one `model_type`; `tensorNames` then
-  /// decides.
+  /// The `model_type` that no other family has; nil where `recognizes` says more.
+  static var modelType: String? { get }
+  /// Whether a folder is of the family; by `modelType` unless a family says otherwise. Two libraries can
+  /// use one `model_type`; `tensorNames` then decides.
   static func recognizes(_ config: ForeignConfiguration, tensorNames: Set<String>) -> Bool
   /// Our configuration and the map of tensors.
   ///
@@ -23,6 +25,10 @@ public protocol CheckpointFamily: Sendable {
 
 extension CheckpointFamily {
   public static var hasConfiguration: Bool { true }
+  public static var modelType: String? { nil }
+  public static func recognizes(
+    _ config: ForeignConfiguration, tensorNames: Set<String>
+  ) -> Bool { modelType != nil && config["model_type"]?.text == modelType }
   public static func configuration(of model: ModelConfiguration) -> JSONValue? { nil }
 }
 

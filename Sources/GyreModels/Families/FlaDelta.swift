@@ -4,10 +4,7 @@ import GyreMixers
 /// flash-linear-attention `delta_net`; see `DeltaNet`.
 public enum FlaDeltaNetFamily: CheckpointFamily {
   public static let name = "flash-linear-attention delta_net"
-
-  public static func recognizes(
-    _ config: ForeignConfiguration, tensorNames: Set<String>
-  ) -> Bool { config["model_type"]?.text == "delta_net" }
+  public static let modelType: String? = "delta_net"
 
   public static func plan(_ c: ForeignConfiguration) throws(ConfigurationError) -> FamilyPlan {
     var layout = try FlaLayout(c)
@@ -109,10 +106,7 @@ extension TensorMap {
 /// flash-linear-attention `gated_deltanet`; see `GatedDeltaNet`.
 public enum FlaGatedDeltaNetFamily: CheckpointFamily {
   public static let name = "flash-linear-attention gated_deltanet"
-
-  public static func recognizes(
-    _ config: ForeignConfiguration, tensorNames: Set<String>
-  ) -> Bool { config["model_type"]?.text == "gated_deltanet" }
+  public static let modelType: String? = "gated_deltanet"
 
   public static func plan(_ c: ForeignConfiguration) throws(ConfigurationError) -> FamilyPlan {
     var layout = try FlaLayout(c, layers: 21)
@@ -157,10 +151,7 @@ public enum FlaGatedDeltaNetFamily: CheckpointFamily {
 /// flash-linear-attention `gated_deltaproduct`; see `GatedDeltaProduct`.
 public enum FlaGatedDeltaProductFamily: CheckpointFamily {
   public static let name = "flash-linear-attention gated_deltaproduct"
-
-  public static func recognizes(
-    _ config: ForeignConfiguration, tensorNames: Set<String>
-  ) -> Bool { config["model_type"]?.text == "gated_deltaproduct" }
+  public static let modelType: String? = "gated_deltaproduct"
 
   public static func plan(_ c: ForeignConfiguration) throws(ConfigurationError) -> FamilyPlan {
     var layout = try FlaLayout(c, layers: 21)
@@ -209,10 +200,7 @@ public enum FlaGatedDeltaProductFamily: CheckpointFamily {
 /// flash-linear-attention `kda`; see `KimiDeltaAttention`.
 public enum FlaKDAFamily: CheckpointFamily {
   public static let name = "flash-linear-attention kda"
-
-  public static func recognizes(
-    _ config: ForeignConfiguration, tensorNames: Set<String>
-  ) -> Bool { config["model_type"]?.text == "kda" }
+  public static let modelType: String? = "kda"
 
   public static func plan(_ c: ForeignConfiguration) throws(ConfigurationError) -> FamilyPlan {
     var layout = try FlaLayout(c)

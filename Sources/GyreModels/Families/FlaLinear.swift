@@ -4,10 +4,7 @@ import GyreMixers
 /// flash-linear-attention `gla`; see `GatedLinearAttention`.
 public enum FlaGLAFamily: CheckpointFamily {
   public static let name = "flash-linear-attention gla"
-
-  public static func recognizes(
-    _ config: ForeignConfiguration, tensorNames: Set<String>
-  ) -> Bool { config["model_type"]?.text == "gla" }
+  public static let modelType: String? = "gla"
 
   public static func plan(_ c: ForeignConfiguration) throws(ConfigurationError) -> FamilyPlan {
     var layout = try FlaLayout(c)
@@ -74,10 +71,7 @@ public enum FlaGLAFamily: CheckpointFamily {
 /// field changes nothing.
 public enum FlaRetNetFamily: CheckpointFamily {
   public static let name = "flash-linear-attention retnet"
-
-  public static func recognizes(
-    _ config: ForeignConfiguration, tensorNames: Set<String>
-  ) -> Bool { config["model_type"]?.text == "retnet" }
+  public static let modelType: String? = "retnet"
 
   public static func plan(_ c: ForeignConfiguration) throws(ConfigurationError) -> FamilyPlan {
     var layout = try FlaLayout(c, ratio: 2)
@@ -133,10 +127,7 @@ public enum FlaRetNetFamily: CheckpointFamily {
 /// flash-linear-attention `linear_attn`; see `LinearAttentionMixer`.
 public enum FlaLinearAttentionFamily: CheckpointFamily {
   public static let name = "flash-linear-attention linear_attn"
-
-  public static func recognizes(
-    _ config: ForeignConfiguration, tensorNames: Set<String>
-  ) -> Bool { config["model_type"]?.text == "linear_attn" }
+  public static let modelType: String? = "linear_attn"
 
   public static func plan(_ c: ForeignConfiguration) throws(ConfigurationError) -> FamilyPlan {
     var layout = try FlaLayout(c)

@@ -26,7 +26,9 @@ public enum FlaMambaFamily: CheckpointFamily {
     o.gateActivation = o.activation
     o.bias = try c.bool("use_bias", default: false)
     try stack.model.setMixer(Mamba1.self, o)
-    return stack.plan { t, ours, theirs in MambaLayout.map(&t, ours, theirs, o, width: width) }
+    return FamilyPlan(mambaBackbone: stack.model) { t, ours, theirs in
+      MambaLayout.map(&t, ours, theirs, o, width: width)
+    }
   }
 }
 
@@ -75,7 +77,9 @@ public enum FlaMamba2Family: CheckpointFamily {
     o.stepLow = limits[0]
     o.stepHigh = limits[1].isFinite ? limits[1] : nil
     try stack.model.setMixer(Mamba2.self, o)
-    return stack.plan { t, ours, theirs in Mamba2Family.map(&t, ours, theirs, o, width: width) }
+    return FamilyPlan(mambaBackbone: stack.model) { t, ours, theirs in
+      Mamba2Family.map(&t, ours, theirs, o, width: width)
+    }
   }
 }
 
@@ -92,17 +96,5 @@ private struct FlaMambaStack {
     model.initialDeviation = try c.double("initializer_range", default: 0.02)
     model.logitPenalty = try c.logitPenalty()
     model.feedForward = nil
-  }
-
-  func plan(_ map: (inout TensorMap, _ ours: String, _ theirs: String) -> Void) -> FamilyPlan {
-    var t = TensorMap()
-    t.embedding("backbone.embeddings.weight", tied: model.tiesEmbedding)
-    t.same("norm.weight", "backbone.norm_f.weight")
-    for i in 0..<model.layers {
-      let (ours, theirs) = ("layers.\(i)", "backbone.layers.\(i)")
-      t.same("\(ours).mixer_norm.weight", "\(theirs).norm.weight")
-      map(&t, "\(ours).mixer", "\(theirs).mixer")
-    }
-    return FamilyPlan(model: model, tensors: t)
   }
 }

@@ -5,10 +5,7 @@ import GyreMixers
 /// balance loss, and so does the model's.
 public enum FlaMomFamily: CheckpointFamily {
   public static let name = "flash-linear-attention mom"
-
-  public static func recognizes(
-    _ config: ForeignConfiguration, tensorNames: Set<String>
-  ) -> Bool { config["model_type"]?.text == "mom" }
+  public static let modelType: String? = "mom"
 
   public static func plan(_ c: ForeignConfiguration) throws(ConfigurationError) -> FamilyPlan {
     var layout = try FlaLayout(c, attentionFields: ["window_size"])

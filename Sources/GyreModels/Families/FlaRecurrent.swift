@@ -4,10 +4,7 @@ import GyreMixers
 /// flash-linear-attention `hgrn`; see `HGRN`.
 public enum FlaHGRNFamily: CheckpointFamily {
   public static let name = "flash-linear-attention hgrn"
-
-  public static func recognizes(
-    _ config: ForeignConfiguration, tensorNames: Set<String>
-  ) -> Bool { config["model_type"]?.text == "hgrn" }
+  public static let modelType: String? = "hgrn"
 
   public static func plan(_ c: ForeignConfiguration) throws(ConfigurationError) -> FamilyPlan {
     var layout = try FlaLayout(c)
@@ -59,10 +56,7 @@ extension FamilyPlan {
 /// norm has, whatever `norm_eps` says.
 public enum FlaHGRN2Family: CheckpointFamily {
   public static let name = "flash-linear-attention hgrn2"
-
-  public static func recognizes(
-    _ config: ForeignConfiguration, tensorNames: Set<String>
-  ) -> Bool { config["model_type"]?.text == "hgrn2" }
+  public static let modelType: String? = "hgrn2"
 
   public static func plan(_ c: ForeignConfiguration) throws(ConfigurationError) -> FamilyPlan {
     var layout = try FlaLayout(c)
@@ -110,10 +104,7 @@ public enum FlaHGRN2Family: CheckpointFamily {
 /// fused norm has, whatever `norm_eps` says.
 public enum FlaLightNetFamily: CheckpointFamily {
   public static let name = "flash-linear-attention lightnet"
-
-  public static func recognizes(
-    _ config: ForeignConfiguration, tensorNames: Set<String>
-  ) -> Bool { config["model_type"]?.text == "lightnet" }
+  public static let modelType: String? = "lightnet"
 
   public static func plan(_ c: ForeignConfiguration) throws(ConfigurationError) -> FamilyPlan {
     var layout = try FlaLayout(c, attentionFields: ["qkv_bias", "window_size"])

@@ -7,10 +7,7 @@ import GyreTensors
 /// to bfloat16; this does not.
 public enum FlaRodimusFamily: CheckpointFamily {
   public static let name = "flash-linear-attention rodimus"
-
-  public static func recognizes(
-    _ config: ForeignConfiguration, tensorNames: Set<String>
-  ) -> Bool { config["model_type"]?.text == "rodimus" }
+  public static let modelType: String? = "rodimus"
 
   public static func plan(_ c: ForeignConfiguration) throws(ConfigurationError) -> FamilyPlan {
     var model = ModelConfiguration()

@@ -6,10 +6,7 @@ import GyreMixers
 /// change nothing there either.
 public enum FlaGSAFamily: CheckpointFamily {
   public static let name = "flash-linear-attention gsa"
-
-  public static func recognizes(
-    _ config: ForeignConfiguration, tensorNames: Set<String>
-  ) -> Bool { config["model_type"]?.text == "gsa" }
+  public static let modelType: String? = "gsa"
 
   public static func plan(_ c: ForeignConfiguration) throws(ConfigurationError) -> FamilyPlan {
     var layout = try FlaLayout(c)
@@ -80,10 +77,7 @@ extension ForeignConfiguration {
 /// flash-linear-attention `abc`; see `BoundedMemoryAttention`.
 public enum FlaABCFamily: CheckpointFamily {
   public static let name = "flash-linear-attention abc"
-
-  public static func recognizes(
-    _ config: ForeignConfiguration, tensorNames: Set<String>
-  ) -> Bool { config["model_type"]?.text == "abc" }
+  public static let modelType: String? = "abc"
 
   public static func plan(_ c: ForeignConfiguration) throws(ConfigurationError) -> FamilyPlan {
     var layout = try FlaLayout(c)

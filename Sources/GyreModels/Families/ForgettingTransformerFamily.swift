@@ -8,10 +8,7 @@ import GyreTensors
 /// scoring looks at it. Lin et al., "Forgetting Transformer", 2025. https://arxiv.org/abs/2503.02130
 public enum ForgettingTransformerFamily: CheckpointFamily {
   public static let name = "flash-linear-attention forgetting_transformer"
-
-  public static func recognizes(
-    _ config: ForeignConfiguration, tensorNames: Set<String>
-  ) -> Bool { config["model_type"]?.text == "forgetting_transformer" }
+  public static let modelType: String? = "forgetting_transformer"
 
   public static func plan(_ c: ForeignConfiguration) throws(ConfigurationError) -> FamilyPlan {
     var layout = try FlaLayout(c)

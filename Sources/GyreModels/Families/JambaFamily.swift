@@ -7,10 +7,7 @@ import GyreMixers
 /// Lieber et al., "Jamba", 2024. https://arxiv.org/abs/2403.19887
 public enum JambaFamily: CheckpointFamily {
   public static let name = "transformers jamba"
-
-  public static func recognizes(
-    _ config: ForeignConfiguration, tensorNames: Set<String>
-  ) -> Bool { config["model_type"]?.text == "jamba" }
+  public static let modelType: String? = "jamba"
 
   public static func plan(_ c: ForeignConfiguration) throws(ConfigurationError) -> FamilyPlan {
     var model = ModelConfiguration()

@@ -7,10 +7,7 @@ import GyreTensors
 /// Liquid AI, "LFM2", 2025.
 public enum LFM2Family: CheckpointFamily {
   public static let name = "transformers lfm2"
-
-  public static func recognizes(
-    _ config: ForeignConfiguration, tensorNames: Set<String>
-  ) -> Bool { config["model_type"]?.text == "lfm2" }
+  public static let modelType: String? = "lfm2"
 
   public static func plan(_ c: ForeignConfiguration) throws(ConfigurationError) -> FamilyPlan {
     var model = ModelConfiguration()

@@ -6,10 +6,7 @@ import GyreMixers
 /// Touvron et al., "LLaMA", 2023. https://arxiv.org/abs/2302.13971
 public enum LlamaFamily: CheckpointFamily {
   public static let name = "transformers llama"
-
-  public static func recognizes(
-    _ config: ForeignConfiguration, tensorNames: Set<String>
-  ) -> Bool { config["model_type"]?.text == "llama" }
+  public static let modelType: String? = "llama"
 
   public static func plan(_ c: ForeignConfiguration) throws(ConfigurationError) -> FamilyPlan {
     var model = ModelConfiguration()

@@ -46,15 +46,10 @@ public enum Mamba2Family: CheckpointFamily {
     mixer.stepHigh = limits[1].isFinite ? limits[1] : nil
     try model.setMixer(Mamba2.self, mixer)
 
-    var t = TensorMap()
-    t.embedding("backbone.embeddings.weight", tied: model.tiesEmbedding)
-    t.same("norm.weight", "backbone.norm_f.weight")
-    for i in 0..<model.layers {
-      let (ours, theirs) = ("layers.\(i)", "backbone.layers.\(i)")
-      t.same("\(ours).mixer_norm.weight", "\(theirs).norm.weight")
-      map(&t, "\(ours).mixer", "\(theirs).mixer", mixer, width: model.width)
+    let (options, width) = (mixer, model.width)
+    return FamilyPlan(mambaBackbone: model) { t, ours, theirs in
+      map(&t, ours, theirs, options, width: width)
     }
-    return FamilyPlan(model: model, tensors: t)
   }
 
   /// The tensors of one Mamba-2 layer.

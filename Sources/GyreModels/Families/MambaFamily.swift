@@ -39,10 +39,7 @@ public enum MambaFamily: CheckpointFamily {
 /// Zuo et al., "Falcon Mamba", 2024. https://arxiv.org/abs/2410.05355
 public enum FalconMambaFamily: CheckpointFamily {
   public static let name = "transformers falcon_mamba"
-
-  public static func recognizes(
-    _ config: ForeignConfiguration, tensorNames: Set<String>
-  ) -> Bool { config["model_type"]?.text == "falcon_mamba" }
+  public static let modelType: String? = "falcon_mamba"
 
   public static func plan(_ c: ForeignConfiguration) throws(ConfigurationError) -> FamilyPlan {
     try MambaLayout.plan(
@@ -88,15 +85,10 @@ enum MambaLayout {
     mixer.innerNormEpsilon = innerNormEpsilon
     try model.setMixer(Mamba1.self, mixer)
 
-    var t = TensorMap()
-    t.embedding("backbone.embeddings.weight", tied: model.tiesEmbedding)
-    t.same("norm.weight", "backbone.norm_f.weight")
-    for i in 0..<model.layers {
-      let (ours, theirs) = ("layers.\(i)", "backbone.layers.\(i)")
-      t.same("\(ours).mixer_norm.weight", "\(theirs).norm.weight")
-      map(&t, "\(ours).mixer", "\(theirs).mixer", mixer, width: model.width)
+    let (options, width) = (mixer, model.width)
+    return FamilyPlan(mambaBackbone: model) { t, ours, theirs in
+      map(&t, ours, theirs, options, width: width)
     }
-    return FamilyPlan(model: model, tensors: t)
   }
 
   /// The tensors of one Mamba-1 layer.
@@ -140,5 +132,24 @@ extension ForeignConfiguration {
     try activation(
       key, default: fallback,
       among: ["silu", "gelu", "geluTanh", "relu", "reluSquared", "sigmoid", "tanh", "softplus"])
+  }
+}
+
+extension FamilyPlan {
+  /// The layout that transformers and flash-linear-attention share for both Mambas: a norm and a mixer a
+  /// layer; `map` names the mixer's tensors.
+  init(
+    mambaBackbone model: ModelConfiguration,
+    _ map: (inout TensorMap, _ ours: String, _ theirs: String) -> Void
+  ) {
+    var t = TensorMap()
+    t.embedding("backbone.embeddings.weight", tied: model.tiesEmbedding)
+    t.same("norm.weight", "backbone.norm_f.weight")
+    for i in 0..<model.layers {
+      let (ours, theirs) = ("layers.\(i)", "backbone.layers.\(i)")
+      t.same("\(ours).mixer_norm.weight", "\(theirs).norm.weight")
+      map(&t, "\(ours).mixer", "\(theirs).mixer")
+    }
+    self.init(model: model, tensors: t)
   }
 }

@@ -10,10 +10,7 @@ import GyreTensors
 /// not looked at there either. von Oswald et al., "MesaNet", 2025. https://arxiv.org/abs/2506.05233
 public enum MesaNetFamily: CheckpointFamily {
   public static let name = "flash-linear-attention mesa_net"
-
-  public static func recognizes(
-    _ config: ForeignConfiguration, tensorNames: Set<String>
-  ) -> Bool { config["model_type"]?.text == "mesa_net" }
+  public static let modelType: String? = "mesa_net"
 
   public static func plan(_ c: ForeignConfiguration) throws(ConfigurationError) -> FamilyPlan {
     var layout = try FlaLayout(

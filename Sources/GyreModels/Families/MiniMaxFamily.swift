@@ -11,10 +11,7 @@ import GyreTensors
 /// https://arxiv.org/abs/2501.08313
 public enum MiniMaxFamily: CheckpointFamily {
   public static let name = "transformers minimax"
-
-  public static func recognizes(
-    _ config: ForeignConfiguration, tensorNames: Set<String>
-  ) -> Bool { config["model_type"]?.text == "minimax" }
+  public static let modelType: String? = "minimax"
 
   public static func plan(_ c: ForeignConfiguration) throws(ConfigurationError) -> FamilyPlan {
     var model = ModelConfiguration()

@@ -8,10 +8,7 @@ import GyreTensors
 /// Qwen Team, "Qwen3-Next", 2025.
 public enum Qwen3NextFamily: CheckpointFamily {
   public static let name = "transformers qwen3_next"
-
-  public static func recognizes(
-    _ config: ForeignConfiguration, tensorNames: Set<String>
-  ) -> Bool { config["model_type"]?.text == "qwen3_next" }
+  public static let modelType: String? = "qwen3_next"
 
   public static func plan(_ c: ForeignConfiguration) throws(ConfigurationError) -> FamilyPlan {
     var model = ModelConfiguration()

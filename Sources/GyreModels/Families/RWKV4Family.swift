@@ -12,10 +12,7 @@ import GyreTensors
 /// https://arxiv.org/abs/2305.13048
 public enum RWKV4Family: CheckpointFamily {
   public static let name = "transformers rwkv"
-
-  public static func recognizes(
-    _ config: ForeignConfiguration, tensorNames: Set<String>
-  ) -> Bool { config["model_type"]?.text == "rwkv" }
+  public static let modelType: String? = "rwkv"
 
   public static func plan(_ c: ForeignConfiguration) throws(ConfigurationError) -> FamilyPlan {
     var model = ModelConfiguration()

@@ -7,10 +7,7 @@ import GyreTensors
 /// Peng et al., "Eagle and Finch", 2024. https://arxiv.org/abs/2404.05892
 public enum RWKV6Family: CheckpointFamily {
   public static let name = "flash-linear-attention rwkv6"
-
-  public static func recognizes(
-    _ config: ForeignConfiguration, tensorNames: Set<String>
-  ) -> Bool { config["model_type"]?.text == "rwkv6" }
+  public static let modelType: String? = "rwkv6"
 
   public static func plan(_ c: ForeignConfiguration) throws(ConfigurationError) -> FamilyPlan {
     var stack = try RWKVStack(c)

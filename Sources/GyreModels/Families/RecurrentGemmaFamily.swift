@@ -9,10 +9,7 @@ import GyreTensors
 /// 2024. https://arxiv.org/abs/2404.07839
 public enum RecurrentGemmaFamily: CheckpointFamily {
   public static let name = "transformers recurrent_gemma"
-
-  public static func recognizes(
-    _ config: ForeignConfiguration, tensorNames: Set<String>
-  ) -> Bool { config["model_type"]?.text == "recurrent_gemma" }
+  public static let modelType: String? = "recurrent_gemma"
 
   public static func plan(_ c: ForeignConfiguration) throws(ConfigurationError) -> FamilyPlan {
     var model = ModelConfiguration()

@@ -9,10 +9,7 @@ import GyreTensors
 /// https://arxiv.org/abs/2503.13427
 public enum XLSTMFamily: CheckpointFamily {
   public static let name = "transformers xlstm"
-
-  public static func recognizes(
-    _ config: ForeignConfiguration, tensorNames: Set<String>
-  ) -> Bool { config["model_type"]?.text == "xlstm" }
+  public static let modelType: String? = "xlstm"
 
   public static func plan(_ c: ForeignConfiguration) throws(ConfigurationError) -> FamilyPlan {
     var model = ModelConfiguration()

@@ -130,6 +130,13 @@ public struct CellScan: RecurrenceEngine {
     return outputs[0]
   }
 
+  /// Whether gates `[B, T, ·]` like `x` may be bfloat16 where products read it: kernels of the LSTM and the
+  /// GRU take them on every device.
+  package func takesRoundedGates(like x: Tensor) -> Bool {
+    (cell == .lstm || cell == .gru) && heads == 1 && noiseInputs.isEmpty && x.note == nil
+      && !isNewton(x, .parallel)
+  }
+
   private func isNewton(_ gates: Tensor, _ form: SequenceForm) -> Bool {
     form != .recurrent
       && execution.isNewton(

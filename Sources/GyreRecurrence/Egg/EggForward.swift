@@ -85,6 +85,12 @@ public struct EggForward: Op {
     item(
       "width 130", EggShape(width: 130, layers: 1), members: 2,
       EggNoise(.generated(seed: 9, epoch: 2, firstPair: 3), sigmaShift: 1), tokens: 2),
+    item(
+      "width 512", EggShape(width: 512, layers: 1), members: 4,
+      EggNoise(.generated(seed: 9, epoch: 2, firstPair: 1)), tokens: 2),
+    item(
+      "width 321", EggShape(width: 321, layers: 2), members: 6, EggNoise(.stored), tokens: 2),
+    item("width 1040, plain", EggShape(width: 1040, layers: 1), members: 2, .none, tokens: 1),
   ]
 
   private static func item(

@@ -15,9 +15,6 @@ import GyreTensors
 /// Byte 0 begins a document: it zeroes the state before it is read. Where m is 0 the norm gives −2, and
 /// −1 for a product of 0, as the published code does.
 public struct EggShape: Sendable, Hashable {
-  /// The widest model that CUDA kernels take.
-  public static let widestOnCards = 256
-
   public var width: Int
   public var layers: Int
   public static let vocabulary = 256

@@ -98,6 +98,9 @@ public struct EggUpdate: Op {
     item(
       "carried votes", EggShape(width: 18, layers: 1), pairs: 270,
       EggNoise(.generated(seed: 3, epoch: 1, firstPair: 5)), threshold: 0, carriedLimit: 2000),
+    item(
+      "width 321", EggShape(width: 321, layers: 1), pairs: 40,
+      EggNoise(.generated(seed: 3, epoch: 1, firstPair: 5)), threshold: 11),
   ]
 
   private static func item(

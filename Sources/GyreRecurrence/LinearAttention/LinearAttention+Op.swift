@@ -14,6 +14,8 @@ public struct LinearAttentionForward: Op {
   public let normalizer: LinearAttention.Normalizer
   public let scale: Double
   public let optional: OptionalInputs
+  /// Of products, but in the recurrent form; states and sums are float32.
+  public var precision: ComputePrecision = .float32
 
   public func extents(_ i: [TensorSpec]) -> HeadExtents {
     HeadExtents(q: i[0].shape, v: i[2].shape)
@@ -335,26 +337,28 @@ extension LinearAttentionForward {
       + make("exponential", .scalar, .exponential(epsilon: 1e-6)) + halfCases
   }()
 
-  /// Values in bfloat16, whose products devices may form in it: two chunks and a bit.
+  /// Values in bfloat16, whose products devices may form in it, and float32 ones whose products are asked
+  /// for in it: two chunks and a bit.
   private static let halfCases: [OpCase] = {
     func make(
       _ label: String, _ decay: DecayKind, _ normalizer: LinearAttention.Normalizer = .none,
-      bonus: Bool = false, keyHeads: Int = 2, K: Int = 16, V: Int = 24
+      bonus: Bool = false, keyHeads: Int = 2, K: Int = 16, V: Int = 24, stored: Bool = true
     ) -> OpCase {
       let (B, T, H) = (1, 70, 2)
+      let type: DType = stored ? .bfloat16 : .float32
       let gate: TestInput? =
         switch decay {
         case .none: nil
         case .constant: TestInput([H], .uniform(-0.5, 0))
         case .scalar: TestInput([B, T, H], .uniform(-0.5, 0))
-        case .vector: TestInput([B, T, H, K], .uniform(-0.5, 0)).stored(as: .bfloat16)
+        case .vector: TestInput([B, T, H, K], .uniform(-0.5, 0)).stored(as: type)
         }
       // A divisor of both signs may come near zero, where it magnifies what rounding has left.
       let values: TestInput.Values = normalizer.hasVector ? .uniform(0.1, 1) : .normal()
       let inputs: [TestInput?] = [
-        TestInput([B, T, keyHeads, K], values).stored(as: .bfloat16),
-        TestInput([B, T, keyHeads, K], values).stored(as: .bfloat16),
-        TestInput([B, T, H, V]).stored(as: .bfloat16), gate,
+        TestInput([B, T, keyHeads, K], values).stored(as: type),
+        TestInput([B, T, keyHeads, K], values).stored(as: type),
+        TestInput([B, T, H, V]).stored(as: type), gate,
         normalizer.isExponential ? TestInput([B, T, H]) : nil,
         bonus ? TestInput([H, K], .uniform(0, 1)) : nil,
         TestInput([B, H, K, V]),
@@ -363,10 +367,11 @@ extension LinearAttentionForward {
         testResets(batch: B, tokens: T),
       ]
       return OpCase(
-        "bfloat16 \(label)",
+        "bfloat16 \(stored ? "" : "products ")\(label)",
         LinearAttentionForward(
           form: .chunkwise, decay: decay, normalizer: normalizer, scale: 0.3,
-          optional: OptionalInputs(inputs.map { $0 != nil })), inputs.compactMap { $0 },
+          optional: OptionalInputs(inputs.map { $0 != nil }), precision: .bfloat16),
+        inputs.compactMap { $0 },
         tolerance: 1e-2, gradientTolerance: 2e-2, differenceTolerance: 1e-2,
         differentiableOutputs: normalizer.isExponential ? 1 : nil)
     }
@@ -377,6 +382,11 @@ extension LinearAttentionForward {
       make("sum", .none, .sum(epsilon: 1e-6)), make("floor", .scalar, .floor(1, epsilon: 1e-6)),
       make("exponential", .scalar, exponential, keyHeads: 1),
       make("exponential wide", .scalar, exponential, K: 136, V: 136),
+      make("none", .none, stored: false), make("scalar", .scalar, keyHeads: 1, stored: false),
+      make("vector", .vector, V: 80, stored: false),
+      make("bonus", .vector, bonus: true, stored: false),
+      make("sum", .none, .sum(epsilon: 1e-6), stored: false),
+      make("exponential", .scalar, exponential, keyHeads: 1, K: 40, V: 64, stored: false),
     ]
   }()
 }

@@ -96,7 +96,7 @@ public struct LinearAttention: RecurrenceEngine {
     let inputs = [i.q, i.k, i.v, i.decay.tensor, nil, i.bonus, state["S"], z, nil, reset]
     let op = LinearAttentionForward(
       form: form, decay: i.decay.kind, normalizer: normalizer, scale: scale,
-      optional: OptionalInputs(inputs.map { $0 != nil }))
+      optional: OptionalInputs(inputs.map { $0 != nil }), precision: .current)
     let outputs = applyPresent(op, inputs)
     state["S"] = outputs[1]
     if normalizer.hasVector { state["z"] = outputs[2] }
@@ -156,7 +156,7 @@ public struct MatrixLSTM: RecurrenceEngine {
     ]
     let op = LinearAttentionForward(
       form: form, decay: .scalar, normalizer: .exponential(epsilon: epsilon), scale: scale,
-      optional: OptionalInputs(inputs.map { $0 != nil }))
+      optional: OptionalInputs(inputs.map { $0 != nil }), precision: .current)
     let outputs = applyPresent(op, inputs)
     state["C"] = outputs[1]
     state["n"] = outputs[2]

@@ -6,6 +6,8 @@ public struct MesaForward: Op {
   public let steps: Int
   public let epsilon: Double
   public let optional: OptionalInputs
+  /// Rounds as a public library's kernel does: `HalfMesa`.
+  public var roundsToHalf = false
 
   public func extents(_ i: [TensorSpec]) -> HeadExtents {
     HeadExtents(q: i[0].shape, v: i[2].shape)
@@ -57,11 +59,17 @@ public struct MesaForward: Op {
 
   /// Conjugate gradients for (H + diag λ) x = b from x = 0.
   func solve(_ H: HostMatrix, _ ridge: ArraySlice<Double>, _ b: [Double]) -> [Double] {
-    var x = [Double](repeating: 0, count: b.count)
+    solve(b) { p in zip(H.times(p[...]), zip(ridge, p)).map { $0 + $1.0 * $1.1 } }
+  }
+
+  /// Conjugate gradients for A x = b from x = 0, A as the map that applies it.
+  func solve<F: BinaryFloatingPoint>(_ b: [F], _ apply: ([F]) -> [F]) -> [F] {
+    let epsilon = F(epsilon)
+    var x = [F](repeating: 0, count: b.count)
     var (r, p) = (b, b)
     var size = r.reduce(0) { $0 + $1 * $1 }
     for _ in 0..<steps {
-      let image = zip(H.times(p[...]), zip(ridge, p)).map { $0 + $1.0 * $1.1 }
+      let image = apply(p)
       let alpha = size / (zip(p, image).reduce(0) { $0 + $1.0 * $1.1 } + epsilon)
       for i in x.indices {
         x[i] += alpha * p[i]
@@ -76,6 +84,7 @@ public struct MesaForward: Op {
 
   public func reference(_ a: inout HostArguments) {
     let x = extents(a.inputSpecs)
+    if roundsToHalf { return HalfMesa(op: self, x: x).run(&a) }
     let (K, V) = (x.keySize, x.valueSize)
     for b in 0..<x.batch {
       for h in 0..<x.heads {

@@ -15,13 +15,19 @@ public struct Mesa: RecurrenceEngine {
   public let heads, keySize, valueSize: Int
   public let steps: Int
   public let epsilon: Double
+  /// Calls of several tokens without resets round as flash-linear-attention's kernel does.
+  public let roundsToHalf: Bool
 
-  public init(heads: Int, keySize: Int, valueSize: Int, steps: Int = 30, epsilon: Double = 1e-5) {
+  public init(
+    heads: Int, keySize: Int, valueSize: Int, steps: Int = 30, epsilon: Double = 1e-5,
+    roundsToHalf: Bool = false
+  ) {
     self.heads = heads
     self.keySize = keySize
     self.valueSize = valueSize
     self.steps = steps
     self.epsilon = epsilon
+    self.roundsToHalf = roundsToHalf
     precondition(steps > 0 && epsilon > 0, "mesa: \(steps) steps with ε \(epsilon)")
   }
 
@@ -55,11 +61,14 @@ public struct Mesa: RecurrenceEngine {
   public func callAsFunction(
     _ i: Inputs, state: inout State, form: SequenceForm, reset: Tensor?
   ) -> Tensor {
+    let rounds = roundsToHalf && reset == nil && i.q.shape[1] > 1
+    func key(_ t: Tensor) -> Tensor { rounds ? t.cast(to: .float16).cast(to: .float32) : t }
     let inputs = [
-      i.q, i.k, i.v, i.logDecay, i.beta, i.ridge, state["H"], state["G"], reset,
+      key(i.q), key(i.k), i.v, i.logDecay, i.beta, i.ridge, state["H"], state["G"], reset,
     ]
     let op = MesaForward(
-      steps: steps, epsilon: epsilon, optional: OptionalInputs(inputs.map { $0 != nil }))
+      steps: steps, epsilon: epsilon, optional: OptionalInputs(inputs.map { $0 != nil }),
+      roundsToHalf: rounds)
     let outputs = applyPresent(op, inputs)
     state["H"] = outputs[2]
     state["G"] = outputs[3]

@@ -16,6 +16,8 @@ public struct AttentionForward: Op {
   public let scale: Double
   public let keepsSums: Bool
   public let optional: OptionalInputs
+  /// Of products; sums are float32.
+  public var precision: ComputePrecision = .float32
 
   public func extents(_ i: [TensorSpec]) -> AttentionExtents {
     let (q, k, v) = (i[0].shape, i[1].shape, i[2].shape)
@@ -142,25 +144,28 @@ public struct AttentionForward: Op {
     ] + halfCases
   }()
 
-  /// Values in bfloat16, whose products devices may form in it.
+  /// Values in bfloat16, whose products devices may form in it, and float32 ones whose products are asked
+  /// for in it.
   private static let halfCases: [OpCase] = {
     func make(
       _ label: String, queries: Int, keys: Int, window: Int? = nil, keyHeads: Int, size: Int,
-      gates: Bool = false, starts: Bool = false
+      gates: Bool = false, starts: Bool = false, stored: Bool = true
     ) -> OpCase {
       let (B, H) = (1, 4)
+      let type: DType = stored ? .bfloat16 : .float32
       let inputs: [TestInput?] = [
-        TestInput([B, queries, H, size]).stored(as: .bfloat16),
-        TestInput([B, keys, keyHeads, size]).stored(as: .bfloat16),
-        TestInput([B, keys, keyHeads, size + 8]).stored(as: .bfloat16),
+        TestInput([B, queries, H, size]).stored(as: type),
+        TestInput([B, keys, keyHeads, size]).stored(as: type),
+        TestInput([B, keys, keyHeads, size + 8]).stored(as: type),
         gates ? TestInput([B, keys, H], .uniform(-0.5, 0)) : nil,
         starts ? testResets(batch: B, tokens: keys) : nil,
       ]
       return OpCase(
-        "bfloat16 \(label)",
+        "bfloat16 \(stored ? "" : "products ")\(label)",
         AttentionForward(
           form: .chunkwise, window: window, scale: 0.2, keepsSums: true,
-          optional: OptionalInputs(inputs.map { $0 != nil })), inputs.compactMap { $0 },
+          optional: OptionalInputs(inputs.map { $0 != nil }), precision: .bfloat16),
+        inputs.compactMap { $0 },
         tolerance: 1e-2, gradientTolerance: 2e-2, differenceTolerance: 1e-2,
         differentiableOutputs: 1)
     }
@@ -170,6 +175,11 @@ public struct AttentionForward: Op {
       make("cache, gates", queries: 70, keys: 140, keyHeads: 1, size: 72, gates: true),
       make("tiles", queries: 150, keys: 210, window: 70, keyHeads: 2, size: 40, starts: true),
       make("large tiles", queries: 140, keys: 140, keyHeads: 1, size: 120, starts: true),
+      make("causal", queries: 100, keys: 100, keyHeads: 4, size: 24, stored: false),
+      make(
+        "tiles", queries: 150, keys: 210, window: 70, keyHeads: 2, size: 40, starts: true,
+        stored: false),
+      make("gates", queries: 70, keys: 140, keyHeads: 1, size: 72, gates: true, stored: false),
     ]
   }()
 }

@@ -71,7 +71,7 @@ public struct SoftmaxAttention: RecurrenceEngine {
     let inputs = [i.q, keys, values, forget, starts]
     let op = AttentionForward(
       form: form, window: window, scale: scale, keepsSums: Tape.current != nil,
-      optional: OptionalInputs(inputs.map { $0 != nil }))
+      optional: OptionalInputs(inputs.map { $0 != nil }), precision: .current)
     return applyPresent(op, inputs)[0]
   }
 

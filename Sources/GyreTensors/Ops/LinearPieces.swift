@@ -2,7 +2,7 @@
 ///
 /// Inputs: x `[…, K]`, W `[N, K]`. Outputs `[…, N_p]` with Σ N_p = N. A projection and a split of it in
 /// one, without the copy.
-public struct LinearPieces: Op {
+public struct LinearPieces: Op, SavesPasses {
   public static let name = "linear_pieces"
   public let pieces: [Int]
   public let precision: ComputePrecision
@@ -54,7 +54,7 @@ public struct LinearPieces: Op {
 
   /// Inputs: x, W, the pieces' cotangents and perhaps a sum to which the gradient of W is added. Outputs:
   /// the gradient of W or the sum, which may be the same tensor, and the gradient of x where it is needed.
-  public struct Backward: Op {
+  public struct Backward: Op, SavesPasses {
     public static let name = "linear_pieces_backward"
     public let forward: LinearPieces
     public let needsInput: Bool
@@ -99,7 +99,7 @@ extension Tensor {
       pieces: pieces, precision: .current, output: ComputePrecision.activations(on: device))
     if pieces.count == 1 { return [linear(weight)] }
     // Few rows and looked up ones are better multiplied together.
-    guard note == nil, shape.rowCount > 64, device.fuses(op) else {
+    guard note == nil, shape.rowCount > 64, !weight.dtype.isQuantized, device.fuses(op) else {
       return linear(weight).split(pieces)
     }
     return apply(op, [self, weight])

@@ -109,6 +109,10 @@ public struct MemberLinear: Op {
     item("many ranks", [3, 70], 17, rank: 70),
     item("bfloat16", [6, 20, 64], 2056, rank: 1, precision: .bfloat16),
     item("bfloat16, few inputs", [6, 32, 64], 288, rank: 1, precision: .bfloat16),
+    item("bfloat16, tiles", [6, 32, 200], 328, rank: 1, precision: .bfloat16),
+    item("bfloat16, tiles, few outputs", [5, 48, 136], 72, rank: 1, precision: .bfloat16),
+    item("bfloat16, many tiles", [1024, 16, 16], 264, rank: 1, precision: .bfloat16),
+    item("bfloat16, many parts", [1060, 16, 16], 264, rank: 1, precision: .bfloat16),
     item("bfloat16 rank 5", [6, 64], 80, rank: 5, precision: .bfloat16),
     item("bfloat16 to float32", [5, 64], 80, rank: 2, precision: .bfloat16, output: .float32),
   ]

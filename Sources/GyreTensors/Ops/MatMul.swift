@@ -47,7 +47,10 @@ public struct LinearMap: Op {
       ? dy.matmul(
         x.aliasedRows(), transposingLeft: true, precision: precision, addingTo: c.sums[1]) : nil
     guard c.inputs.count > 2 else { return [dx, dw] }
-    return [dx, dw, c.needs[2] ? dy.summed(to: c.inputs[2].shape) : nil]
+    guard c.needs[2] else { return [dx, dw, nil] }
+    let db = dy.summed(to: c.inputs[2].shape)
+    // Devices that store activations in bfloat16 add it to sums as it is.
+    return [dx, dw, db.device.storesBFloat16 ? db : db.cast(to: c.inputs[2].dtype)]
   }
   public var saved: SavedValues { .only(inputs: [0, 1]) }
 
@@ -207,10 +210,13 @@ extension Tensor {
   public var rank: Int { shape.rank }
 
   /// x Wᵀ + b.
-  public func linear(_ weight: Tensor, bias: Tensor? = nil) -> Tensor {
+  ///
+  /// - Parameter output: element type of the result; that of activations if nil.
+  public func linear(_ weight: Tensor, bias: Tensor? = nil, output: DType? = nil) -> Tensor {
     let inputs = bias.map { [weight, $0] } ?? [weight]
     let op = LinearMap(
-      precision: ComputePrecision.current, output: ComputePrecision.activations(on: device))
+      precision: ComputePrecision.current,
+      output: output ?? ComputePrecision.activations(on: device))
     if let population = Perturbation.current {
       return population.linear(op, self, weight, bias)
     }

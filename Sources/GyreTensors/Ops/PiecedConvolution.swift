@@ -2,7 +2,7 @@
 ///
 /// Inputs: x `[B, T, D]`, w `[D, W]`, then bias and window as there. Outputs: y_p `[B, T, D_p]` with
 /// Σ D_p = D, and the window that follows.
-public struct PiecedConvolution: Op {
+public struct PiecedConvolution: Op, SavesPasses {
   public static let name = "pieced_convolution"
   /// Most pieces that kernels take.
   public static let limit = 4

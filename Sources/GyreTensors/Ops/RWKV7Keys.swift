@@ -7,7 +7,7 @@
 ///
 /// Inputs: k, rate, decay `[…, H·N]`; ξ, α, a₀, w₀ `[H·N]`. Outputs: k̃, ln w, erase, write
 /// `[…, H, N]`.
-public struct RWKV7Keys: Op, TakesOwnParameters {
+public struct RWKV7Keys: Op, TakesOwnParameters, SumsCotangents {
   public static let name = "rwkv7_keys"
   public let heads: Int
   public let epsilon: Double
@@ -18,6 +18,7 @@ public struct RWKV7Keys: Op, TakesOwnParameters {
   }
 
   package func parameters(of count: Int) -> Range<Int> { 3..<7 }
+  package func sums(output: Int) -> Bool { output == 0 }
 
   public func infer(_ i: [TensorSpec]) -> [TensorSpec] {
     let width = i[0].shape.last
@@ -66,13 +67,15 @@ public struct RWKV7Keys: Op, TakesOwnParameters {
   }
 
   public func vjp(_ c: VJPContext) -> [Tensor?] {
-    let op = Backward(forward: self, present: OptionalInputs(c.cotangents.map { $0 != nil }))
-    let g = applyPresent(op, c.inputs.map { $0 } + c.cotangents)
+    let cotangents = c.cotangents + [c.more[0]]
+    let op = Backward(forward: self, present: OptionalInputs(cotangents.map { $0 != nil }))
+    let g = applyPresent(op, c.inputs.map { $0 } + cotangents)
     return Array(g[..<3]) + g[3].aliasedRows(as: c.inputs[3...].map(\.shape))
   }
   public var saved: SavedValues { .inputs }
 
-  /// Inputs: the forward's, then the cotangents that there are. Outputs: gradients of k, rate, decay,
+  /// Inputs: the forward's, then the cotangents that there are, that of k̃ perhaps in two terms, of which the
+  /// second comes last. Outputs: gradients of k, rate, decay,
   /// and of ξ, α, a₀, w₀ together, `[4, H·N]`.
   public struct Backward: Op {
     public static let name = "rwkv7_keys_backward"
@@ -94,7 +97,7 @@ public struct RWKV7Keys: Op, TakesOwnParameters {
         for j in 0..<n {
           let (i, c) = (at + j, (at + j) % width)
           let (k, alpha, rate) = (inputs[0][i], inputs[4][c], t.a[j])
-          let written = cotangent(0, i)
+          let written = cotangent(0, i) + cotangent(4, i)
           let du = t.scale * (dKappa[j] - t.kappa[j] * dot)
           let dRate =
             (t.kappa[j] * cotangent(3, i) + written * k * alpha) * rate * (1 - rate)
@@ -125,7 +128,17 @@ public struct RWKV7Keys: Op, TakesOwnParameters {
         "own and shared", RWKV7Keys(heads: 2, epsilon: 1e-6),
         [[3, 7, 128], [3, 7, 128], [3, 7, 128], [3, 128], [3, 128], [128], [3, 128]].map {
           TestInput(Shape($0), differentiable: false)
-        })
+        }),
+      OpCase(
+        "two cotangents",
+        Backward(
+          forward: RWKV7Keys(heads: 2, epsilon: 1e-6),
+          present: OptionalInputs([true, true, false, true, true])),
+        [[2, 7, 128], [2, 7, 128], [2, 7, 128], [128], [128], [128], [128]].map {
+          TestInput(Shape($0), differentiable: false)
+        }
+          + (0..<4).map { _ in TestInput([2, 7, 2, 64], differentiable: false) },
+        tolerance: 2e-5),
     ]
 }
 

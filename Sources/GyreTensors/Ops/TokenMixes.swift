@@ -4,7 +4,7 @@
 ///
 /// Inputs: x `[B, T, D]`, μ₁ … μ_M `[D]`, and where present the token before the first `[B, D]`, zeros
 /// where absent. Outputs: y₁ … y_M, the last token `[B, D]`.
-public struct TokenMixes: Op, TakesOwnParameters {
+public struct TokenMixes: Op, TakesOwnParameters, SumsCotangents {
   public static let name = "token_mixes"
   /// Most mixes that kernels take.
   public static let limit = 8
@@ -12,6 +12,8 @@ public struct TokenMixes: Op, TakesOwnParameters {
   public let hasLast: Bool
 
   package func parameters(of count: Int) -> Range<Int> { 1..<mixes + 1 }
+  package var mostSums: Int { 1 }
+  package func sums(output: Int) -> Bool { output < mixes }
 
   public func infer(_ i: [TensorSpec]) -> [TensorSpec] {
     let x = i[0].shape
@@ -46,20 +48,25 @@ public struct TokenMixes: Op, TakesOwnParameters {
 
   public func vjp(_ c: VJPContext) -> [Tensor?] {
     let last = c.cotangents[mixes]
+    let second = c.more.firstIndex { $0 != nil }
     let g = applyPresent(
-      Backward(forward: self, hasLastCotangent: last != nil),
-      c.inputs.map { $0 } + (0..<mixes).map { c.cotangent($0) } + [last])
+      Backward(forward: self, hasLastCotangent: last != nil, second: second),
+      c.inputs.map { $0 } + (0..<mixes).map { c.cotangent($0) } + [
+        last, second.flatMap { c.more[$0] },
+      ])
     let gradients = g[1].aliasedRows(as: c.inputs[1...mixes].map(\.shape))
     return [g[0]] + gradients + (hasLast ? [g[2]] : [])
   }
   public var saved: SavedValues { .inputs }
 
-  /// Inputs: the forward's, the cotangents of the mixes, and of the last token where present. Outputs:
+  /// Inputs: the forward's, the cotangents of the mixes, of the last token where present, and a second term
+  /// of the cotangent of mix `second`. Outputs:
   /// gradients of x, of the μ together `[M, D]`, and of the token before where the forward had it.
   public struct Backward: Op {
     public static let name = "token_mixes_backward"
     public let forward: TokenMixes
     public let hasLastCotangent: Bool
+    public var second: Int?
     /// Position of the first cotangent.
     public var first: Int { forward.mixes + (forward.hasLast ? 2 : 1) }
 
@@ -74,7 +81,8 @@ public struct TokenMixes: Op, TakesOwnParameters {
         let (d, t, b) = (e % width, e / width % s[1], e / width / s[1])
         let step = forward.before(i, e, s) - i[0][e]
         for m in 0..<forward.mixes {
-          let (g, mix) = (i[first + m][e], i[1 + m][d])
+          let g = i[first + m][e] + (m == second ? i[i.count - 1][e] : 0)
+          let mix = i[1 + m][d]
           a.outputs[0][e] += g * (1 - mix)
           a.outputs[1][m * width + d] += g * step
           if t > 0 {
@@ -106,6 +114,12 @@ public struct TokenMixes: Op, TakesOwnParameters {
     } + [
       OpCase(
         "own and shared", TokenMixes(mixes: 2, hasLast: true),
-        [[3, 20, 24], [3, 24], [24], [3, 24]].map { TestInput(Shape($0), differentiable: false) })
+        [[3, 20, 24], [3, 24], [24], [3, 24]].map { TestInput(Shape($0), differentiable: false) }),
+      OpCase(
+        "two cotangents",
+        Backward(forward: TokenMixes(mixes: 3, hasLast: true), hasLastCotangent: true, second: 1),
+        ([[2, 70, 20], [20], [20], [20], [2, 20]] + (0..<3).map { _ in [2, 70, 20] }
+          + [[2, 20], [2, 70, 20]]).map { TestInput(Shape($0), differentiable: false) },
+        tolerance: 2e-5),
     ]
 }

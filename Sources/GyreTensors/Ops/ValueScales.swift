@@ -2,7 +2,7 @@
 /// scaled by the step into its state and adds them to what it reads.
 ///
 /// Inputs: v `[B, T, H, P]`, s `[B, T, H]`, d `[H]` or `[H P]`. Outputs: y and z, like v.
-public struct ValueScales: Op {
+public struct ValueScales: Op, SavesPasses {
   public static let name = "value_scales"
   public init() {}
 

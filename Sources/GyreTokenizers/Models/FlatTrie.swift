@@ -88,19 +88,8 @@ struct FlatTrie: Sendable {
   static func longestMatch(
     _ nodes: UnsafePointer<Node>, _ text: UnsafePointer<UInt8>, _ count: Int
   ) -> (value: Int32, length: Int) {
-    var node: Int32 = 0
-    var base = nodes[0].base
     var best: (value: Int32, length: Int) = (-1, 0)
-    var position = 0
-    while position < count {
-      let child = base &+ Int32(text[position]) &+ 1
-      let entry = nodes[Int(child)]
-      if entry.check != node { break }
-      node = child
-      base = entry.base
-      position += 1
-      if entry.value >= 0 { best = (entry.value, position) }
-    }
+    forEachMatch(nodes, text, count) { best = ($0, $1) }
     return best
   }
 

@@ -62,7 +62,11 @@ struct Bench: ParsableCommand {
       "Only learning: a short training run of every mixer on the built-in text beside n-gram models, four times longer for those above the 2-gram."
   )
   var learning = false
-  @Flag(help: "After each training row, where its time goes, op by op.") var ops = false
+  @Flag(
+    help:
+      "After each training row, where its time goes, op by op; with --evolution the kernels of a pass on a card."
+  )
+  var ops = false
   @Option(help: "Only whole training steps of these presets, kernel by kernel.")
   var profile: String?
   @Option(help: "With --profile: rows of a batch, several separated by commas.") var batch = "4"
@@ -165,7 +169,9 @@ struct Bench: ParsableCommand {
   }
 
   private func measureEvolution(_ device: any Device) throws {
-    let rows = try EvolutionRows(on: device, wants: { only.map($0.contains) ?? true }) {
+    let rows = try EvolutionRows(
+      on: device, ops: ops, wants: { only.map($0.contains) ?? true }
+    ) {
       if Terminal.isErrorInteractive { Terminal.writeError("\r\u{1B}[2K\($0)") }
     }
     if Terminal.isErrorInteractive { Terminal.writeError("\r\u{1B}[2K") }

@@ -19,8 +19,26 @@ struct EvolutionRows: Encodable {
   /// Multiply-adds a second of a large int8 product, where the device has such a kernel.
   var int8MultiplyAddsPerS: Double?
   var rows: [Row] = []
+  /// Where the time of a forward pass goes, with --ops on devices that measure kernels.
+  struct Kernel: Encodable {
+    var name: String
+    /// Milliseconds of a plain pass, and of one with perturbations.
+    var plain = 0.0
+    var perturbed = 0.0
+  }
+  struct Profile: Encodable {
+    var name: String
+    var kernels: [Kernel]
+  }
+  var profiles: [Profile] = []
+  private let ops: Bool
 
-  init(on device: any Device, wants: (String) -> Bool, report: (String) -> Void) throws {
+  enum CodingKeys: String, CodingKey { case device, int8MultiplyAddsPerS, rows, profiles }
+
+  init(
+    on device: any Device, ops: Bool, wants: (String) -> Bool, report: (String) -> Void
+  ) throws {
+    self.ops = ops
     self.device = Devices.detail(of: device)
     int8MultiplyAddsPerS = try int8Rate(on: device)
     let isCard = device.id.name.hasPrefix("cuda")
@@ -62,6 +80,16 @@ struct EvolutionRows: Encodable {
       ])
     }
     table.print()
+    for profile in profiles {
+      Terminal.line("\n\(profile.name), ms of a pass")
+      var table = Table([("", .left), ("plain", .right), ("perturbed", .right)])
+      for kernel in profile.kernels.prefix(40) {
+        table.add([
+          kernel.name, Format.fixed(kernel.plain, 3), Format.fixed(kernel.perturbed, 3),
+        ])
+      }
+      table.print()
+    }
   }
 
   private mutating func add(
@@ -144,12 +172,31 @@ struct EvolutionRows: Encodable {
     }
     let precision: ComputePrecision =
       device.id.name.hasPrefix("cuda") ? .bfloat16 : ComputePrecision.current
+    let name =
+      "\(preset), \(members) members × \(tokens) tokens, rank 1\(vectors ? "" : ", matrices only")"
     let share = try ComputePrecision.$current.withValue(precision) {
-      try EvolutionRows.ratio(plain, perturbed, on: device)
+      let share = try EvolutionRows.ratio(plain, perturbed, on: device)
+      guard ops, let usual = try Devices.profile(device, plain),
+        let other = try Devices.profile(device, perturbed)
+      else { return share }
+      let kernels = Set(usual.keys).union(other.keys).map {
+        Kernel(
+          name: $0, plain: usual[$0]?.milliseconds ?? 0,
+          perturbed: other[$0]?.milliseconds ?? 0)
+      }
+      let sum = Kernel(
+        name: "all", plain: kernels.reduce(0) { $0 + $1.plain },
+        perturbed: kernels.reduce(0) { $0 + $1.perturbed })
+      profiles.append(
+        Profile(
+          name: name,
+          kernels: [sum]
+            + kernels.sorted {
+              (max($0.plain, $0.perturbed), $1.name) > (max($1.plain, $1.perturbed), $0.name)
+            }))
+      return share
     }
-    add(
-      "\(preset), \(members) members × \(tokens) tokens, rank 1"
-        + "\(vectors ? "" : ", matrices only"): of plain inference", share * 100, "%", floor: 85)
+    add(name + ": of plain inference", share * 100, "%", floor: 85)
   }
 
   /// One linear layer of 8,192 × 8,192, rows that are members each, noise made on the fly.

@@ -11,15 +11,19 @@ import GyreTraining
 /// built-in text, beside the n-gram models of the same text.
 ///
 /// Width 64, two layers with a gated feed-forward block of 128; 300 steps of 16 rows of 64 bytes, AdamW,
-/// 3e-3. What is not below the 2-gram model then is trained anew, four times as long. The first 16 kB of the held-out text are scored as rows of 256 bytes that start from nothing;
-/// the n-gram models read them as one text and were counted on the whole training text.
+/// 3e-3. What is not below the 2-gram model then is trained anew, four times as long. The first 16 kB of the
+/// held-out text are scored as rows of 64 bytes that start from nothing, and as rows of 256, longer than
+/// what was trained; the n-gram models read them as one text and were counted on the whole training text.
 struct LearningRows: Encodable {
   struct Row: Encodable {
     var name: String
     var parameters: Int
     var steps: Int
+    /// In rows as long as those of the training.
     var bitsPerByte: Double
-    /// Below the n-gram model that knows one byte before.
+    /// In rows four times as long.
+    var longerBitsPerByte: Double
+    /// In rows as long as those of the training, below the n-gram model that knows one byte before.
     var isBelow: Bool
     var seconds: Double
   }
@@ -28,7 +32,7 @@ struct LearningRows: Encodable {
   var ngram: [Double]
   var rows: [Row] = []
 
-  static let (steps, batch, length, scored, row) = (300, 16, 64, 16_384, 256)
+  static let (steps, batch, length, scored, longer) = (300, 16, 64, 16_384, 256)
 
   /// - Parameter wants: whether a row of that name is asked for.
   init(on device: any Device, wants: (String) -> Bool, progress: (String) -> Void) throws {
@@ -98,21 +102,23 @@ struct LearningRows: Encodable {
     }
     return Row(
       name: name, parameters: model.parameterCount, steps: steps, bitsPerByte: bits,
+      longerBitsPerByte: try data.bits(
+        model, row: LearningRows.longer, precision: training.precision),
       isBelow: bits < ngram[1], seconds: seconds)
   }
 
   func print() {
     var table = Table([
-      ("", .left), ("parameters", .right), ("steps", .right), ("bits/byte", .right), ("", .left),
-      ("", .right),
+      ("", .left), ("parameters", .right), ("steps", .right), ("bits/byte", .right),
+      ("in rows of \(LearningRows.longer)", .right), ("", .left), ("", .right),
     ])
     for (i, bits) in ngram.enumerated() {
-      table.add(["\(i + 1)-gram", "", "", Format.fixed(bits, 3), "", ""])
+      table.add(["\(i + 1)-gram", "", "", Format.fixed(bits, 3), "", "", ""])
     }
     for row in rows {
       table.add([
         row.name, Format.grouped(row.parameters), "\(row.steps)",
-        Format.fixed(row.bitsPerByte, 3),
+        Format.fixed(row.bitsPerByte, 3), Format.fixed(row.longerBitsPerByte, 3),
         row.isBelow ? "below the 2-gram" : "above the 2-gram", Format.time(row.seconds),
       ])
     }
@@ -131,7 +137,12 @@ private struct LearningData: TrainingData {
   var bytesPerToken: Double { 1 }
 
   func score(_ model: LanguageModel, precision: ComputePrecision) throws -> HeldOutScore {
-    let (row, batch) = (LearningRows.row, LearningRows.batch)
+    HeldOutScore(bitsPerByte: try bits(model, row: LearningRows.length, precision: precision))
+  }
+
+  /// Bits a byte in rows of that many bytes, each from an empty state.
+  func bits(_ model: LanguageModel, row: Int, precision: ComputePrecision) throws -> Double {
+    let batch = LearningRows.batch
     let count = (held.count - 1) / (row * batch)
     var nats = 0.0
     for part in 0..<count {
@@ -148,6 +159,6 @@ private struct LearningData: TrainingData {
       }
       nats += try loss.mean.item()
     }
-    return HeldOutScore(bitsPerByte: nats / Double(max(count, 1)) / Functions.log(2))
+    return nats / Double(max(count, 1)) / Functions.log(2)
   }
 }

@@ -84,8 +84,10 @@ struct Evolve: ParsableCommand {
     var isEgg = model == EggModel.type
     if shared.resume, let out = shared.out { isEgg = try EggModel.shape(folder: out) != nil }
     if isEgg {
-      var run = EvolveEgg(texts: texts, options: shared, egg: egg, device: device, group: group)
-      try run.run()
+      if shared.update == .shared {
+        throw Failure("--update shared is for float models: EGG's vote is one short product")
+      }
+      try EvolveEgg(texts: texts, options: shared, egg: egg, device: device, group: group).run()
     } else {
       try EvolveFloat(
         texts: texts, model: model, environment: environment, options: shared, float: float,
@@ -130,6 +132,12 @@ struct EvolveOptions: ParsableArguments {
   @Option(help: "Processes of this machine that score the population together.") var workers = 1
   @Option(help: "When one of them ends: stop (with a checkpoint) or drop (the others go on).")
   var onFailure = WorkerFailure.stop
+  @Option(
+    help: ArgumentHelp(
+      "Who computes the update of a float model: whole, shared or auto.",
+      discussion: "whole: every process all of it; shared: each some parameters, which they "
+        + "exchange; auto: the faster of the two. The bits are the same."))
+  var update = UpdateWork.auto
   @Flag(help: "One JSON object a generation on standard output.") var json = false
 }
 
@@ -193,6 +201,7 @@ struct FloatOptions: ParsableArguments {
 
 extension EggConfiguration.Schedule: ExpressibleByArgument {}
 extension WorkerFailure: ExpressibleByArgument {}
+extension UpdateWork: ExpressibleByArgument {}
 extension EggConfiguration.Votes: ExpressibleByArgument {}
 extension EvolutionConfiguration.OptimizerKind: ExpressibleByArgument {}
 extension FitnessShaping: ExpressibleByArgument {}

@@ -12,24 +12,16 @@ struct EvolveEgg {
   let texts: [String]
   let options: EvolveOptions
   let egg: EggOptions
-  var device: any Device
+  let device: any Device
   let group: (any WorkerGroup)?
   private var isLeader: Bool { group?.isLeader ?? true }
 
-  mutating func run() throws {
+  func run() throws {
     let folder = RunFolder(
       try EvolutionWorkers.shared(group) { options.out ?? Files.nextRunFolder("egg") })
     let configuration = try EvolutionWorkers.prepared(
       group, { try options.resume ? stored(folder) : fresh(folder) },
       { try EggConfiguration(json: try Files.read(folder.evolution)) })
-    if device.id.name.hasPrefix("cuda"), configuration.width > EggShape.widestOnCards {
-      if isLeader {
-        Terminal.note(
-          "EGG's CUDA kernels reach a width of \(EggShape.widestOnCards): width "
-            + "\(configuration.width) runs on the processor")
-      }
-      device = try Devices.open("cpu")
-    }
     let model = EggModel(
       configuration.shape, deviation: configuration.deviation, seed: configuration.seed,
       device: device)

@@ -36,7 +36,7 @@ struct EvolveFloat {
     let task = try task(folder, configuration)
     let trainer = EvolutionTrainer(
       task: task, configuration: configuration, folder: folder, device: device, group: group,
-      onFailure: options.onFailure)
+      onFailure: options.onFailure, update: options.update)
     if isLeader { trainer.onSkip = { Terminal.note($0) } }
     if options.resume {
       for rejected in try trainer.resume() where isLeader {

@@ -45,7 +45,8 @@ struct CompatibilityOptions: ParsableArguments {
       "Repeat a fault of the original library's code; may be given several times.",
       discussion: """
         fla_mom: flash-linear-attention's mixture of memories on a CPU, which sorts tokens unstably, so \
-        that they see later ones. By default models compute what their equations say.
+        that they see later ones. fla_mesa_net: MesaNet's solver of that library, which rounds to float16 \
+        where it reads several tokens. By default models compute what their equations say.
         """))
   var faults: [Compatibility] = []
 }
