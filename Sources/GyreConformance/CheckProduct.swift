@@ -19,13 +19,13 @@ enum CheckProduct {
   }
 
   private static let shapes = [
-    Shape(m: 1024, n: 768, k: 1029),
+    Shape(m: 1024, n: 768, k: 1021),
     Shape(m: 771, n: 1021, k: 1000, right: true),
     Shape(m: 1030, n: 1024, k: 1790, left: true),
-    Shape(m: 800, n: 1000, k: 770, left: true, right: true),
+    Shape(m: 803, n: 1000, k: 1010, left: true, right: true),
     Shape(m: 1001, n: 1536, k: 768, right: true, hasBias: true),
     Shape(m: 515, n: 1024, k: 1045, right: true, hasBias: true),
-    Shape(m: 2051, n: 512, k: 520, left: true),
+    Shape(m: 2051, n: 512, k: 1017, left: true),
   ]
 
   static func cases(setThreadCount: (@Sendable (Int) -> Int)?) -> [ConformanceCase] {
