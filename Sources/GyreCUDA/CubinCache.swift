@@ -11,11 +11,13 @@
 struct CubinCache: Sendable {
   /// `$GYRE_CACHE`, else `$XDG_CACHE_HOME/gyre`, else `~/.cache/gyre`; nil without a home.
   static var defaultFolder: String? {
-    func variable(_ name: String) -> String? {
-      getenv(name).map { String(cString: $0) }.flatMap { $0.isEmpty ? nil : $0 }
-    }
-    return variable("GYRE_CACHE") ?? variable("XDG_CACHE_HOME").map { $0 + "/gyre" }
+    variable("GYRE_CACHE") ?? variable("XDG_CACHE_HOME").map { $0 + "/gyre" }
       ?? variable("HOME").map { $0 + "/.cache/gyre" }
+  }
+
+  /// A variable of the environment that is there and not empty.
+  static func variable(_ name: String) -> String? {
+    getenv(name).map { String(cString: $0) }.flatMap { $0.isEmpty ? nil : $0 }
   }
 
   private static let magic: [UInt8] = Array("GYRECUBIN1".utf8)
