@@ -66,11 +66,12 @@ struct HalfMesa {
         accumulate(found.map { Double(Self.half($0)) }, into: &a.outputs[1], at: key)
       }
       let last = decays[decays.count - 1]
+      let (kept, fades) = (Self.exp(last), decays.map { Self.exp(last - $0) })
       for i in 0..<K {
-        for j in 0..<K { H[i][j] *= Self.exp(last) }
-        for j in 0..<V { G[i][j] *= Self.exp(last) }
+        for j in 0..<K { H[i][j] *= kept }
+        for j in 0..<V { G[i][j] *= kept }
         for n in keys.indices {
-          let k = Self.half(keys[n][i] * Self.exp(last - decays[n]) * beta[n])
+          let k = Self.half(keys[n][i] * fades[n] * beta[n])
           Self.add(keys[n], k, to: &H[i])
           Self.add(values[n], k, to: &G[i])
         }
