@@ -30,14 +30,15 @@ struct Bench: ParsableCommand {
         gyre bench --device cuda:0 --dtype bf16 --profile gated-deltanet-350m --batch 4 --length 4096
         gyre bench --model-file model.Q4_K_M.gguf --threads 2
 
-      Training rows are whole steps (forward, cross-entropy, backward, clipping, AdamW) with
-      vocabulary 256, width 256, 4 layers, batch 16, length 256. Length rows compare
-      8 sequences of 16,384 tokens with 128 of 1,024, as many tokens a step, and with 8. Layer rows are
-      recurrent layers with their input projection, batch 16, 512 tokens, width 256 and 1024. Mixer rows
-      are every mixer and feed-forward block with its default options, width 256, batch 4, 256 tokens.
-      Decoding rows feed one sequence a token at a time. --profile trains presets instead (several,
-      separated by commas): tokens/s beside the device's matrix rate, memory, and on a GPU the time of
-      each kernel.
+      Training rows are whole steps (forward, cross-entropy, backward, clipping,
+      AdamW) with vocabulary 256, width 256, 4 layers, batch 16, length 256. Length
+      rows compare 8 sequences of 16,384 tokens with 128 of 1,024, as many tokens a
+      step, and with 8. Layer rows are recurrent layers with their input projection,
+      batch 16, 512 tokens, width 256 and 1024. Mixer rows are every mixer and feed-
+      forward block with its default options, width 256, batch 4, 256 tokens.
+      Decoding rows feed one sequence a token at a time. --profile trains presets
+      instead (several, separated by commas): tokens/s beside the device's matrix
+      rate, memory, and on a GPU the time of each kernel.
       """)
 
   @OptionGroup var device: DeviceOptions
