@@ -8,7 +8,10 @@ extension CPUKernel {
     CPUKernel(CellForward.self) { op, call, k in
       let xw = call.inputs[0]
       let isHalf = xw.dtype == .bfloat16 && op.cell.takesHalf
-      guard isHalf || xw.dtype == .float32, call.isFloat32(but: [xw]) else { return false }
+      let kept = keptPlaces(op).map { call.outputs[$0] }
+      guard isHalf || xw.dtype == .float32, call.isFloat32(but: [xw] + kept),
+        kept.allSatisfy({ $0.dtype == op.kept }), op.kept == .float32 || op.cell.takesHalf
+      else { return false }
       var a = ck_cell_scan_forward_args()
       a.shape = shape(op, call.inputs)
       a.xw = UnsafePointer(xw.floats)
@@ -27,25 +30,32 @@ extension CPUKernel {
         a.normalizers = op.normalizersPlace.flatMap { call.outputs[$0].f32 }
         a.stabilizers = op.stabilizersPlace.flatMap { call.outputs[$0].f32 }
       }
-      a.gates = op.gatesPlace.flatMap { call.outputs[$0].f32 }
-      a.cell_states = op.cellsPlace.flatMap { call.outputs[$0].f32 }
+      a.bf16_kept = op.kept == .bfloat16
+      a.gates = op.gatesPlace.flatMap { call.outputs[$0].floats }
+      a.cell_states = op.cellsPlace.flatMap { call.outputs[$0].floats }
       k.cellScan.forward(&a)
       return true
     },
     CPUKernel(CellBackward.self) { op, call, k in
       let dxw = call.outputs[0]
       let isHalf = dxw.dtype == .bfloat16 && op.forward.cell.takesHalf
-      guard isHalf || dxw.dtype == .float32, call.isFloat32(but: [call.inputs[0], dxw]) else {
-        return false
-      }
       let rest = Array(call.inputs[op.inputCount...])
+      let first = op.forward.keptPlaces.first ?? 0
+      let kept =
+        keptPlaces(op.forward).map { rest[1 + $0 - first] } + call.outputs[op.previousPlace...]
+      guard isHalf || dxw.dtype == .float32,
+        call.isFloat32(but: [call.inputs[0], dxw] + kept),
+        kept.allSatisfy({ $0.dtype == op.forward.kept }),
+        op.forward.kept == .float32 || op.forward.cell.takesHalf
+      else { return false }
       var a = ck_cell_scan_backward_args()
       a.shape = shape(op.forward, call.inputs)
       a.h0 = op.forward.optional.pick(3, call.inputs)?.constant
       a.c0 = op.forward.optional.pick(4, call.inputs)?.constant
       a.y = rest[0].constant
-      a.gates = op.extra.pick(1, rest)?.constant
-      a.cell_states = op.extra.pick(2, rest)?.constant
+      a.bf16_kept = op.forward.kept == .bfloat16
+      a.gates = UnsafePointer(op.extra.pick(1, rest)?.floats)
+      a.cell_states = UnsafePointer(op.extra.pick(2, rest)?.floats)
       a.dy = op.extra.pick(3, rest)?.constant
       a.dh_final = op.extra.pick(4, rest)?.constant
       a.dc_final = op.extra.pick(5, rest)?.constant
@@ -60,9 +70,9 @@ extension CPUKernel {
       a.bf16_dxw = isHalf
       a.dh0 = op.place(3).flatMap { call.outputs[$0].f32 }
       a.dc0 = op.place(4).flatMap { call.outputs[$0].f32 }
-      a.previous = call.outputs[op.previousPlace].f32
+      a.previous = call.outputs[op.previousPlace].floats
       switch op.forward.cell {
-      case .gru: a.dn_recurrent = call.outputs[op.previousPlace + 1].f32
+      case .gru: a.dn_recurrent = call.outputs[op.previousPlace + 1].floats
       case .gruOriginal: a.previous_gated = call.outputs[op.previousPlace + 1].f32
       case .elmanTanh, .elmanReLU, .lstm, .slstm: break
       }
@@ -71,14 +81,22 @@ extension CPUKernel {
     },
   ]
 
+  /// Where the outputs are that `kept` is about.
+  private static func keptPlaces(_ op: CellForward) -> [Int] {
+    (op.cell == .gru ? [op.gatesPlace, op.cellsPlace] : [op.gatesPlace]).compactMap(\.self)
+  }
+
   /// The gates but the last from one array, the last from another.
   private static func recurrentGradients(
     _ op: RecurrentGradients, _ call: KernelCall, _ k: KernelTables
   ) -> Bool {
     let (d, h) = (call.inputs[0], call.inputs[call.inputs.count - 1])
-    guard let type = d.dtype.gemm, call.isFloat32(but: [d]), let weight = call.outputs[0].f32,
-      let bias = call.outputs[1].f32, d.dtype != .float16
+    guard let weight = call.outputs[0].f32, let bias = call.outputs[1].f32,
+      call.inputs.allSatisfy({ $0.dtype == .float32 || $0.dtype == .bfloat16 })
     else { return false }
+    let types = [d, call.inputs[1], h].map {
+      $0.dtype == .float32 ? CK_GEMM_TYPE_F32 : CK_GEMM_TYPE_BF16
+    }
     let (rows, all, hidden) = (h.shape.rowCount, d.shape.last, h.shape.last)
     var parts = [(d, 0, all)]
     if call.inputs.count > 2 {
@@ -92,7 +110,7 @@ extension CPUKernel {
       a.a = UnsafeRawPointer(part.hostAddress)
       a.b = UnsafeRawPointer(h.hostAddress)
       a.c = UnsafeMutableRawPointer(weight + first * hidden)
-      a.a_type = part.id == d.id ? type : CK_GEMM_TYPE_F32
+      (a.a_type, a.b_type) = (part.id == d.id ? types[0] : types[1], types[2])
       a.transpose_a = true
       a.compute = k.compute(op.precision)
       k.gemm.gemm(&a)

@@ -24,16 +24,89 @@ extension CPUKernel {
       a.dy = rest[1].constant
       a.d_final_state = op.extra.pick(2, rest)?.constant
       a.d_final_norm_state = op.extra.pick(3, rest)?.constant
-      func output(_ i: Int) -> UnsafeMutablePointer<Float>? {
-        op.place(i).flatMap { call.outputs[$0].f32 }
-      }
-      (a.dq, a.dk, a.dv) = (output(0), output(1), output(2))
-      (a.dlog_decay, a.dinput_gate, a.dbonus) = (output(3), output(4), output(5))
-      (a.dstate, a.dnorm_state) = (output(6), output(7))
+      setGradients(&a, op, call.outputs)
       k.linearAttention.backward(&a)
       return true
     },
+    CPUKernel(ScaledLinearAttention.self) { op, call, k in
+      guard call.isFloat32 else { return false }
+      var a = ck_linear_attention_forward_args()
+      a.y = call.outputs[0].f32
+      a.final_state = call.outputs[1].f32
+      let values = [call.inputs[2]] + call.inputs.suffix(2)
+      scaled(values, problem(op.attention, call.inputs), k) { problem, scales in
+        a.problem = problem
+        k.linearAttention.forward(&a)
+        guard let scales else { return }
+        var sum = ck_binary_args()
+        sum.op = CK_BINARY_ADD
+        (sum.rows, sum.columns) = (1, call.outputs[0].elementCount)
+        (sum.a, sum.b, sum.y) = (UnsafePointer(a.y), UnsafePointer(scales.z), a.y)
+        (sum.a_column, sum.b_column) = (1, 1)
+        (sum.a_row, sum.b_row, sum.y_row) = (sum.columns, sum.columns, sum.columns)
+        k.pointwise.binary(&sum)
+      }
+      return true
+    },
+    CPUKernel(ScaledLinearAttention.Backward.self) { op, call, k in
+      guard call.isFloat32 else { return false }
+      var a = ck_linear_attention_backward_args()
+      a.dy = call.inputs[op.first].constant
+      if op.attention.hasState { a.d_final_state = call.inputs[op.first + 1].constant }
+      setGradients(&a, op.attention, call.outputs)
+      let last = call.outputs.count - 1
+      (a.dvalue_scale, a.dskip) = (call.outputs[last - 1].f32, call.outputs[last].f32)
+      let values = [call.inputs[2], call.inputs[op.first - 2], call.inputs[op.first - 1]]
+      scaled(values, problem(op.attention.forward, call.inputs), k) { problem, scales in
+        a.problem = problem
+        guard var scales else { return k.linearAttention.backward(&a) }
+        // d ∘ v is not needed: its memory takes the gradient of s v.
+        let dv = a.dv
+        a.dv = scales.z
+        k.linearAttention.backward(&a)
+        (scales.dy, scales.dz) = (UnsafePointer(scales.z), a.dy)
+        (scales.dv, scales.ds, scales.dd) = (dv, a.dvalue_scale, a.dskip)
+        k.pointwise.value_scales_backward(&scales)
+      }
+      return true
+    },
   ]
+
+  private static func setGradients(
+    _ a: inout ck_linear_attention_backward_args, _ op: LinearAttentionBackward,
+    _ outputs: [Tensor]
+  ) {
+    func output(_ i: Int) -> UnsafeMutablePointer<Float>? {
+      op.place(i).flatMap { outputs[$0].f32 }
+    }
+    (a.dq, a.dk, a.dv) = (output(0), output(1), output(2))
+    (a.dlog_decay, a.dinput_gate, a.dbonus) = (output(3), output(4), output(5))
+    (a.dstate, a.dnorm_state) = (output(6), output(7))
+  }
+
+  /// Gives the kernel the scales of values, or where it takes none scaled values in their place, beside
+  /// d ∘ v, for the time of `body`.
+  private static func scaled(
+    _ values: [Tensor], _ problem: ck_linear_attention_problem, _ k: KernelTables,
+    _ body: (ck_linear_attention_problem, ck_value_scales_args?) -> Void
+  ) {
+    var (a, problem) = (valueScales(values), problem)
+    if k.linearAttention.takes_scales(&problem) {
+      (problem.value_scale, problem.skip) = (a.s, a.d)
+      problem.skip_per_channel = a.per_channel
+      return body(problem, nil)
+    }
+    let mark = ck_scratch_begin()
+    defer { ck_scratch_end(mark) }
+    func floats() -> UnsafeMutablePointer<Float>? {
+      ck_scratch(values[0].elementCount * MemoryLayout<Float>.stride)?
+        .assumingMemoryBound(to: Float.self)
+    }
+    (a.y, a.z) = (floats(), floats())
+    k.pointwise.value_scales(&a)
+    problem.v = UnsafePointer(a.y)
+    body(problem, a)
+  }
 
   private static func problem(
     _ op: LinearAttentionForward, _ inputs: [Tensor]

@@ -231,7 +231,7 @@ extension CPUKernel {
     },
   ]
 
-  private static func valueScales(_ inputs: [Tensor]) -> ck_value_scales_args {
+  static func valueScales(_ inputs: [Tensor]) -> ck_value_scales_args {
     let shape = inputs[0].shape
     var a = ck_value_scales_args()
     (a.tokens, a.heads, a.size) = (shape[0] * shape[1], shape[2], shape[3])

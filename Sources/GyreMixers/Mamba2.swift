@@ -142,20 +142,8 @@ public struct Mamba2: SequenceMixer {
       parts[1], pieces: [inner, keys, keys], state: &state, reset: context.reset)
     let (logDecay, step) = gates(parts[2])
     let v = mixed[0].heads(heads)  // [B, T, H, P]
-    let (scaled, kept) = v.scaled(by: step, and: skip.value)
-    let turned = c.negativeEigenvalues ? signed(logDecay, context.form) : nil
-    let read = engine(
-      .init(
-        q: mixed[2].heads(c.groups), k: mixed[1].heads(c.groups),
-        v: turned.map { scaled * $0.sign } ?? scaled, decay: .scalar(turned?.size ?? logDecay)),
-      state: &state, form: context.form, reset: context.reset)
-    let y = turned.map { read * $0.sign } ?? read
-    if let sign = turned?.sign, u.shape[1] > 0, let last = state["S"] {
-      // [B, 1, H, 1] to [B, H, 1, 1].
-      let end = sign.sliced(u.shape[1] - 1..<u.shape[1], axis: 1)
-      state["S"] = last * end.reshaped([u.shape[0], heads, 1, 1])
-    }
-    let skipped = y + kept
+    let skipped = read(
+      v, mixed, logDecay: logDecay, step: step, state: &state, context: context)
     guard let norm else { return output(skipped.mergedHeads() * parts[0].unary(gate)) }
     let groups = c.normGroupCount()
     return output(
@@ -164,6 +152,31 @@ public struct Mamba2: SequenceMixer {
         gatesFirst: !c.normsFirst
       ).mergedHeads())
   }
+
+  /// What the memory gives, with D x added.
+  private func read(
+    _ v: Tensor, _ mixed: [Tensor], logDecay: Tensor, step: Tensor, state: inout State,
+    context: SequenceContext
+  ) -> Tensor {
+    let (q, k) = (mixed[2].heads(c.groups), mixed[1].heads(c.groups))
+    guard c.negativeEigenvalues else {
+      return engine(
+        .init(q: q, k: k, v: v, decay: .scalar(logDecay), scaling: (step, skip.value)),
+        state: &state, form: context.form, reset: context.reset)
+    }
+    let (scaled, kept) = v.scaled(by: step, and: skip.value)
+    let (size, sign) = signed(logDecay, context.form)
+    let y = engine(
+      .init(q: q, k: k, v: scaled * sign, decay: .scalar(size)), state: &state, form: context.form,
+      reset: context.reset)
+    if v.shape[1] > 0, let last = state["S"] {
+      // [B, 1, H, 1] to [B, H, 1, 1].
+      let end = sign.sliced(v.shape[1] - 1..<v.shape[1], axis: 1)
+      state["S"] = last * end.reshaped([v.shape[0], heads, 1, 1])
+    }
+    return y * sign + kept
+  }
+
   public func appendToken(
     _ input: TokenInput, to p: inout TokenProgram, state: State
   ) -> Bool {

@@ -11,6 +11,7 @@ public enum EngineCatalog {
     WKV4Forward.self,
     MesaForward.self,
     LinearAttentionForward.self,
+    ScaledLinearAttention.self,
     DeltaRuleForward.self,
     CellForward.self,
     RecurrentGradients.self,

@@ -78,6 +78,7 @@ struct cell_tile {
   long state;          // offset of the tile in a state array [B * blocks * CELL_UNITS]
   long units_ahead;    // from `unit` to that of the share's next tile with the same rows; 0: there is none
   bool is_last;        // that is in the next token
+  bool follows;        // the share's tile before this one has the same rows and the units before these
 };
 
 static inline struct cell_tile cell_tile_at(const struct cell_plan *p, long block, long row_block) {
@@ -110,6 +111,7 @@ static inline struct cell_tile cell_tile_in(const struct cell_plan *p, struct ce
   if (share.row_end - share.row_begin != 1) return t;
   t.is_last = block + 1 == share.block_end;
   t.units_ahead = cell_tile_at(p, t.is_last ? share.block_begin : block + 1, row_block).unit - t.unit;
+  t.follows = block > share.block_begin && cell_tile_at(p, block - 1, row_block).unit + CELL_UNITS == t.unit;
   return t;
 }
 

@@ -43,7 +43,11 @@ static void begin_tiles(void) {
   _tile_loadconfig(&configuration);
 }
 
-static void end_tiles(void) { _tile_release(); }
+// Streamed lines are visible before the call returns to who reads them.
+static void end_tiles(void) {
+  _tile_release();
+  _mm_sfence();
+}
 
 // Sums in tiles 0 to 3, A in 4 and 5, B in 6 and 7.
 #define ZERO_SUMS (_tile_zero(0), _tile_zero(1), _tile_zero(2), _tile_zero(3))
@@ -66,29 +70,90 @@ static void write_sums(const struct ck_gemm_tile *t, const float *sums) {
   }
 }
 
-static void bf16_multiply(const struct ck_gemm_tile *t) {
-  _Alignas(64) float sums[SIDE * SIDE];
-  const uint32_t *a = t->a, *b = t->b;
-  if (t->rows <= TILE) {
-    _tile_zero(0), _tile_zero(1);
-    for (long u = 0; u < t->units; u += STEP_UNITS, a += STEP_WORDS, b += STEP_WORDS) {
-      _tile_loadd(4, a, A_ROW_BYTES);
-      LOAD_B(b);
-      _tile_dpbf16ps(0, 4, 6);
-      _tile_dpbf16ps(1, 4, 7);
+// Sums stay in `sums`: a block lies in 4 KB of its own, where C's rows may all share a cache set.
+static void bf16_multiply_block(const uint32_t *a, const uint32_t *b, long units, int rows, bool adds,
+                                float *sums) {
+  const bool tall = rows > TILE;
+  if (adds) {
+    _tile_loadd(0, sums, SIDE * 4);
+    _tile_loadd(1, sums + TILE, SIDE * 4);
+    if (tall) {
+      _tile_loadd(2, sums + TILE * SIDE, SIDE * 4);
+      _tile_loadd(3, sums + TILE * SIDE + TILE, SIDE * 4);
     }
-    _tile_stored(0, sums, SIDE * 4);
-    _tile_stored(1, sums + TILE, SIDE * 4);
   } else {
     ZERO_SUMS;
-    for (long u = 0; u < t->units; u += STEP_UNITS, a += STEP_WORDS, b += STEP_WORDS) {
+  }
+  if (tall) {
+    for (long u = 0; u < units; u += STEP_UNITS, a += STEP_WORDS, b += STEP_WORDS) {
       LOAD_A(a);
       LOAD_B(b);
       PRODUCTS(_tile_dpbf16ps);
     }
     STORE_SUMS(sums);
+    return;
   }
-  write_sums(t, sums);
+  for (long u = 0; u < units; u += STEP_UNITS, a += STEP_WORDS, b += STEP_WORDS) {
+    _tile_loadd(4, a, A_ROW_BYTES);
+    LOAD_B(b);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+  }
+  _tile_stored(0, sums, SIDE * 4);
+  _tile_stored(1, sums + TILE, SIDE * 4);
+}
+
+// Both halves of a row of a block, scaled.
+INLINE void block_row(const struct ck_gemm_block *block, int r, __m512 *x) {
+  const __m512 alpha = _mm512_set1_ps(block->alpha);
+  x[0] = _mm512_mul_ps(alpha, _mm512_load_ps(block->sums + r * SIDE));
+  x[1] = _mm512_mul_ps(alpha, _mm512_load_ps(block->sums + r * SIDE + TILE));
+}
+
+static void deliver_float(const struct ck_gemm_block *block) {
+  const __mmask32 lanes = block->columns >= SIDE ? ~0u : (1u << block->columns) - 1;
+  const __m512 beta = _mm512_set1_ps(block->beta);
+  float *c = block->c;
+  for (int r = 0; r < block->rows; r++, c += block->ldc) {
+    __m512 x[2];
+    block_row(block, r, x);
+#pragma clang loop unroll(full)
+    for (int h = 0; h < 2; h++) {
+      const __mmask16 here = (__mmask16)(lanes >> TILE * h);
+      float *out = c + TILE * h;
+      if (block->streams) {
+        _mm512_stream_ps(out, x[h]);
+        continue;
+      }
+      if (block->beta != 0)
+        x[h] = _mm512_fmadd_ps(beta, _mm512_maskz_loadu_ps(here, out), x[h]);
+      _mm512_mask_storeu_ps(out, here, x[h]);
+    }
+  }
+}
+
+static void deliver_half(const struct ck_gemm_block *block) {
+  const __mmask32 lanes = block->columns >= SIDE ? ~0u : (1u << block->columns) - 1;
+  const __m512 beta = _mm512_set1_ps(block->beta);
+  uint16_t *c = block->c;
+  for (int r = 0; r < block->rows; r++, c += block->ldc) {
+    __m512 x[2];
+    block_row(block, r, x);
+    if (block->beta != 0) {
+      const __m512i old = _mm512_maskz_loadu_epi16(lanes, c);
+      const __m512i low = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(old));
+      const __m512i high = _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(old, 1));
+      x[0] = _mm512_fmadd_ps(beta, (__m512)_mm512_slli_epi32(low, 16), x[0]);
+      x[1] = _mm512_fmadd_ps(beta, (__m512)_mm512_slli_epi32(high, 16), x[1]);
+    }
+    const __m512i halves = (__m512i)_mm512_cvtne2ps_pbh(x[1], x[0]);
+    if (block->streams) _mm512_stream_si512((__m512i *)c, halves);
+    else _mm512_mask_storeu_epi16(c, lanes, halves);
+  }
+}
+
+static void deliver(const struct ck_gemm_block *block) {
+  (block->c_type == CK_GEMM_TYPE_F32 ? deliver_float : deliver_half)(block);
 }
 
 static void bf16x3_multiply(const struct ck_gemm_tile *t) {
@@ -251,10 +316,11 @@ const struct ck_gemm_kernel ck_gemm_bf16_amx = {
     TILE_KERNEL,
     .unit = 2,
     .planes = 1,
-    .block_units = 256,
+    .block_units = 128,  // 16 KB of A and of B: the first cache holds two slivers and a panel
     .pack_a = bf16_pack_a,
     .pack_b = bf16_pack_b,
-    .multiply = bf16_multiply,
+    .multiply_block = bf16_multiply_block,
+    .deliver = deliver,
 };
 
 const struct ck_gemm_kernel ck_gemm_bf16x3_amx = {

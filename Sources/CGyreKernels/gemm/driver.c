@@ -15,6 +15,7 @@ enum {
   PACKED_CHUNK = 8 << 20,       // bytes of packed B alive at once
   SMALL_PROBLEM = 32 * 32 * 32, // multiplications not worth a second thread
   PACK_GRAIN = 1 << 15,         // units of B worth handing to another thread
+  STREAMED_BYTES = 6 << 20,     // of C, more than what the next operation would find cached
   IN_PLACE = 1 << 16,           // bytes of an operand that stays cached without being packed
 };
 
@@ -34,6 +35,7 @@ struct plan {
   long column0, columns;        // the chunk of columns being multiplied
   long block_columns, slivers;
   bool needs_finish;
+  bool streams;                 // C is larger than the caches and written once, in whole lines
 };
 
 static long type_size(int type) {
@@ -195,6 +197,8 @@ static void multiply_group(const struct plan *p, long first, long last, long col
   ck_scratch_end(mark);
 }
 
+#include "blocks.inc"
+
 static void multiply_body(void *context, long begin, long end) {
   const struct plan *p = context;
   if (p->kernel->begin) p->kernel->begin();
@@ -202,8 +206,9 @@ static void multiply_body(void *context, long begin, long end) {
     const long block = begin / p->slivers, first = begin % p->slivers;
     const long last = min_long(min_long(p->slivers, first + (end - begin)), first + SLIVER_GROUP);
     const long column = block * p->block_columns;
-    multiply_group(p, first, last, p->column0 + column,
-                   min_long(p->block_columns, p->columns - column));
+    const long columns = min_long(p->block_columns, p->columns - column);
+    if (p->kernel->multiply_block) multiply_blocks(p, first, last, p->column0 + column, columns);
+    else multiply_group(p, first, last, p->column0 + column, columns);
     begin += last - first;
   }
   if (p->kernel->end) p->kernel->end();
@@ -225,6 +230,7 @@ static void run_blocked(struct plan *p) {
   const bool is_small = (double)args->m * (double)args->n * (double)args->k <= SMALL_PROBLEM;
   p->slivers = ceil_div(args->m, kernel->mr);
   p->units = padded_units(kernel, args->k);
+  p->streams = streams(p);
   p->panel_units = panel_words(kernel, args->k, (int)nr);
   const ck_scratch_mark mark = ck_scratch_begin();
   long chunk = round_up(args->n, nr);
@@ -510,8 +516,10 @@ void ck_gemm_packed_run(const struct ck_gemm_level *level, const struct ck_gemm_
   p.strided_a = p.kernel == level->f32 && !round_bf16 &&
                 (args->m <= p.kernel->mr / 2 || args->lda % 512 != 0);
   if (p.kernel->begin) p.kernel->begin();
-  for (long first = 0; first < p.slivers; first += SLIVER_GROUP)
-    multiply_group(&p, first, min_long(p.slivers, first + SLIVER_GROUP), args->n_begin,
-                   args->n_end - args->n_begin);
+  for (long first = 0; first < p.slivers; first += SLIVER_GROUP) {
+    const long last = min_long(p.slivers, first + SLIVER_GROUP);
+    (p.kernel->multiply_block ? multiply_blocks : multiply_group)(&p, first, last, args->n_begin,
+                                                                  args->n_end - args->n_begin);
+  }
   if (p.kernel->end) p.kernel->end();
 }

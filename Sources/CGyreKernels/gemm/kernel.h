@@ -31,6 +31,17 @@ struct ck_gemm_tile {
   float alpha, beta;
 };
 
+/// A block of sums [mr][nr] on its way to C: c = alpha sums + beta c.
+struct ck_gemm_block {
+  const float *sums;
+  int rows, columns;
+  void *c;
+  long ldc;
+  int c_type;            // float32 or bfloat16
+  float alpha, beta;
+  bool streams;          // beta is 0, and whole lines of C go to memory without being read first
+};
+
 /// Scaled sums of packed blocks for Strassen's products: A's where `is_a`, else B's.
 struct ck_gemm_sums {
   bool is_a;
@@ -79,6 +90,10 @@ struct ck_gemm_kernel {
                  long k_count);
   void (*multiply)(const struct ck_gemm_tile *tile);          // both operands packed
   void (*multiply_strided)(const struct ck_gemm_tile *tile);  // any strides, or NULL
+  // Or, instead of `multiply`: sums [mr][nr] = a b + (adds ? sums : 0), and a block's way to C.
+  void (*multiply_block)(const uint32_t *a, const uint32_t *b, long units, int rows, bool adds,
+                         float *sums);
+  void (*deliver)(const struct ck_gemm_block *block);
   void (*begin)(void);   // tile configuration of the calling thread, or NULL
   void (*end)(void);
 };

@@ -61,6 +61,7 @@ struct ck_cell_scan_forward_args {
   float *c_final;           // LSTM, sLSTM: [B, H], or NULL
   float *n_final, *m_final; // sLSTM: [B, H], or NULL
   // What backward needs; all NULL when no gradient is wanted.
+  bool bf16_kept;           // gates, and the GRU's cell_states, are bfloat16 (LSTM and GRU)
   float *gates;             // [B, T, G, H]: activated gates (sLSTM: a_i, a_f, tanh(a_z), s(a_o));
                             // unused by the Elman cells
   float *cell_states;       // LSTM, sLSTM: c of every token [B, T, H]. GRU: R_n h + b_n [B, T, H]
@@ -81,6 +82,7 @@ struct ck_cell_scan_backward_args {
   // R h + b except for gate n of CK_CELL_GRU, where `dn_recurrent` is.
   float *dxw;
   bool bf16_dxw;            // dxw is bfloat16 (LSTM and GRU)
+  bool bf16_kept;           // gates, the GRU's cell_states, dn_recurrent and previous are
   float *dn_recurrent;      // CK_CELL_GRU: cotangent of R_n h + b_n, [B, T, H]; others NULL
   float *dh0;               // [B, H], or NULL
   float *dc0;               // [B, H], or NULL

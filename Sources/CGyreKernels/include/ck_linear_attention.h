@@ -66,6 +66,10 @@ struct ck_linear_attention_problem {
   const float *input_gate;    // i [B, T, H], before the exponential; NORMALISER_EXPONENTIAL only
   const float *bonus;         // u [H, K], or NULL
   const int32_t *reset;       // [B, T], or NULL: nonzero = the state (m too) is 0 before this token
+  // Mamba's: s_t v_t in v's place and d∘v_t added to y_t; both or neither, and only where `takes_scales`
+  const float *value_scale;   // s [B, T, H]
+  const float *skip;          // d [H], or [H, V] with skip_per_channel
+  bool skip_per_channel;
 
   // The state before the first token; NULL = zeros. Ignored by `step`, which has its own.
   const float *state;         // S [B, H, K, V]
@@ -101,6 +105,7 @@ struct ck_linear_attention_backward_args {
   float *dbonus;                    // [H, K]
   float *dstate;                    // [B, H, K, V]
   float *dnorm_state;               // [B, H, K]
+  float *dvalue_scale, *dskip;      // shapes of value_scale and skip; with them
 };
 
 /// Decoding: problem.time tokens (1, usually), the state updated in place. Reads and writes the
@@ -117,6 +122,8 @@ struct ck_linear_attention_table {
   void (*forward)(const struct ck_linear_attention_forward_args *);
   void (*backward)(const struct ck_linear_attention_backward_args *);
   void (*step)(const struct ck_linear_attention_step_args *);
+  /// Whether forward and backward take value_scale and skip for this problem, present or not.
+  bool (*takes_scales)(const struct ck_linear_attention_problem *);
 };
 
 /// Fills the best kernels whose instructions `level` includes; false where the build has none.

@@ -3,11 +3,12 @@
 #define LA_DECLARE(level)                                                                          \
   void ck_linear_attention_forward_##level(const struct ck_linear_attention_forward_args *);      \
   void ck_linear_attention_backward_##level(const struct ck_linear_attention_backward_args *);    \
-  void ck_linear_attention_step_##level(const struct ck_linear_attention_step_args *);
+  void ck_linear_attention_step_##level(const struct ck_linear_attention_step_args *);             \
+  bool ck_linear_attention_takes_scales_##level(const struct ck_linear_attention_problem *);
 #define LA_TABLE(level)                                                                            \
   (struct ck_linear_attention_table) {                                                             \
     ck_linear_attention_forward_##level, ck_linear_attention_backward_##level,                     \
-        ck_linear_attention_step_##level                                                           \
+        ck_linear_attention_step_##level, ck_linear_attention_takes_scales_##level                 \
   }
 
 LA_DECLARE(generic)
@@ -27,8 +28,12 @@ LA_DECLARE(neon)
     (a->problem.bf16 ? ck_linear_attention_backward_##level                                        \
                      : ck_linear_attention_backward_avx512)(a);                                    \
   }                                                                                                \
+  static bool la_takes_scales_##level(const struct ck_linear_attention_problem *p) {               \
+    return p->bf16 && ck_linear_attention_takes_scales_##level(p);                                 \
+  }                                                                                                \
   static const struct ck_linear_attention_table la_mixed_##level = {                               \
-      la_forward_##level, la_backward_##level, ck_linear_attention_step_avx512};
+      la_forward_##level, la_backward_##level, ck_linear_attention_step_avx512,                    \
+      la_takes_scales_##level};
 LA_MIXED(avx512bf16)
 LA_MIXED(amx)
 #endif

@@ -10,6 +10,9 @@ public struct CellForward: Op {
   public let precision: ComputePrecision
   public let keepsGates: Bool
   public let optional: OptionalInputs
+  /// Element type of the kept gates, of the GRU's kept sums and of what the derivative leaves for the
+  /// gradient of R; bfloat16 where pre-activations are.
+  public var kept: DType = .float32
 
   /// Where the kept gates and the kept cell states are among the outputs.
   public var gatesPlace: Int? {
@@ -21,7 +24,7 @@ public struct CellForward: Op {
   /// Where the kept normalisers and stabilisers of sLSTM are.
   public var normalizersPlace: Int? { cell == .slstm ? gatesPlace.map { $0 + 2 } : nil }
   public var stabilizersPlace: Int? { cell == .slstm ? gatesPlace.map { $0 + 3 } : nil }
-  private var keptPlaces: [Int] {
+  public var keptPlaces: [Int] {
     [gatesPlace, cellsPlace, normalizersPlace, stabilizersPlace].compactMap(\.self)
   }
 
@@ -48,7 +51,11 @@ public struct CellForward: Op {
     }
     let sequence = TensorSpec([x.batch, x.tokens, x.hidden])
     return [sequence, TensorSpec(state)] + cell.memories.map { _ in TensorSpec(state) }
-      + keptPlaces.map { $0 == gatesPlace ? TensorSpec(i[0].shape) : sequence }
+      + keptPlaces.map {
+        $0 == gatesPlace
+          ? TensorSpec(i[0].shape, kept)
+          : cell == .gru ? TensorSpec(sequence.shape, kept) : sequence
+      }
   }
 
   public func reference(_ a: inout HostArguments) {
@@ -173,12 +180,15 @@ public struct CellForward: Op {
         example(cell, heads: 2, full: true, (3, 7, 80), .bfloat16),
       ]
     }
-    + [CellScan.Cell.lstm, .gru].map {
-      example($0, heads: 1, full: true, (17, 5, 40), .bfloat16, stored: .bfloat16)
+    + [CellScan.Cell.lstm, .gru].flatMap { cell in
+      [((17, 5, 40), DType.float32), ((17, 5, 40), .bfloat16), ((33, 80, 128), .bfloat16)].map {
+        example(cell, heads: 1, full: true, $0, .bfloat16, stored: .bfloat16, kept: $1)
+      }
     }
+
   private static func example(
     _ cell: CellScan.Cell, heads: Int, full: Bool, _ sizes: (Int, Int, Int),
-    _ precision: ComputePrecision, stored: DType = .float32
+    _ precision: ComputePrecision, stored: DType = .float32, kept: DType = .float32
   ) -> OpCase {
     let (B, T, H) = sizes
     let units = H / heads
@@ -197,10 +207,14 @@ public struct CellForward: Op {
     let isExact = precision == .float32
     return OpCase(
       "\(cell) \(heads) heads\(full ? " full" : "")\(B == 16 ? " tiles" : "")"
-        + (isExact ? "" : stored == .float32 ? " bfloat16" : " bfloat16 gates"),
+        + (isExact
+          ? ""
+          : stored == .float32
+            ? " bfloat16" : " bfloat16 gates\(kept == .float32 ? "" : " kept") B\(B)"),
       CellForward(
         cell: cell, heads: heads, precision: precision, keepsGates: true,
-        optional: OptionalInputs(inputs.map { $0 != nil })), inputs.compactMap { $0 },
+        optional: OptionalInputs(inputs.map { $0 != nil }), kept: kept),
+      inputs.compactMap { $0 },
       tolerance: isExact ? 2e-5 : 5e-3, gradientTolerance: isExact ? 2e-4 : 1.5e-2,
       differenceTolerance: stored == .float32 ? 2e-4 : 1e-2,
       differentiableOutputs: cell == .lstm ? 3 : 2)
@@ -237,7 +251,7 @@ public struct CellBackward: Op {
 
   public func infer(_ i: [TensorSpec]) -> [TensorSpec] {
     let x = forward.extents(i)
-    let sequence = TensorSpec([x.batch, x.tokens, x.hidden])
+    let sequence = TensorSpec([x.batch, x.tokens, x.hidden], forward.kept)
     return [i[0]] + states.compactMap { forward.optional.pick($0, i) } + [sequence]
       + (forward.cell.isGRU ? [sequence] : [])
   }

@@ -123,7 +123,9 @@ public struct CellScan: RecurrenceEngine {
     ]
     let op = CellForward(
       cell: cell, heads: heads, precision: ComputePrecision.current,
-      keepsGates: Tape.current != nil, optional: OptionalInputs(inputs.map { $0 != nil }))
+      keepsGates: Tape.current != nil, optional: OptionalInputs(inputs.map { $0 != nil }),
+      // Devices that store activations so have kernels of their own for what is kept.
+      kept: i.gates.device.storesBFloat16 ? .float32 : i.gates.dtype)
     let outputs = applyPresent(op, inputs)
     state["h"] = outputs[1]
     for (k, name) in cell.memories.enumerated() { state[name] = outputs[2 + k] }

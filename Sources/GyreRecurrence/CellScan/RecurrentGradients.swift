@@ -34,16 +34,23 @@ public struct RecurrentGradients: Op, SavesPasses {
   }
   public func vjp(_ c: VJPContext) -> [Tensor?] { c.inputs.map { _ in nil } }
 
-  public static let cases = [
-    ([60, 20, 20], ComputePrecision.float32), ([20, 20, 20], .float32), ([80, 20], .float32),
-    ([60, 20, 20], .bfloat16), ([80, 20], .bfloat16),
-  ].map { widths, precision in
-    let isExact = precision == .float32
-    return OpCase(
-      "\(widths) \(precision)", RecurrentGradients(precision: precision),
-      widths.enumerated().map { i, width in
-        let input = TestInput([2, 37, width], differentiable: false)
-        return isExact || i > 0 ? input : input.stored(as: .bfloat16)
-      }, tolerance: isExact ? 2e-5 : 6e-3)
-  }
+  public static let cases =
+    [
+      ([60, 20, 20], ComputePrecision.float32), ([20, 20, 20], .float32), ([80, 20], .float32),
+      ([60, 20, 20], .bfloat16), ([80, 20], .bfloat16),
+    ].map { widths, precision in
+      let isExact = precision == .float32
+      return OpCase(
+        "\(widths) \(precision)", RecurrentGradients(precision: precision),
+        widths.enumerated().map { i, width in
+          let input = TestInput([2, 37, width], differentiable: false)
+          return isExact || i > 0 ? input : input.stored(as: .bfloat16)
+        }, tolerance: isExact ? 2e-5 : 6e-3)
+    }
+    + [[60, 20, 20], [80, 20]].map { widths in
+      OpCase(
+        "\(widths) all bfloat16", RecurrentGradients(precision: .bfloat16),
+        widths.map { TestInput([2, 37, $0], differentiable: false).stored(as: .bfloat16) },
+        tolerance: 6e-3)
+    }
 }

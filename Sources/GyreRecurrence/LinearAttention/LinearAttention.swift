@@ -74,12 +74,18 @@ public struct LinearAttention: RecurrenceEngine {
     public var decay: Decay
     /// u `[H, K]`: y reads Sₜ₋₁ + diag(u) kₜ vₜᵀ (RWKV-6).
     public var bonus: Tensor?
-    public init(q: Tensor, k: Tensor, v: Tensor, decay: Decay, bonus: Tensor? = nil) {
+    /// s `[B, T, H]` and d `[H]` or `[H V]`: s v is written in v's place, and d ∘ v added to y (Mamba-2).
+    public var scaling: (step: Tensor, skip: Tensor)?
+    public init(
+      q: Tensor, k: Tensor, v: Tensor, decay: Decay, bonus: Tensor? = nil,
+      scaling: (step: Tensor, skip: Tensor)? = nil
+    ) {
       self.q = q
       self.k = k
       self.v = v
       self.decay = decay
       self.bonus = bonus
+      self.scaling = scaling
     }
   }
 
@@ -97,6 +103,18 @@ public struct LinearAttention: RecurrenceEngine {
     let op = LinearAttentionForward(
       form: form, decay: i.decay.kind, normalizer: normalizer, scale: scale,
       optional: OptionalInputs(inputs.map { $0 != nil }), precision: .current)
+    if let (step, skip) = i.scaling {
+      let scaled = ScaledLinearAttention(attention: op)
+      guard !normalizer.hasVector, i.v.dtype == .float32, i.v.device.fuses(scaled) else {
+        let (values, kept) = i.v.scaled(by: step, and: skip)
+        var plain = i
+        (plain.v, plain.scaling) = (values, nil)
+        return self(plain, state: &state, form: form, reset: reset) + kept
+      }
+      let outputs = applyPresent(scaled, inputs + [step, skip])
+      state["S"] = outputs[1]
+      return outputs[0]
+    }
     let outputs = applyPresent(op, inputs)
     state["S"] = outputs[1]
     if normalizer.hasVector { state["z"] = outputs[2] }
