@@ -94,10 +94,12 @@ import Testing
     }
   }
 
-  /// Ops that run their definition on the host, which `Documentation/cuda.md` lists, and two that are only
-  /// taken where they have a kernel: sums at the rows of look-ups, and recurrent weights' gradients in one.
+  /// Ops that run their definition on the host, which `Documentation/cuda.md` lists, and three that are only
+  /// taken where they have a kernel: sums at the rows of look-ups, recurrent weights' gradients in one, and
+  /// linear attention that scales its values.
   static let withoutKernel: Set = [
     "block_scan", "memory_order", "mesa", "add_rows", "recurrent_gradients",
+    "scaled_linear_attention",
   ]
 
   @Test func opsHaveKernels() {

@@ -224,6 +224,7 @@ static long choose_block_columns(long slivers, long columns, long nr) {
 }
 
 static void run_blocked(struct plan *p) {
+  if (run_parts(p)) return;
   const struct ck_gemm_args *args = p->args;
   const struct ck_gemm_kernel *kernel = p->kernel;
   const long nr = kernel->nr;
