@@ -14,14 +14,14 @@ package struct TokenTables {
   /// The kernel's variant: element type of weights, rows.
   package let variant: Int
   /// Stages of the ring that weights come through.
-  package private(set) var depth = Int(GYRE_TOKEN_DEPTH)
+  package private(set) var depth = 0
   /// Bytes of shared memory of a block.
   package var sharedBytes: Int {
     Int(GYRE_TOKEN_STAGE) * depth + 4 * (operandFloats + partialFloats)
       + MemoryLayout<gyre_token_shared>.stride
   }
   /// Stages that are under way at most: enough to keep memory busy; more delay what blocks say.
-  package var flight: Int { min(depth, 3) }
+  package var flight: Int { min(depth, 4) }
   /// Blocks of the grid: every one has a part of every phase of products.
   package let blocks: Int
 
@@ -91,8 +91,13 @@ package struct TokenTables {
     guard (1...4).contains(program.batch) else { return nil }
     self.init(program, (isFloat ? 1 : 0) | (program.batch > 1 ? 2 : 0), blocks, places)
     guard isCovered else { return nil }
-    // Fewer stages would not run ahead of anything.
-    while sharedBytes > shared { if depth > 3 { depth -= 1 } else { return nil } }
+    // A team that waits for a stage has taken the one four before it, and its copying warp has waited for
+    // the one eight before it: with these depths the stage before in the same place has come, so the
+    // parity of its barrier says which of the two is there.
+    for stages in [GYRE_TOKEN_DEPTH, 10, 8, 4] where depth == 0 || sharedBytes > shared {
+      depth = Int(stages)
+    }
+    guard sharedBytes <= shared else { return nil }
   }
 
   private init(_ program: TokenProgram, _ variant: Int, _ blocks: Int, _ places: Places) {

@@ -1,21 +1,40 @@
 // One token of a whole model: one block a multiprocessor, all of them at once, walks the phases.
-// Weights stream through shared memory without regard to phases (token_stream.cuh), copied by a warp of
+// Weights stream through shared memory without regard to phases (token_stream.cuh), copied by warps of
 // their own; another warp does what nobody waits for. What depends on the token goes through vectors
 // that stay in the second-level cache, numbers with stamps, so that nobody waits for the whole grid.
 // Variants: TOKEN_VARIANT=0..3
 #include "token_attention.cuh"
 #include "token_matrix.cuh"
 
-// What an output takes besides its sums: read while weights stream.
+// What an output takes besides its sums: on its way while weights are multiplied, past the registers.
+// For as many outputs as threads.
 struct Extra {
-  float bias, second, state;
+  float bias, second;
   Stamped old;
-  GYRE_DEVICE void read(const gyre_token_product &p, long b, int n) {
-    state = bias = second = 0.f;
-    if (p.rule == GYRE_TOKEN_ADD) old = read_stamped(place(p.old, b, n));
-    if (p.rule == GYRE_TOKEN_MIN_GRU) state = fresh((const float *)p.old.data + b * p.old.stride + n);
-    if (p.bias) bias = p.bias[n];
-    if (p.bias && p.paired) second = p.bias[p.rows + n];
+  GYRE_DEVICE static const float *state(const gyre_token_product &p, long b, int n) {
+    return (const float *)p.old.data + b * p.old.stride + n;
+  }
+  // Of 16 bytes that are copied, the number's.
+  GYRE_DEVICE static long aside(const gyre_token_product &p, long b, int n) {
+    return p.rule == GYRE_TOKEN_ADD ? (long)place(p.old, b, n) & 15 : (long)state(p, b, n) & 15;
+  }
+  GYRE_DEVICE static void ask(
+      gyre_token_shared &s, int thread, const gyre_token_product &p, long b, int n) {
+    const char *from = p.rule == GYRE_TOKEN_ADD       ? place(p.old, b, n)
+                       : p.rule == GYRE_TOKEN_MIN_GRU ? (const char *)state(p, b, n)
+                                                      : nullptr;
+    if (from) copy_aside<16>(s.old[thread], (const char *)((long)from & ~15l));
+    if (!p.bias) return;
+    copy_aside<4>(&s.bias[thread][0], (const char *)(p.bias + n));
+    if (p.paired) copy_aside<4>(&s.bias[thread][1], (const char *)(p.bias + p.rows + n));
+  }
+  GYRE_DEVICE void take(
+      const gyre_token_shared &s, int thread, const gyre_token_product &p, long b, int n) {
+    const char *at = (const char *)s.old[thread] + aside(p, b, n);
+    old.x = *(const float *)at;
+    if (p.rule == GYRE_TOKEN_ADD) old.stamp = *(const unsigned *)(at + 4);
+    bias = p.bias ? s.bias[thread][0] : 0.f;
+    second = p.bias && p.paired ? s.bias[thread][1] : 0.f;
   }
 };
 
@@ -31,7 +50,7 @@ GYRE_DEVICE void finish(
     y = p.alpha * old + p.beta * x;
   } else if (p.rule == GYRE_TOKEN_MIN_GRU) {
     float z = sigmoid(x);
-    y = (1.f - z) * extra.state + z * (second >= 0.f ? second + 0.5f : sigmoid(second));
+    y = (1.f - z) * extra.old.x + z * (second >= 0.f ? second + 0.5f : sigmoid(second));
     give(p.old, b, n, base, y);
   } else if (p.rule == GYRE_TOKEN_CAP) {
     y = p.alpha * tanhf(x / p.alpha);
@@ -70,34 +89,34 @@ GYRE_DEVICE float slices_sum(const float *at, int slices) {
   return sum;
 }
 
-GYRE_DEVICE void multiply(
-    const gyre_token_phase &p, Reader &reader, const char *operands, float *partials, int batch,
-    unsigned base, unsigned *count, const int *moved, int phase) {
+GYRE_DEVICE unsigned multiply(
+    const gyre_token_phase &p, const gyre_token_step_args &a, const char *ring, gyre_token_shared &s,
+    const char *operands, float *partials, unsigned base, unsigned *count, int phase, unsigned turn) {
+  int thread = this_thread(), outputs = 0;
   Output output;
-  Extra extra;
-  int thread = this_thread();
-  bool exists = output.find(p, batch, thread);
-  if (exists) extra.read(p.product[output.product], output.b, output.n);
-  int outputs = 0;
+  if (output.find(p, a.batch, thread))
+    Extra::ask(s, thread, p.product[output.product], output.b, output.n);
 #pragma unroll 1
   for (int i = 0; i < p.products; i++) {
     const gyre_token_product &q = p.product[i];
     if (q.own == 0) continue;
-    outputs += q.own * batch;
-    reader.multiply(q.paired ? 2 * q.own : q.own, q.columns, q.slice,
-                    operands + p.operand[q.operand].offset, partials + q.before * PARTIAL_ROW);
+    outputs += q.own * a.batch;
+    turn = multiply_rows(q, ring, s, a.depth, operands + p.operand[q.operand].offset,
+                         partials + q.before * PARTIAL_ROW, turn);
   }
   // What the moves read is overwritten by those who wait for this phase.
   if (p.moves)
-    while (word_read(moved) < phase) {}
+    while (word_read(&s.moved) < phase) {}
+  copies_await();
   block_barrier();
-  for (int j = thread; exists; j += GYRE_TOKEN_THREADS) {
-    if (j != thread) {
-      exists = output.find(p, batch, j);
-      if (!exists) break;
-      extra.read(p.product[output.product], output.b, output.n);
-    }
+  for (int j = thread; output.find(p, a.batch, j); j += GYRE_TOKEN_THREADS) {
     const gyre_token_product &q = p.product[output.product];
+    Extra extra;
+    if (j != thread) {
+      Extra::ask(s, thread, q, output.b, output.n);
+      copies_await();
+    }
+    extra.take(s, thread, q, output.b, output.n);
     const float *at = partials + (q.before + output.row) * PARTIAL_ROW + output.b;
     int slices = min((q.columns + q.slice - 1) / q.slice * TEAM, SLOTS);
     float x = slices_sum(at, slices);
@@ -105,6 +124,7 @@ GYRE_DEVICE void multiply(
     finish(q, output.b, output.n, base, x, second, extra);
     if ((thread & 31) == 0) count_given(count, min(outputs - j, 32));
   }
+  return turn;
 }
 
 static __device__ __noinline__ void embed(
@@ -168,8 +188,7 @@ GYRE_DEVICE void attend(const gyre_token_step_args &a, gyre_token_shared &s, uns
 GYRE_DEVICE void compute(
     const gyre_token_step_args &a, const char *ring, char *operands, float *partials,
     gyre_token_shared &s, unsigned base) {
-  Reader reader;
-  reader.start(a, ring, s);
+  unsigned turn = first_turn(a.depth);
   long position = *a.position;
   unsigned *counts = a.counts + (position & 1) * a.phase_count;
   for (int n = 0; n < a.phase_count; n++) {
@@ -183,7 +202,7 @@ GYRE_DEVICE void compute(
       if (p.makes) make_operands(p, a.batch, base, operands, s.sums);
       else block_barrier();
       if (threadIdx.x == 64) word_write(&s.progress, n);
-      multiply(p, reader, operands, partials, a.batch, base, counts + n, &s.moved, n);
+      turn = multiply(p, a, ring, s, operands, partials, base, counts + n, n, turn);
       continue;
     }
     block_barrier();
@@ -211,8 +230,8 @@ extern "C" __global__ void __launch_bounds__(GYRE_TOKEN_LAUNCH, 1)
   __syncthreads();
   if (threadIdx.x < GYRE_TOKEN_THREADS) {
     compute(a, memory, operands, partials, s, base);
-  } else if (threadIdx.x < GYRE_TOKEN_THREADS + 32) {
-    copy_stream(a, memory, s);
+  } else if (threadIdx.x < GYRE_TOKEN_LAUNCH - 32) {
+    copy_stream(a, memory, s, (threadIdx.x - GYRE_TOKEN_THREADS) >> 5);
   } else {
     if (blockIdx.x == 0)
       for (int i = threadIdx.x & 31; i < a.phase_count; i += 32)

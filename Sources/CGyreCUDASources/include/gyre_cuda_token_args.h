@@ -5,8 +5,8 @@
 #pragma once
 #include "gyre_cuda_args.h"
 
-#define GYRE_TOKEN_THREADS 256    // that compute: more would have too few registers; a warp that copies weights and one for small things join them
-#define GYRE_TOKEN_LAUNCH (GYRE_TOKEN_THREADS + 64)
+#define GYRE_TOKEN_THREADS 256    // that compute: more would have too few registers; warps that copy weights and one for small things join them
+#define GYRE_TOKEN_LAUNCH (GYRE_TOKEN_THREADS + 96)  // twelve warps may have 168 registers a thread
 #define GYRE_TOKEN_ROWS 4         // of a matrix that a warp multiplies together
 #define GYRE_TOKEN_SLICE 4096     // most bytes of a row that come together
 #define GYRE_TOKEN_STAGE (GYRE_TOKEN_ROWS * GYRE_TOKEN_SLICE)  // bytes of weights that come together
@@ -169,6 +169,7 @@ typedef struct gyre_token_step_args {
 // Behind ring, operands and the warps' sums in shared memory.
 typedef struct gyre_token_shared {
   float sums[64];  // read in fours
+  float old[GYRE_TOKEN_THREADS][4], bias[GYRE_TOKEN_THREADS][2];  // what outputs take besides their sums
   gyre_token_phase phase[GYRE_TOKEN_DESCRIBED];
   unsigned long full[GYRE_TOKEN_DEPTH], empty[GYRE_TOKEN_DEPTH];  // barriers of the ring's stages
   int progress, ready, moved;  // the phase whose operands are there; the last described; whose moves are done
