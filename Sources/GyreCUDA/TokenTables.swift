@@ -21,7 +21,7 @@ package struct TokenTables {
       + MemoryLayout<gyre_token_shared>.stride
   }
   /// Stages that are under way at most: enough to keep memory busy; more delay what blocks say.
-  package var flight: Int { min(depth, 4) }
+  package var flight: Int { min(depth, 3) }
   /// Blocks of the grid: every one has a part of every phase of products.
   package let blocks: Int
 
@@ -91,10 +91,10 @@ package struct TokenTables {
     guard (1...4).contains(program.batch) else { return nil }
     self.init(program, (isFloat ? 1 : 0) | (program.batch > 1 ? 2 : 0), blocks, places)
     guard isCovered else { return nil }
-    // A team that waits for a stage has taken the one four before it, and its copying warp has waited for
-    // the one eight before it: with these depths the stage before in the same place has come, so the
-    // parity of its barrier says which of the two is there.
-    for stages in [GYRE_TOKEN_DEPTH, 10, 8, 4] where depth == 0 || sharedBytes > shared {
+    // A team that waits for a stage has taken the one four before it, and of those seven before it all
+    // have come: with these depths so has the one before in the same place, and the parity of the
+    // place's barrier says which of the two is there.
+    for stages in [GYRE_TOKEN_DEPTH, 11, 10, 9, 8, 7, 4] where depth == 0 || sharedBytes > shared {
       depth = Int(stages)
     }
     guard sharedBytes <= shared else { return nil }
@@ -338,7 +338,10 @@ package struct TokenTables {
         gyre_token_entry(
           weight: places.weight(product.weight) + UInt64(part.rows.lowerBound * rowBytes),
           rows: q.rows, first: q.first, total: Int32(total), columns: q.columns, slice: q.slice,
-          paired: q.paired))
+          paired: q.paired,
+          step: Int32(GYRE_TOKEN_STAGE) / (Int32(GYRE_TOKEN_ROWS) * q.slice * (isFloat ? 4 : 2))
+            * Int32(GYRE_TOKEN_ROWS),
+          pieces: (q.columns + q.slice - 1) / q.slice))
       first += part.rows.count
     }
     append(p, given: total * batch)

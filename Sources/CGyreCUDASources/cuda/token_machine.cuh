@@ -5,7 +5,6 @@
 #include "prelude.cuh"
 
 #define WARPS (GYRE_TOKEN_THREADS / 32)
-#define COPIERS ((GYRE_TOKEN_LAUNCH - GYRE_TOKEN_THREADS) / 32 - 1)  // warps that copy weights
 #define TEAM 2  // warps that share a stage, each a part of its columns
 // Copies by the copy engine (sm_90); TOKEN_PORTABLE compiles the other way for a comparison.
 #if __CUDA_ARCH__ >= 900 && !defined(TOKEN_PORTABLE)

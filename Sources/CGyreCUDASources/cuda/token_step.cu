@@ -1,6 +1,6 @@
 // One token of a whole model: one block a multiprocessor, all of them at once, walks the phases.
-// Weights stream through shared memory without regard to phases (token_stream.cuh), copied by warps of
-// their own; another warp does what nobody waits for. What depends on the token goes through vectors
+// Weights stream through shared memory without regard to phases (token_stream.cuh), copied by a warp of
+// its own; another warp does what nobody waits for. What depends on the token goes through vectors
 // that stay in the second-level cache, numbers with stamps, so that nobody waits for the whole grid.
 // Variants: TOKEN_VARIANT=0..3
 #include "token_attention.cuh"
@@ -65,7 +65,7 @@ GYRE_DEVICE void finish(
 
 // The block's output j of a phase.
 struct Output {
-  int product, row, n;
+  int product, row;
   long b;
   GYRE_DEVICE bool find(const gyre_token_phase &p, int batch, int j) {
     for (product = 0; product < p.products; product++) {
@@ -73,7 +73,6 @@ struct Output {
       if (j < own * batch) {
         b = M == 1 ? 0 : j / own;
         row = j - (int)b * own;
-        n = p.product[product].from + row;
         return true;
       }
       j -= own * batch;
@@ -82,20 +81,37 @@ struct Output {
   }
 };
 
-// The sum of an output's parts from all slices of its columns.
-GYRE_DEVICE float slices_sum(const float *at, int slices) {
-  float sum = at[0];
-  for (int i = 1; i < slices; i++) sum += at[i * M];
-  return sum;
+// Asks for what the thread's output j takes besides its sums, and notes which it is; -1: none.
+GYRE_DEVICE void ask(const gyre_token_phase &p, int batch, int j, gyre_token_shared &s) {
+  int thread = this_thread();
+  Output output;
+  bool exists = output.find(p, batch, j);
+  s.output[thread][0] = exists ? output.product | (int)output.b << 8 : -1;
+  s.output[thread][1] = output.row;
+  if (!exists) return;
+  const gyre_token_product &q = p.product[output.product];
+  Extra::ask(s, thread, q, output.b, q.from + output.row);
 }
 
+// The sum of an output's parts from all slices of its columns.
+GYRE_DEVICE float slices_sum(const float *at, int slices) {
+  float sum[TEAM];
+#pragma unroll
+  for (int i = 0; i < TEAM; i++) sum[i] = at[i * M];
+  for (int i = TEAM; i < slices; i += TEAM)
+#pragma unroll
+    for (int j = 0; j < TEAM; j++) sum[j] += at[(i + j) * M];
+  float all = sum[0];
+#pragma unroll
+  for (int i = 1; i < TEAM; i++) all += sum[i];
+  return all;
+}
+
+// After `ask` of the thread's first output.
 GYRE_DEVICE unsigned multiply(
     const gyre_token_phase &p, const gyre_token_step_args &a, const char *ring, gyre_token_shared &s,
     const char *operands, float *partials, unsigned base, unsigned *count, int phase, unsigned turn) {
-  int thread = this_thread(), outputs = 0;
-  Output output;
-  if (output.find(p, a.batch, thread))
-    Extra::ask(s, thread, p.product[output.product], output.b, output.n);
+  int outputs = 0;
 #pragma unroll 1
   for (int i = 0; i < p.products; i++) {
     const gyre_token_product &q = p.product[i];
@@ -109,19 +125,23 @@ GYRE_DEVICE unsigned multiply(
     while (word_read(&s.moved) < phase) {}
   copies_await();
   block_barrier();
-  for (int j = thread; output.find(p, a.batch, j); j += GYRE_TOKEN_THREADS) {
-    const gyre_token_product &q = p.product[output.product];
-    Extra extra;
+  int thread = this_thread();
+#pragma unroll 1
+  for (int j = thread; j < outputs; j += GYRE_TOKEN_THREADS) {
     if (j != thread) {
-      Extra::ask(s, thread, q, output.b, output.n);
+      ask(p, a.batch, j, s);
       copies_await();
     }
-    extra.take(s, thread, q, output.b, output.n);
-    const float *at = partials + (q.before + output.row) * PARTIAL_ROW + output.b;
-    int slices = min((q.columns + q.slice - 1) / q.slice * TEAM, SLOTS);
+    int which = s.output[thread][0], row = s.output[thread][1];
+    const gyre_token_product &q = p.product[which & 255];
+    long b = M == 1 ? 0 : which >> 8;
+    Extra extra;
+    extra.take(s, thread, q, b, q.from + row);
+    const float *at = partials + (q.before + row) * PARTIAL_ROW + b;
+    int slices = min(q.pieces * TEAM, SLOTS);
     float x = slices_sum(at, slices);
     float second = q.paired ? slices_sum(at + q.own * PARTIAL_ROW, slices) : 0.f;
-    finish(q, output.b, output.n, base, x, second, extra);
+    finish(q, b, q.from + row, base, x, second, extra);
     if ((thread & 31) == 0) count_given(count, min(outputs - j, 32));
   }
   return turn;
@@ -195,6 +215,7 @@ GYRE_DEVICE void compute(
     while (word_read(&s.ready) < n) {}
     const gyre_token_phase &p = described(s, n);
     if (p.kind == GYRE_TOKEN_PRODUCT_PHASE) {
+      ask(p, a.batch, this_thread(), s);
       if (p.enough) {
         if (threadIdx.x == 0) await_count(counts + p.awaited, p.enough);
         block_barrier();
@@ -230,8 +251,8 @@ extern "C" __global__ void __launch_bounds__(GYRE_TOKEN_LAUNCH, 1)
   __syncthreads();
   if (threadIdx.x < GYRE_TOKEN_THREADS) {
     compute(a, memory, operands, partials, s, base);
-  } else if (threadIdx.x < GYRE_TOKEN_LAUNCH - 32) {
-    copy_stream(a, memory, s, (threadIdx.x - GYRE_TOKEN_THREADS) >> 5);
+  } else if (threadIdx.x < GYRE_TOKEN_THREADS + 32) {
+    copy_stream(a, memory, s);
   } else {
     if (blockIdx.x == 0)
       for (int i = threadIdx.x & 31; i < a.phase_count; i += 32)

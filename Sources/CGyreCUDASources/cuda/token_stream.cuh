@@ -48,15 +48,13 @@ struct Slot {
   }
 };
 
-// Copying warp `own` of COPIERS, which take stages in turn: one needs some 700 clocks for a stage, as long
-// as memory. At most `flight` stages are under way: memory is busy with fewer bytes than the ring holds,
-// and what blocks say to each other must not queue behind the others.
-GYRE_DEVICE void copy_stream(
-    const gyre_token_step_args &a, char *ring, gyre_token_shared &s, int own) {
-  int lane = threadIdx.x & 31, sent = own, flight = a.flight / COPIERS * COPIERS + own, skipped = own;
+// The copying warp. At most `flight` stages are under way: memory is busy with fewer bytes than the ring
+// holds, and what blocks say to each other must not queue behind the others.
+GYRE_DEVICE void copy_stream(const gyre_token_step_args &a, char *ring, gyre_token_shared &s) {
+  int lane = threadIdx.x & 31, sent = 0;
   Slot slot, oldest;
-  slot.start(a.depth), slot.advance(own);
-  oldest.start(a.depth), oldest.advance(own);
+  slot.start(a.depth);
+  oldest.start(a.depth);
   gyre_token_entry next = a.entries[0];
   for (int index = 0; index < a.entry_count; index++) {
     gyre_token_entry e = next;
@@ -67,14 +65,12 @@ GYRE_DEVICE void copy_stream(
     last = min(last - e.first, e.rows);
     int half = last - first;
     if (half <= 0) continue;
-    int rows = e.paired ? 2 * half : half, step = stage_rows(e.slice), slice = e.slice * ELEMENT;
-    int row_bytes = e.columns * ELEMENT, pieces = (row_bytes + slice - 1) / slice;
-    int stages = (rows + step - 1) / step * pieces, stage = skipped;
-    int row = stage / pieces * step, piece = stage % pieces;
+    int rows = e.paired ? 2 * half : half, slice = e.slice * ELEMENT, row = 0, piece = 0;
+    int row_bytes = e.columns * ELEMENT;
     const char *base = e.weight + (long)first * row_bytes;
     long second = (long)(e.rows - half) * row_bytes;  // from the first half's rows to the other's
-    for (; stage < stages; stage += COPIERS) {
-      int end = min(row + step, rows), bytes = min(slice, row_bytes - piece * slice);
+    while (row < rows) {
+      int end = min(row + e.step, rows), bytes = min(slice, row_bytes - piece * slice);
       // Lane n copies run n: whole rows lie behind each other, but for where the second half begins.
       bool whole = bytes == row_bytes, both = row < half && half < end;
       int runs = whole ? (both ? 2 : 1) : end - row, from = row + lane, count = 1;
@@ -87,18 +83,17 @@ GYRE_DEVICE void copy_stream(
       char *to = ring + slot.at * GYRE_TOKEN_STAGE + (from - row) * slice;
       unsigned long *full = &s.full[slot.at];
       if (sent >= a.depth) stage_await(&s.empty[slot.at], slot.parity ^ 1);
-      if (sent >= flight) {
+      if (sent >= a.flight) {
         stage_await(&s.full[oldest.at], oldest.parity);
-        oldest.advance(COPIERS);
+        oldest.advance(1);
       }
       stage_expect(full, (end - row) * bytes, lane);
       stage_copy(to, source, count * bytes, full, lane, runs);
       stage_end(full);
-      slot.advance(COPIERS);
-      sent += COPIERS;
-      for (piece += COPIERS; piece >= pieces; piece -= pieces) row += step;
+      slot.advance(1);
+      sent++;
+      if (++piece == e.pieces) piece = 0, row = end;
     }
-    skipped = stage - stages;
   }
 }
 
@@ -227,12 +222,10 @@ static __device__ __noinline__ unsigned multiply_rows(
     const gyre_token_product &q, const char *ring, gyre_token_shared &s, int depth, const char *x,
     float *partials, unsigned turn) {
   int thread = this_thread(), lane = thread & 31, member = (thread >> 5) % TEAM;
-  int rows = q.paired ? 2 * q.own : q.own, step = stage_rows(q.slice), plane = plane_of(q.columns);
-  int row_bytes = q.columns * ELEMENT, slice_bytes = q.slice * ELEMENT;
-  int slices = (row_bytes + slice_bytes - 1) / slice_bytes;
-  int stages = (rows + step - 1) / step * slices;
-  int more_rows = TEAMS / slices * step, more_slices = TEAMS % slices;
-  int stage = turn >> 16, row = stage / slices * step, piece = stage % slices;
+  int rows = q.own_rows, step = q.step, slices = q.pieces, stages = q.stages;
+  int row_bytes = q.columns * ELEMENT, slice_bytes = q.slice * ELEMENT, plane = plane_of(q.columns);
+  int stage = turn >> 16, row = 0, piece = stage;
+  for (; piece >= slices; piece -= slices) row += step;
   Slot slot{int(turn & 255), depth, turn >> 8 & 1};
   ring += lane * 16, x += lane * 16;
   for (; stage < stages; stage += TEAMS) {
@@ -262,8 +255,7 @@ static __device__ __noinline__ unsigned multiply_rows(
     __syncwarp();
     if (lane == 0) stage_release(s.empty + slot.at);
     slot.advance(TEAMS);
-    row += more_rows, piece += more_slices;
-    if (piece >= slices) piece -= slices, row += step;
+    for (piece += TEAMS; piece >= slices; piece -= slices) row += step;
   }
   return turn_of(slot, stage - stages);
 }
