@@ -94,11 +94,8 @@ import Testing
     }
   }
 
-  /// Ops that run their definition on the host, which `Documentation/cuda.md` lists, and two that are only
-  /// taken where they have a kernel: sums at the rows of look-ups, and recurrent weights' gradients in one.
-  static let withoutKernel: Set = [
-    "block_scan", "memory_order", "mesa", "add_rows", "recurrent_gradients",
-  ]
+  /// Recurrent weights' gradients in one op, which is only taken where it has a kernel.
+  static let withoutKernel: Set = ["recurrent_gradients"]
 
   @Test func opsHaveKernels() {
     let types = OpCatalog.tensorOps + EngineCatalog.ops
