@@ -108,6 +108,21 @@ static const char cell_team_gradient_cu[] = {
 static const char channel_scans_cu[] = {
 #embed "cuda/channel_scans.cu" suffix(, 0)
 };
+static const char block_scan_cu[] = {
+#embed "cuda/block_scan.cu" suffix(, 0)
+};
+static const char mesa_cu[] = {
+#embed "cuda/mesa.cu" suffix(, 0)
+};
+static const char mesa_solve_cu[] = {
+#embed "cuda/mesa_solve.cu" suffix(, 0)
+};
+static const char mesa_half_cu[] = {
+#embed "cuda/mesa_half.cu" suffix(, 0)
+};
+static const char memory_order_cu[] = {
+#embed "cuda/memory_order.cu" suffix(, 0)
+};
 static const char selection_cu[] = {
 #embed "cuda/selection.cu" suffix(, 0)
 };
@@ -314,6 +329,11 @@ static const gyre_cuda_source kernels[] = {
     {"cell_team", cell_team_cu},
     {"cell_team_gradient", cell_team_gradient_cu},
     {"channel_scans", channel_scans_cu},
+    {"block_scan", block_scan_cu},
+    {"mesa", mesa_cu},
+    {"mesa_solve", mesa_solve_cu},
+    {"mesa_half", mesa_half_cu},
+    {"memory_order", memory_order_cu},
     {"selection", selection_cu},
     {"diagonal_scan", diagonal_scan_cu},
     {"linear_attention", linear_attention_cu},

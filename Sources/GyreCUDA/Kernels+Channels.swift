@@ -2,12 +2,22 @@ import CGyreCUDASources
 import GyreRecurrence
 import GyreTensors
 
-/// Recurrences of single channels that are no plain linear scans.
+/// Recurrences of single channels, or of few together, that are no plain linear scans.
 extension CUDAKernel {
   private static let wkvForward = CUDAFunction("channel_scans", "wkv4_forward")
   private static let wkvBackward = CUDAFunction("channel_scans", "wkv4_backward")
   private static let gateForward = CUDAFunction("channel_scans", "additive_gate_forward")
   private static let gateBackward = CUDAFunction("channel_scans", "additive_gate_backward")
+
+  /// By the channels of a block that they hold.
+  private static let smallBlocks = [4, 8, 16, 32].map {
+    (
+      size: $0, forward: CUDAFunction("block_scan", "block_scan_forward_\($0)"),
+      backward: CUDAFunction("block_scan", "block_scan_backward_\($0)")
+    )
+  }
+  private static let largeForward = CUDAFunction("block_scan", "block_scan_forward_large")
+  private static let largeBackward = CUDAFunction("block_scan", "block_scan_backward_large")
 
   static let channels: [CUDAKernel] = [
     CUDAKernel(WKV4Forward.self) { op, call, launch in
@@ -60,6 +70,28 @@ extension CUDAKernel {
       launch.run(gateBackward, channels: s[0] * s[2], a)
       return true
     },
+    CUDAKernel(BlockScanForward.self) { op, call, launch in
+      var a = arguments(op, call.inputs)
+      guard a.tokens > 0, let layout = plan(a, launch) else { return false }
+      (a.h, a.h_final) = (call.outputs[0].array, call.outputs[1].array)
+      launch.run(
+        layout.small?.forward ?? largeForward, grid: (layout.grid, 1, 1),
+        threads: (layout.threads, 1), shared: layout.shared, a)
+      return true
+    },
+    CUDAKernel(BlockScanBackward.self) { op, call, launch in
+      var a = arguments(op.forward, call.inputs)
+      guard a.tokens > 0, let layout = plan(a, launch) else { return false }
+      let rest = Array(call.inputs[op.inputCount...])
+      (a.h, a.dh) = (rest[0].array, rest[1].array)
+      if op.hasFinal { a.dh_final = rest[2].array }
+      (a.dA, a.du) = (call.outputs[0].array, call.outputs[1].array)
+      if op.forward.optional.has(2) { a.dh0 = call.outputs[2].array }
+      launch.run(
+        layout.small?.backward ?? largeBackward, grid: (layout.grid, 1, 1),
+        threads: (layout.threads, 1), shared: layout.shared, a)
+      return true
+    },
   ]
 
   private static func arguments(_ op: WKV4Forward, _ inputs: [Tensor]) -> gyre_wkv4_args {
@@ -72,5 +104,33 @@ extension CUDAKernel {
     a.max0 = op.optional.pick(6, inputs).array
     a.reset = op.optional.pick(7, inputs).address
     return a
+  }
+
+  private static func arguments(
+    _ op: BlockScanForward, _ inputs: [Tensor]
+  ) -> gyre_block_scan_args {
+    var a = gyre_block_scan_args()
+    let s = inputs[1].shape
+    (a.batch, a.tokens, a.blocks, a.size) = (s[0], s[1], s[2], s[3])
+    (a.A, a.u, a.h0) = (inputs[0].array, inputs[1].array, op.optional.pick(2, inputs).array)
+    a.reset = op.optional.pick(3, inputs).address
+    return a
+  }
+
+  /// A warp for the blocks that fit into it, or 256 threads a block, whose vectors are in shared memory; nil
+  /// where they are too long for that.
+  private static func plan(
+    _ a: gyre_block_scan_args, _ launch: CUDALaunch
+  ) -> (
+    small: (size: Int, forward: CUDAFunction, backward: CUDAFunction)?, grid: Int, threads: Int,
+    shared: Int
+  )? {
+    let blocks = a.batch * a.blocks
+    if let small = smallBlocks.first(where: { a.size <= $0.size }) {
+      let each = 32 / small.size
+      return (small, (blocks + each - 1) / each, 32, 0)
+    }
+    let shared = 8 * a.size
+    return shared <= launch.device.sharedPerBlock ? (nil, blocks, 256, shared) : nil
   }
 }

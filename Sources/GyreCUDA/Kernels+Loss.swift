@@ -22,16 +22,12 @@ extension CUDAKernel {
       return true
     },
     CUDAKernel(EmbeddingLookup.Backward.self) { op, call, launch in
-      var a = gyre_embedding_args()
-      (a.count, a.width) = (call.inputs[1].elementCount, call.inputs[0].shape.last)
-      a.vocabulary = op.vocabulary
-      a.tokens = call.inputs[1].address
-      (a.dout, a.dtable) = (call.inputs[0].array, call.outputs[0].array)
-      let each = max(1, op.vocabulary / 1024)
-      a.rows_per_block = Int32(each)
-      launch.run(
-        embeddingBackward,
-        grid: ((op.vocabulary + each - 1) / each, (a.width + 127) / 128, 1), a)
+      sumRows(call.inputs[0], call.inputs[1], into: call.outputs[0], adds: false, launch)
+      return true
+    },
+    CUDAKernel(RowsAdded.self) { op, call, launch in
+      launch.copy(call.inputs[0], to: call.outputs[0])
+      sumRows(call.inputs[1], call.inputs[2], into: call.outputs[0], adds: true, launch)
       return true
     },
     CUDAKernel(CrossEntropy.self) { op, call, launch in
@@ -62,6 +58,21 @@ extension CUDAKernel {
       return true
     },
   ]
+
+  /// The table whose row v is the sum of the rows at positions that hold token v, or that sum added to it.
+  private static func sumRows(
+    _ rows: Tensor, _ tokens: Tensor, into table: Tensor, adds: Bool, _ launch: CUDALaunch
+  ) {
+    var a = gyre_embedding_args()
+    (a.count, a.width) = (tokens.elementCount, table.shape[1])
+    a.vocabulary = table.shape[0]
+    a.tokens = tokens.address
+    (a.dout, a.dtable) = (rows.array, table.array)
+    let each = max(1, a.vocabulary / 1024)
+    (a.rows_per_block, a.adds) = (Int32(each), adds ? 1 : 0)
+    launch.run(
+      embeddingBackward, grid: ((a.vocabulary + each - 1) / each, (a.width + 127) / 128, 1), a)
+  }
 
   /// Where the number of targets that count lies, a float.
   private static func counted(_ targets: Tensor, _ launch: CUDALaunch) -> UInt64 {

@@ -10,11 +10,13 @@ public enum UnstableSort {
   public static func order(_ keys: [Int]) -> [Int] {
     var items = keys.indices.map { Item(key: keys[$0], position: $0) }
     guard items.count > 1 else { return items.map(\.position) }
-    let depth = 2 * (Int.bitWidth - 1 - items.count.leadingZeroBitCount)
-    divide(&items, 0, items.count, depth)
+    divide(&items, 0, items.count, depth(items.count))
     insert(&items)
     return items.map(\.position)
   }
+
+  /// Partitions of a piece until it is sorted by heap.
+  static func depth(_ count: Int) -> Int { 2 * (Int.bitWidth - 1 - count.leadingZeroBitCount) }
 
   private struct Item {
     var key, position: Int

@@ -94,13 +94,9 @@ import Testing
     }
   }
 
-  /// Ops that run their definition on the host, which `Documentation/cuda.md` lists, and three that are only
-  /// taken where they have a kernel: sums at the rows of look-ups, recurrent weights' gradients in one, and
-  /// linear attention that scales its values.
-  static let withoutKernel: Set = [
-    "block_scan", "memory_order", "mesa", "add_rows", "recurrent_gradients",
-    "scaled_linear_attention",
-  ]
+  /// Recurrent weights' gradients in one op and linear attention that scales its values, which are only taken
+  /// where they have a kernel.
+  static let withoutKernel: Set = ["recurrent_gradients", "scaled_linear_attention"]
 
   @Test func opsHaveKernels() {
     let types = OpCatalog.tensorOps + EngineCatalog.ops

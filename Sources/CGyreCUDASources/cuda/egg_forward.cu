@@ -49,6 +49,10 @@ struct member_thread {
     noise += GYRE_EGG_THREADS;
     return r;
   }
+  /// The next records, in order.
+  template <typename... Records> GYRE_DEVICE void take_records(Records &...to) {
+    ((to = record()), ...);
+  }
   GYRE_DEVICE uint4 old_state(int chunk, int row) {
     uint4 s = state[(chunk * ROWS + row) * GYRE_EGG_THREADS];
     s.x &= keeps[row], s.y &= keeps[row], s.z &= keeps[row], s.w &= keeps[row];
@@ -148,12 +152,7 @@ struct member_thread {
       uint4 a[WIDE], bias[WIDE][ROWS], b[WIDE];
       int acc[WIDE][32];
 #pragma unroll
-      for (int i = 0; i < WIDE; i++) {
-        a[i] = record();
-        bias[i][0] = record();
-        bias[i][1] = record();
-        b[i] = record();
-      }
+      for (int i = 0; i < WIDE; i++) take_records(a[i], bias[i][0], bias[i][1], b[i]);
       outputs(acc, hidden);
 #pragma unroll
       for (int i = 0; i < WIDE; i++) {
@@ -202,11 +201,7 @@ struct member_thread {
       uint4 a[WIDE], bias[WIDE][ROWS];
       int acc[WIDE][32];
 #pragma unroll
-      for (int i = 0; i < WIDE; i++) {
-        a[i] = record();
-        bias[i][0] = record();
-        bias[i][1] = record();
-      }
+      for (int i = 0; i < WIDE; i++) take_records(a[i], bias[i][0], bias[i][1]);
       outputs(acc, operands);
 #pragma unroll
       for (int i = 0; i < WIDE; i++) {
@@ -302,7 +297,7 @@ struct member_thread {
       uint4 a[WIDE], b[WIDE];
       int acc[WIDE][32];
 #pragma unroll
-      for (int i = 0; i < WIDE; i++) a[i] = record(), b[i] = record();
+      for (int i = 0; i < WIDE; i++) take_records(a[i], b[i]);
       outputs(acc, operands);
 #pragma unroll
       for (int i = 0; i < WIDE; i++) {

@@ -22,7 +22,7 @@ GYRE_KERNEL embedding(gyre_embedding_args a) {
 // The gradient of some rows of the table (blockIdx.x) in 128 of the channels (blockIdx.y): 32 lanes
 // of four channels, eight groups that take every eighth of the tokens found. The tokens are looked
 // through in segments; those that belong to the rows are listed in order, so that sums have one
-// order. Block of 256.
+// order. Where `adds`, added to what the rows are. Block of 256.
 #define SEGMENT 2048
 GYRE_KERNEL embedding_backward(gyre_embedding_args a) {
   __shared__ int found[SEGMENT];  // position in the segment
@@ -34,7 +34,7 @@ GYRE_KERNEL embedding_backward(gyre_embedding_args a) {
                                                          : a.rows_per_block;
   int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
   long channel = (long)blockIdx.y * 128 + lane * 4;
-  for (int r = 0; r < rows; r++)
+  for (int r = 0; r < rows && !a.adds; r++)
     for (int c = threadIdx.x; c < 128; c += 256)
       if ((long)blockIdx.y * 128 + c < a.width)
         store(a.dtable, (first_row + r) * a.width + (long)blockIdx.y * 128 + c, 0.f);

@@ -67,6 +67,28 @@ GYRE_KERNEL selected_history(const __grid_constant__ gyre_selected_history_args 
     if (j < before) a.last[n * before + j] = history[j];
 }
 
+// The same for longer histories, which lie in `last`: places from `first` on.
+GYRE_KERNEL selected_history_long(const __grid_constant__ gyre_selected_history_args a) {
+  const long n = (long)blockIdx.x * blockDim.x + threadIdx.x;
+  if (n >= a.batch * a.lanes) return;
+  const long b = n / a.lanes, m = n % a.lanes;
+  const int before = a.width - 1, zero = (int)(n * (a.width + a.tokens));
+  int *history = a.last + n * before;
+  for (int j = 0; j < before; j++) history[j] = zero + 1 + j;
+  for (long t = 0; t < a.tokens; t++) {
+    const bool starts = a.reset && a.reset[b * a.tokens + t];
+    const long i = (b * a.tokens + t) * a.lanes + m;
+    const bool taken = load(a.mask, i) != 0.f;
+    for (int j = 0; j < before && starts; j++) history[j] = zero;
+#pragma unroll
+    for (int j = 0; j < GYRE_SELECTED_WIDTH; j++)
+      if (a.first + j < before) a.out[j][i] = taken ? history[a.first + j] : zero;
+    if (!taken) continue;
+    for (int j = 0; j + 1 < before; j++) history[j] = history[j + 1];
+    history[before - 1] = zero + a.width + (int)t;
+  }
+}
+
 // MARK: random choice
 
 // Four numbers a thread.
@@ -87,23 +109,23 @@ GYRE_KERNEL random_choice(gyre_choice_args a) {
 // MARK: rotary positions at rates
 
 GYRE_KERNEL rotary_at_rates(const __grid_constant__ gyre_rotary_rates_args a) {
-  const long across = max((long)a.pairs, a.size - 2 * a.pairs);
+  const long still = a.first == 0 ? a.size - 2 * a.pairs : 0, across = max((long)a.count, still);
   EACH(n, a.rows * across) {
     const long r = n / across, i = n % across;
-    if (i < a.pairs) {
+    if (i < a.count) {
       // The angle in double: positions times rates lose digits in float.
       const double turn = (double)(a.offset + r / a.heads % a.tokens) * a.rates[i];
       double s, c;
       sincos(turn, &s, &c);
       const float cosine = (float)(a.magnitude * c);
       const float sine = (float)(a.inverts ? -a.magnitude * s : a.magnitude * s);
-      const long first = r * a.size + (a.interleaved ? 2 * i : i);
+      const long pair = a.first + i, first = r * a.size + (a.interleaved ? 2 * pair : pair);
       const long second = a.interleaved ? first + 1 : first + a.pairs;
       const float x = load(a.x, first), y = load(a.x, second);
       store(a.y, first, x * cosine - y * sine);
       store(a.y, second, x * sine + y * cosine);
     }
-    if (2 * a.pairs + i < a.size) {
+    if (i < still) {
       const long at = r * a.size + 2 * a.pairs + i;
       store(a.y, at, load(a.x, at));
     }

@@ -241,13 +241,13 @@ typedef struct gyre_norm_args {
 
 // MARK: loss.cu
 
-// out[i] = table[tokens[i]], or dtable from dout with `segment` tokens looked at together.
+// out[i] = table[tokens[i]], or dtable from dout, or dout added to dtable.
 typedef struct gyre_embedding_args {
   long count, vocabulary, width;
   GYRE_CUDA_PTR(const int) tokens;
   gyre_array table, out;
   gyre_array dout, dtable;
-  int rows_per_block, unused;
+  int rows_per_block, adds;
 } gyre_embedding_args;
 
 // out[0] = number of targets >= 0 (at least 1).

@@ -340,6 +340,92 @@ typedef struct gyre_additive_gate_args {
   gyre_array dw, dg, dz, dx, dz0;
 } gyre_additive_gate_args;
 
+// MARK: block_scan.cu
+
+// h[t] = A[t] h[t-1] + u[t] in `blocks` blocks of `size`; A by columns [batch, tokens, blocks, size, size].
+typedef struct gyre_block_scan_args {
+  long batch, tokens, blocks, size;
+  gyre_array A, u, h0;
+  GYRE_CUDA_PTR(const int) reset;  // [batch, tokens]
+  gyre_array h, h_final;
+  gyre_array dh, dh_final, dA, du, dh0;
+} gyre_block_scan_args;
+
+// MARK: mesa.cu, mesa_solve.cu
+
+#define GYRE_MESA_STAGE 16      // tokens that are read together; chunks are multiples
+#define GYRE_MESA_REGISTERS 128  // keys up to which H lies in registers
+#define GYRE_MESA_KEYS 512
+// (H[t] + diag ridge) x[t] = b[t] by conjugate gradients, with H[t] = e^g H[t-1] + beta k k'. Chunks of
+// tokens are independent once H before each is known.
+typedef struct gyre_mesa_args {
+  long batch, tokens, heads, keys;  // keys: channels of a key
+  long chunk, chunks;
+  int steps, keeps_first;  // whether `states` has H before the first token too
+  float epsilon;
+  int unused;
+  gyre_array b, k;        // [batch, tokens, heads, keys]
+  gyre_array g, beta;     // [batch, tokens, heads]
+  gyre_array ridge, H0;   // [heads, keys]; [batch, heads, keys, keys]
+  GYRE_CUDA_PTR(const int) reset;  // [batch, tokens]
+  gyre_array x, H;                 // solutions; H after the last token
+  GYRE_CUDA_PTR(float) states;     // H before each chunk, [batch, heads, chunks, keys, keys]
+} gyre_mesa_args;
+
+// y = beta k over rows of `keys`.
+typedef struct gyre_mesa_key_args {
+  long rows, keys;
+  gyre_array k, beta, y;
+} gyre_mesa_key_args;
+
+// What both memories' gradients are together, rows of `keys`: with slope = values + covariance of the
+// keys times beta, dk = beta slope + other, dbeta = <k, slope>; dg a sum; products = -z x.
+typedef struct gyre_mesa_gradient_args {
+  long rows, keys;
+  gyre_array k, beta, x, z;
+  gyre_array values, covariance, other;
+  gyre_array dg_values, dg_covariance;  // [rows]
+  gyre_array dk, dbeta, dg;
+  GYRE_CUDA_PTR(float) products;        // [rows, keys]
+} gyre_mesa_gradient_args;
+
+// MARK: mesa_half.cu
+
+#ifndef __CUDACC_RTC__
+// Bytes of shared memory: a chunk's keys, decays and strengths, five vectors and scores of 16 warps.
+static inline long gyre_mesa_half_shared(long keys) {
+  return 4 * (64 * (keys + 3) + 16 * (5 * keys + 64));
+}
+#endif
+typedef struct gyre_mesa_half_args {
+  long batch, tokens, heads, keys, values;
+  int steps;
+  float epsilon;
+  gyre_array q, k, v;            // [batch, tokens, heads, keys]; v: values
+  gyre_array g, beta, ridge;     // [batch, tokens, heads]; [heads, keys]
+  gyre_array H0, G0;
+  gyre_array y, x;
+  GYRE_CUDA_PTR(float) H;        // after the last token, [batch, heads, keys, keys]
+  GYRE_CUDA_PTR(float) G;        // [batch, heads, keys, values]
+} gyre_mesa_half_args;
+
+// MARK: memory_order.cu
+
+// `keys`: the choices of each token, memory + batch row * memories. `items`: pairs of a key and its
+// position, to be sorted; absent where each lane takes its tokens in their own order.
+typedef struct gyre_memory_order_args {
+  long batch, tokens, memories, lanes;
+  int count, depth;           // choices of a token; partitions until pieces are sorted by heap
+  gyre_array p;               // [batch, tokens, memories]
+  GYRE_CUDA_PTR(int) keys;    // [batch * tokens * count]
+  GYRE_CUDA_PTR(int) items;   // [2] each
+  GYRE_CUDA_PTR(int) places;  // of memory_sort: two lists of positions
+  GYRE_CUDA_PTR(int) pieces;  // of memory_sort: two lists of pairs
+  gyre_array taken;           // [batch, tokens, lanes]
+  GYRE_CUDA_PTR(int) order;   // [batch, tokens, lanes]
+  GYRE_CUDA_PTR(int) inverse;
+} gyre_memory_order_args;
+
 // MARK: selection.cu
 
 typedef struct gyre_top_mask_args {
@@ -347,10 +433,10 @@ typedef struct gyre_top_mask_args {
   gyre_array x, y;  // y: float32
 } gyre_top_mask_args;
 
-#define GYRE_SELECTED_WIDTH 8  // tokens of a history at most, the present one not counted
+#define GYRE_SELECTED_WIDTH 8  // tokens of a history in registers, the present one not counted
 typedef struct gyre_selected_history_args {
   long batch, tokens, lanes;
-  int width, unused;
+  int width, first;                 // longer ones lie in `last` and write places from `first` on
   gyre_array mask;                  // [batch, tokens, lanes]
   GYRE_CUDA_PTR(const int) reset;
   GYRE_CUDA_PTR(int) out[GYRE_SELECTED_WIDTH];
@@ -458,8 +544,10 @@ typedef struct gyre_member_parameters_args {
 #define GYRE_ROTARY_RATES 128
 typedef struct gyre_rotary_rates_args {
   long rows, tokens, heads, size, offset;
-  int pairs, interleaved, inverts, unused;
+  int pairs, interleaved, inverts;
+  int first, count;  // pairs of this launch; the first also copies the channels that do not turn
+  int unused;
   double magnitude;
   gyre_array x, y;
-  double rates[GYRE_ROTARY_RATES];
+  double rates[GYRE_ROTARY_RATES];  // of its pairs
 } gyre_rotary_rates_args;

@@ -118,8 +118,11 @@ public struct MesaForward: Op {
   }
 
   public static let cases: [OpCase] = {
-    func make(_ label: String, K: Int, V: Int, full: Bool) -> OpCase {
-      let (B, T, H) = (2, 11, 2)
+    func make(
+      _ label: String, K: Int, V: Int, full: Bool, B: Int = 2, T: Int = 11, H: Int = 2,
+      type: DType = .float32, rounds: Bool = false
+    ) -> OpCase {
+      let isExact = type == .float32 && !rounds
       // Symmetric and positive, as every memory is.
       var start: [Double] = []
       for head in 0..<B * H {
@@ -129,24 +132,36 @@ public struct MesaForward: Op {
           }
         }
       }
-      let inputs: [TestInput?] = [
-        TestInput([B, T, H, K]), TestInput([B, T, H, K], .normal(scale: 0.5)),
-        TestInput([B, T, H, V]), TestInput([B, T, H], .uniform(-1, 0)),
+      var inputs: [TestInput?] = [
+        TestInput([B, T, H, K]).stored(as: type),
+        TestInput([B, T, H, K], .normal(scale: 0.5)).stored(as: type),
+        TestInput([B, T, H, V]).stored(as: type), TestInput([B, T, H], .uniform(-1, 0)),
         TestInput([B, T, H], .uniform(0.1, 1)), TestInput([H, K], .uniform(0.5, 2)),
         full ? TestInput([B, H, K, K], .elements(start), differentiable: false) : nil,
-        full ? TestInput([B, H, K, V]) : nil, full ? testResets(batch: B, tokens: T) : nil,
+        full ? TestInput([B, H, K, V]) : nil,
+        full && !rounds ? testResets(batch: B, tokens: T) : nil,
       ]
+      // Roundings have no slope.
+      if rounds { for i in inputs.indices { inputs[i]?.isDifferentiable = false } }
       return OpCase(
         label,
         MesaForward(
-          steps: 30, epsilon: 1e-12, optional: OptionalInputs(inputs.map { $0 != nil })),
-        inputs.compactMap { $0 }, tolerance: 2e-5, gradientTolerance: 1e-4,
+          steps: rounds ? 8 : 30, epsilon: 1e-12,
+          optional: OptionalInputs(inputs.map { $0 != nil }), roundsToHalf: rounds),
+        inputs.compactMap { $0 }, tolerance: isExact ? 2e-5 : 1e-2,
+        gradientTolerance: isExact ? 1e-4 : 2e-2, differenceTolerance: isExact ? 2e-4 : 1e-2,
         // x is a note for the derivative.
         differentiableOutputs: 1)
     }
     return [
       make("plain", K: 12, V: 12, full: false), make("full", K: 8, V: 20, full: true),
       make("wide", K: 19, V: 8, full: true),
+      make("chunks", K: 40, V: 24, full: true, B: 1, T: 35),
+      make("72", K: 72, V: 8, full: true, B: 1, T: 6, H: 1),
+      make("104", K: 104, V: 8, full: true, B: 1, T: 6, H: 1),
+      make("136", K: 136, V: 8, full: true, B: 1, T: 6, H: 1),
+      make("rounded", K: 16, V: 12, full: true, B: 1, T: 70, rounds: true),
+      make("bfloat16", K: 32, V: 40, full: true, B: 1, T: 20, type: .bfloat16),
     ]
   }()
 }

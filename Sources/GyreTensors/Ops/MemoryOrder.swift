@@ -19,6 +19,12 @@ public struct MemoryOrder: Op {
     self.hasShared = hasShared
   }
 
+  /// Partitions of `UnstableSort` until a piece of that many choices is sorted by heap; nil where the
+  /// sort is stable or there is nothing to sort.
+  package func sortDepth(choices: Int) -> Int? {
+    (2..<MemoryOrder.radixCount).contains(choices) ? UnstableSort.depth(choices) : nil
+  }
+
   public func infer(_ i: [TensorSpec]) -> [TensorSpec] {
     let s = i[0].shape
     precondition(
@@ -68,5 +74,20 @@ public struct MemoryOrder: Op {
     OpCase(
       "one of three", MemoryOrder(count: 1, hasShared: false),
       [TestInput([1, 40, 3], differentiable: false)]),
+    OpCase(
+      "many pieces", MemoryOrder(count: 2, hasShared: true),
+      [TestInput([3, 700, 5], differentiable: false)]),
+    OpCase(
+      "bad medians", MemoryOrder(count: 1, hasShared: false),
+      [TestInput([1, 100, 100], .elements(badMedians), differentiable: false)]),
+    OpCase(
+      "stable", MemoryOrder(count: 2, hasShared: true),
+      [TestInput([2, 8200, 4], differentiable: false)]),
   ]
+
+  /// Choices whose medians of three part off two at a time, until pieces are sorted by heap. Musser 1997.
+  private static let badMedians: [Double] = (0..<100).flatMap { t -> [Double] in
+    let chosen = t >= 50 ? 2 * (t - 50) + 1 : t % 2 == 0 ? t : t + 49
+    return (0..<100).map { $0 == chosen ? 1 : 0 }
+  }
 }

@@ -104,13 +104,20 @@ public struct RotaryAtRates: Op {
     return [apply(op, [c.cotangent(0)])[0]]
   }
   public var saved: SavedValues { .none }
-  public static let cases = [false, true].map { interleaved in
-    OpCase(
-      interleaved ? "interleaved" : "halves",
-      RotaryAtRates(
-        rates: [1, 0.3, 0, 0.01, 0.002], magnitude: 1.2, positionOffset: 7,
-        interleaved: interleaved, inverts: false), [TestInput([2, 11, 3, 16])])
-  }
+  public static let cases =
+    [false, true].map { interleaved in
+      OpCase(
+        interleaved ? "interleaved" : "halves",
+        RotaryAtRates(
+          rates: [1, 0.3, 0, 0.01, 0.002], magnitude: 1.2, positionOffset: 7,
+          interleaved: interleaved, inverts: false), [TestInput([2, 11, 3, 16])])
+    } + [
+      OpCase(
+        "many rates",
+        RotaryAtRates(
+          rates: (0..<150).map { 1 / Double(1 + $0) }, magnitude: 1, positionOffset: 3,
+          interleaved: false, inverts: false), [TestInput([1, 3, 2, 304])])
+    ]
 }
 
 extension Tensor {

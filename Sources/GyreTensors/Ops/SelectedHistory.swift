@@ -60,6 +60,7 @@ public struct SelectedHistory: Op {
     let input = TestInput([2, 9, 3], .elements(mask), differentiable: false)
     return [
       OpCase("width 4", SelectedHistory(width: 4, hasReset: false), [input]),
+      OpCase("width 20", SelectedHistory(width: 20, hasReset: true), [input, resets]),
       OpCase("reset", SelectedHistory(width: 3, hasReset: true), [input, resets]),
     ]
   }()
