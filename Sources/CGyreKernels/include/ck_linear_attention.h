@@ -105,7 +105,7 @@ struct ck_linear_attention_backward_args {
   float *dbonus;                    // [H, K]
   float *dstate;                    // [B, H, K, V]
   float *dnorm_state;               // [B, H, K]
-  float *dvalue_scale, *dskip;      // shapes of value_scale and skip; with them
+  float *dvalue_scale, *dskip;      // shapes of value_scale and skip; with them and dv
 };
 
 /// Decoding: problem.time tokens (1, usually), the state updated in place. Reads and writes the
