@@ -65,6 +65,7 @@ private struct MesaLaunch {
   let x: HeadExtents
 
   private static let states = CUDAFunction("mesa", "mesa_states")
+  private static let scan = CUDAFunction("mesa", "mesa_scan")
   private static let keys = CUDAFunction("mesa", "mesa_keys")
   static let gradients = CUDAFunction("mesa", "mesa_gradients")
   private static let large = CUDAFunction("mesa", "mesa_solve_large")
@@ -143,8 +144,10 @@ private struct MesaLaunch {
     a.keeps_first = solver == nil ? 1 : 0
     if a.chunks > 1 || solver == nil {
       a.states = launch.floats(rows * a.chunks * K * K)
+      a.decays = launch.floats(rows * a.chunks)
       let tiles = (K + 63) / 64
-      launch.run(Self.states, grid: (rows, tiles * tiles, 1), a)
+      launch.run(Self.states, grid: (rows, tiles * tiles, a.chunks - 1), a)
+      launch.run(Self.scan, grid: (rows, (K * K + 255) / 256, 1), a)
     }
     if let solver {
       launch.run(
