@@ -137,9 +137,10 @@ private struct MesaLaunch {
     a.chunks = (x.tokens + a.chunk - 1) / a.chunk
     (a.steps, a.epsilon) = (Int32(clamping: op.steps), Float(op.epsilon))
     (a.b, a.k, a.g, a.beta) = (b.array, inputs[1].array, inputs[3].array, inputs[4].array)
-    (a.ridge, a.H0) = (inputs[5].array, op.optional.pick(6, inputs).array)
+    a.ridge = inputs[5].array
+    a.H0 = op.optional.pick(6, inputs).map { launch.float32($0) } ?? 0
     a.reset = op.optional.pick(8, inputs).address
-    (a.x, a.H) = (solutions.array, final.array)
+    (a.x, a.H) = (solutions.array, final.address)
     let solver = Self.solvers.first { K <= $0.size }
     a.keeps_first = solver == nil ? 1 : 0
     if a.chunks > 1 || solver == nil {

@@ -97,7 +97,7 @@ GYRE_KERNEL mesa_scan(const __grid_constant__ gyre_mesa_args a) {
   const long e = (long)blockIdx.y * blockDim.x + threadIdx.x, size = a.keys * a.keys;
   const long unit = blockIdx.x;
   if (e >= size) return;
-  float h = load_or(a.H0, unit * size + e, 0.f);
+  float h = a.H0 ? a.H0[unit * size + e] : 0.f;
   float *states = a.states + unit * a.chunks * size + e;
   const float *decays = a.decays + unit * a.chunks;
   if (a.keeps_first) states[0] = h;
@@ -183,8 +183,8 @@ GYRE_KERNEL mesa_solve_large(const __grid_constant__ gyre_mesa_args a) {
     }
     __syncthreads();
   }
-  if (!present(a.H) || blockIdx.y + 1 < a.chunks) return;
-  for (long e = threadIdx.x; e < K * K; e += 256) store(a.H, unit * K * K + e, H[e]);
+  if (!a.H || blockIdx.y + 1 < a.chunks) return;
+  for (long e = threadIdx.x; e < K * K; e += 256) a.H[unit * K * K + e] = H[e];
 }
 
 // MARK: keys and gradients

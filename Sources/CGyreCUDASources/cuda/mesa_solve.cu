@@ -65,19 +65,15 @@ mesa_solve(const __grid_constant__ gyre_mesa_args a) {
   // From `states`, or for the first chunk H0 or zero.
   float H[ROWS][COLUMNS], ridge[OWN];
   {
-    const bool has_state = blockIdx.y > 0 || a.keeps_first;
-    gyre_array from = a.H0;
-    long start = unit * K * K;
-    if (has_state) {
-      from.data = a.states, from.dtype = GYRE_F32;
-      start = (unit * a.chunks + blockIdx.y) * K * K;
-    }
+    const float *from = a.H0 ? a.H0 + unit * K * K : nullptr;
+    if (blockIdx.y > 0 || a.keeps_first)
+      from = a.states + (unit * a.chunks + blockIdx.y) * K * K;
 #pragma unroll
     for (int n = 0; n < ROWS; n++)
 #pragma unroll
       for (int j = 0; j < COLUMNS; j++) {
         const int row = top + n, column = left + j / 4 * 4 * ACROSS + j % 4;
-        H[n][j] = row < K && column < K ? load_or(from, start + row * K + column, 0.f) : 0.f;
+        H[n][j] = from && row < K && column < K ? from[row * K + column] : 0.f;
       }
 #pragma unroll
     for (int n = 0; n < OWN; n++) ridge[n] = own + n < K ? load(a.ridge, head * K + own + n) : 1.f;
@@ -155,12 +151,12 @@ mesa_solve(const __grid_constant__ gyre_mesa_args a) {
       if (own + n < K) store(a.x, at * K + own + n, x[n]);
     together();
   }
-  if (!present(a.H) || blockIdx.y + 1 < a.chunks) return;
+  if (!a.H || blockIdx.y + 1 < a.chunks) return;
 #pragma unroll
   for (int n = 0; n < ROWS; n++)
 #pragma unroll
     for (int j = 0; j < COLUMNS; j++) {
       const int row = top + n, column = left + j / 4 * 4 * ACROSS + j % 4;
-      if (row < K && column < K) store(a.H, (unit * K + row) * K + column, H[n][j]);
+      if (row < K && column < K) a.H[(unit * K + row) * K + column] = H[n][j];
     }
 }

@@ -366,9 +366,11 @@ typedef struct gyre_mesa_args {
   int unused;
   gyre_array b, k;        // [batch, tokens, heads, keys]
   gyre_array g, beta;     // [batch, tokens, heads]
-  gyre_array ridge, H0;   // [heads, keys]; [batch, heads, keys, keys]
+  gyre_array ridge;       // [heads, keys]
+  gyre_array x;           // solutions
   GYRE_CUDA_PTR(const int) reset;  // [batch, tokens]
-  gyre_array x, H;                 // solutions; H after the last token
+  GYRE_CUDA_PTR(const float) H0;   // [batch, heads, keys, keys]; may be absent
+  GYRE_CUDA_PTR(float) H;          // after the last token; may be absent
   // H before each chunk, [batch, heads, chunks, keys, keys], and how far a chunk decays what was before it,
   // [batch, heads, chunks].
   GYRE_CUDA_PTR(float) states;
