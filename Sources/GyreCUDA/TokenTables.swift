@@ -14,7 +14,7 @@ package struct TokenTables {
   /// The kernel's variant: element type of weights, rows.
   package let variant: Int
   /// Stages of the ring that weights come through.
-  package private(set) var depth = Int(GYRE_TOKEN_DEPTH)
+  package private(set) var depth = 0
   /// Bytes of shared memory of a block.
   package var sharedBytes: Int {
     Int(GYRE_TOKEN_STAGE) * depth + 4 * (operandFloats + partialFloats)
@@ -91,8 +91,13 @@ package struct TokenTables {
     guard (1...4).contains(program.batch) else { return nil }
     self.init(program, (isFloat ? 1 : 0) | (program.batch > 1 ? 2 : 0), blocks, places)
     guard isCovered else { return nil }
-    // Fewer stages would not run ahead of anything.
-    while sharedBytes > shared { if depth > 3 { depth -= 1 } else { return nil } }
+    // A team that waits for a stage has taken the one four before it, and of those seven before it all
+    // have come: with these depths so has the one before in the same place, and the parity of the
+    // place's barrier says which of the two is there.
+    for stages in [GYRE_TOKEN_DEPTH, 11, 10, 9, 8, 7, 4] where depth == 0 || sharedBytes > shared {
+      depth = Int(stages)
+    }
+    guard sharedBytes <= shared else { return nil }
   }
 
   private init(_ program: TokenProgram, _ variant: Int, _ blocks: Int, _ places: Places) {
@@ -333,7 +338,10 @@ package struct TokenTables {
         gyre_token_entry(
           weight: places.weight(product.weight) + UInt64(part.rows.lowerBound * rowBytes),
           rows: q.rows, first: q.first, total: Int32(total), columns: q.columns, slice: q.slice,
-          paired: q.paired))
+          paired: q.paired,
+          step: Int32(GYRE_TOKEN_STAGE) / (Int32(GYRE_TOKEN_ROWS) * q.slice * (isFloat ? 4 : 2))
+            * Int32(GYRE_TOKEN_ROWS),
+          pieces: (q.columns + q.slice - 1) / q.slice))
       first += part.rows.count
     }
     append(p, given: total * batch)

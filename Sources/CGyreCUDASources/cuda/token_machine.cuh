@@ -6,7 +6,6 @@
 
 #define WARPS (GYRE_TOKEN_THREADS / 32)
 #define TEAM 2  // warps that share a stage, each a part of its columns
-#define BATCH 2  // runs of 128 bytes of a row that are on their way while as many are multiplied
 // Copies by the copy engine (sm_90); TOKEN_PORTABLE compiles the other way for a comparison.
 #if __CUDA_ARCH__ >= 900 && !defined(TOKEN_PORTABLE)
 #define COPY_ENGINE 1
@@ -71,12 +70,12 @@ GYRE_DEVICE void stage_expect(unsigned long *full, int bytes, int lane) {
   __syncwarp();
 #endif
 }
-// By the lane `own`; without the engine by all lanes. A copy costs the engine 120 clocks, however short
-// it is. What is read once a token stays out of the way of what is read more often.
+// By the first `runs` lanes, a run each. A copy costs the engine 120 clocks, however short it is. What is
+// read once a token stays out of the way of what is read more often.
 GYRE_DEVICE void stage_copy(
-    char *to, const char *from, int bytes, unsigned long *full, int lane, int own) {
+    char *to, const char *from, int bytes, unsigned long *full, int lane, int runs) {
 #if COPY_ENGINE
-  if (lane != own) return;
+  if (lane >= runs) return;
   unsigned long policy;
   asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
   asm volatile(
@@ -85,10 +84,15 @@ GYRE_DEVICE void stage_copy(
       "l"(from), "r"(bytes), "r"(shared_address(full)), "l"(policy)
       : "memory");
 #else
-  for (int i = lane * 16; i < bytes; i += 512)
-    asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16;" ::"r"(shared_address(to + i)),
-                 "l"(from + i)
-                 : "memory");
+  unsigned target = shared_address(to);
+  for (int n = 0; n < runs; n++) {
+    unsigned at = __shfl_sync(~0u, target, n);
+    const char *source = (const char *)__shfl_sync(~0u, (unsigned long)from, n);
+    int size = __shfl_sync(~0u, bytes, n);
+    for (int i = lane * 16; i < size; i += 512)
+      asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16;" ::"r"(at + i), "l"(source + i)
+                   : "memory");
+  }
 #endif
 }
 GYRE_DEVICE void stage_end(unsigned long *full) {
@@ -97,6 +101,18 @@ GYRE_DEVICE void stage_end(unsigned long *full) {
                : "memory");
 #endif
 }
+
+// BYTES (4 or 16) to shared memory past the registers; 16 come past the first-level cache too.
+template <int BYTES> GYRE_DEVICE void copy_aside(void *to, const char *from) {
+  if (BYTES == 16)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from)
+                 : "memory");
+  else
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared_address(to)), "l"(from)
+                 : "memory");
+}
+// For the thread's own copies.
+GYRE_DEVICE void copies_await() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 // MARK: - Words between warps of a block
 

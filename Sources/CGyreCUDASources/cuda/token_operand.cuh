@@ -486,12 +486,16 @@ GYRE_DEVICE void plan(gyre_token_phase &p, int lane) {
   if (lane < p.products) {
     int first, last, before = 0;
     share(p.product[p.products - 1].first + p.product[p.products - 1].rows, first, last);
+    gyre_token_product &mine = p.product[lane];
+    mine.step = stage_rows(mine.slice);
+    mine.pieces = (mine.columns + mine.slice - 1) / mine.slice;
     for (int i = 0; i <= lane; i++) {
       gyre_token_product &q = p.product[i];
       int from = max(first - q.first, 0), own = max(min(last - q.first, q.rows) - from, 0);
       if (i < lane) before += q.paired ? 2 * own : own;
-      else q.from = from, q.own = own, q.before = before;
+      else q.from = from, q.own = own, q.before = before, q.own_rows = q.paired ? 2 * own : own;
     }
+    mine.stages = (mine.own_rows + mine.step - 1) / mine.step * mine.pieces;
   }
 }
 

@@ -1,21 +1,40 @@
 // One token of a whole model: one block a multiprocessor, all of them at once, walks the phases.
 // Weights stream through shared memory without regard to phases (token_stream.cuh), copied by a warp of
-// their own; another warp does what nobody waits for. What depends on the token goes through vectors
+// its own; another warp does what nobody waits for. What depends on the token goes through vectors
 // that stay in the second-level cache, numbers with stamps, so that nobody waits for the whole grid.
 // Variants: TOKEN_VARIANT=0..3
 #include "token_attention.cuh"
 #include "token_matrix.cuh"
 
-// What an output takes besides its sums: read while weights stream.
+// What an output takes besides its sums: on its way while weights are multiplied, past the registers.
+// For as many outputs as threads.
 struct Extra {
-  float bias, second, state;
+  float bias, second;
   Stamped old;
-  GYRE_DEVICE void read(const gyre_token_product &p, long b, int n) {
-    state = bias = second = 0.f;
-    if (p.rule == GYRE_TOKEN_ADD) old = read_stamped(place(p.old, b, n));
-    if (p.rule == GYRE_TOKEN_MIN_GRU) state = fresh((const float *)p.old.data + b * p.old.stride + n);
-    if (p.bias) bias = p.bias[n];
-    if (p.bias && p.paired) second = p.bias[p.rows + n];
+  GYRE_DEVICE static const float *state(const gyre_token_product &p, long b, int n) {
+    return (const float *)p.old.data + b * p.old.stride + n;
+  }
+  // Of 16 bytes that are copied, the number's.
+  GYRE_DEVICE static long aside(const gyre_token_product &p, long b, int n) {
+    return p.rule == GYRE_TOKEN_ADD ? (long)place(p.old, b, n) & 15 : (long)state(p, b, n) & 15;
+  }
+  GYRE_DEVICE static void ask(
+      gyre_token_shared &s, int thread, const gyre_token_product &p, long b, int n) {
+    const char *from = p.rule == GYRE_TOKEN_ADD       ? place(p.old, b, n)
+                       : p.rule == GYRE_TOKEN_MIN_GRU ? (const char *)state(p, b, n)
+                                                      : nullptr;
+    if (from) copy_aside<16>(s.old[thread], (const char *)((long)from & ~15l));
+    if (!p.bias) return;
+    copy_aside<4>(&s.bias[thread][0], (const char *)(p.bias + n));
+    if (p.paired) copy_aside<4>(&s.bias[thread][1], (const char *)(p.bias + p.rows + n));
+  }
+  GYRE_DEVICE void take(
+      const gyre_token_shared &s, int thread, const gyre_token_product &p, long b, int n) {
+    const char *at = (const char *)s.old[thread] + aside(p, b, n);
+    old.x = *(const float *)at;
+    if (p.rule == GYRE_TOKEN_ADD) old.stamp = *(const unsigned *)(at + 4);
+    bias = p.bias ? s.bias[thread][0] : 0.f;
+    second = p.bias && p.paired ? s.bias[thread][1] : 0.f;
   }
 };
 
@@ -31,7 +50,7 @@ GYRE_DEVICE void finish(
     y = p.alpha * old + p.beta * x;
   } else if (p.rule == GYRE_TOKEN_MIN_GRU) {
     float z = sigmoid(x);
-    y = (1.f - z) * extra.state + z * (second >= 0.f ? second + 0.5f : sigmoid(second));
+    y = (1.f - z) * extra.old.x + z * (second >= 0.f ? second + 0.5f : sigmoid(second));
     give(p.old, b, n, base, y);
   } else if (p.rule == GYRE_TOKEN_CAP) {
     y = p.alpha * tanhf(x / p.alpha);
@@ -46,7 +65,7 @@ GYRE_DEVICE void finish(
 
 // The block's output j of a phase.
 struct Output {
-  int product, row, n;
+  int product, row;
   long b;
   GYRE_DEVICE bool find(const gyre_token_phase &p, int batch, int j) {
     for (product = 0; product < p.products; product++) {
@@ -54,7 +73,6 @@ struct Output {
       if (j < own * batch) {
         b = M == 1 ? 0 : j / own;
         row = j - (int)b * own;
-        n = p.product[product].from + row;
         return true;
       }
       j -= own * batch;
@@ -63,48 +81,70 @@ struct Output {
   }
 };
 
-// The sum of an output's parts from all slices of its columns.
-GYRE_DEVICE float slices_sum(const float *at, int slices) {
-  float sum = at[0];
-  for (int i = 1; i < slices; i++) sum += at[i * M];
-  return sum;
+// Asks for what the thread's output j takes besides its sums, and notes which it is; -1: none.
+GYRE_DEVICE void ask(const gyre_token_phase &p, int batch, int j, gyre_token_shared &s) {
+  int thread = this_thread();
+  Output output;
+  bool exists = output.find(p, batch, j);
+  s.output[thread][0] = exists ? output.product | (int)output.b << 8 : -1;
+  s.output[thread][1] = output.row;
+  if (!exists) return;
+  const gyre_token_product &q = p.product[output.product];
+  Extra::ask(s, thread, q, output.b, q.from + output.row);
 }
 
-GYRE_DEVICE void multiply(
-    const gyre_token_phase &p, Reader &reader, const char *operands, float *partials, int batch,
-    unsigned base, unsigned *count, const int *moved, int phase) {
-  Output output;
-  Extra extra;
-  int thread = this_thread();
-  bool exists = output.find(p, batch, thread);
-  if (exists) extra.read(p.product[output.product], output.b, output.n);
+// The sum of an output's parts from all slices of its columns.
+GYRE_DEVICE float slices_sum(const float *at, int slices) {
+  float sum[TEAM];
+#pragma unroll
+  for (int i = 0; i < TEAM; i++) sum[i] = at[i * M];
+  for (int i = TEAM; i < slices; i += TEAM)
+#pragma unroll
+    for (int j = 0; j < TEAM; j++) sum[j] += at[(i + j) * M];
+  float all = sum[0];
+#pragma unroll
+  for (int i = 1; i < TEAM; i++) all += sum[i];
+  return all;
+}
+
+// After `ask` of the thread's first output.
+GYRE_DEVICE unsigned multiply(
+    const gyre_token_phase &p, const gyre_token_step_args &a, const char *ring, gyre_token_shared &s,
+    const char *operands, float *partials, unsigned base, unsigned *count, int phase, unsigned turn) {
   int outputs = 0;
 #pragma unroll 1
   for (int i = 0; i < p.products; i++) {
     const gyre_token_product &q = p.product[i];
     if (q.own == 0) continue;
-    outputs += q.own * batch;
-    reader.multiply(q.paired ? 2 * q.own : q.own, q.columns, q.slice,
-                    operands + p.operand[q.operand].offset, partials + q.before * PARTIAL_ROW);
+    outputs += q.own * a.batch;
+    turn = multiply_rows(q, ring, s, a.depth, operands + p.operand[q.operand].offset,
+                         partials + q.before * PARTIAL_ROW, turn);
   }
   // What the moves read is overwritten by those who wait for this phase.
   if (p.moves)
-    while (word_read(moved) < phase) {}
+    while (word_read(&s.moved) < phase) {}
+  copies_await();
   block_barrier();
-  for (int j = thread; exists; j += GYRE_TOKEN_THREADS) {
+  int thread = this_thread();
+#pragma unroll 1
+  for (int j = thread; j < outputs; j += GYRE_TOKEN_THREADS) {
     if (j != thread) {
-      exists = output.find(p, batch, j);
-      if (!exists) break;
-      extra.read(p.product[output.product], output.b, output.n);
+      ask(p, a.batch, j, s);
+      copies_await();
     }
-    const gyre_token_product &q = p.product[output.product];
-    const float *at = partials + (q.before + output.row) * PARTIAL_ROW + output.b;
-    int slices = min((q.columns + q.slice - 1) / q.slice * TEAM, SLOTS);
+    int which = s.output[thread][0], row = s.output[thread][1];
+    const gyre_token_product &q = p.product[which & 255];
+    long b = M == 1 ? 0 : which >> 8;
+    Extra extra;
+    extra.take(s, thread, q, b, q.from + row);
+    const float *at = partials + (q.before + row) * PARTIAL_ROW + b;
+    int slices = min(q.pieces * TEAM, SLOTS);
     float x = slices_sum(at, slices);
     float second = q.paired ? slices_sum(at + q.own * PARTIAL_ROW, slices) : 0.f;
-    finish(q, output.b, output.n, base, x, second, extra);
+    finish(q, b, q.from + row, base, x, second, extra);
     if ((thread & 31) == 0) count_given(count, min(outputs - j, 32));
   }
+  return turn;
 }
 
 static __device__ __noinline__ void embed(
@@ -168,14 +208,14 @@ GYRE_DEVICE void attend(const gyre_token_step_args &a, gyre_token_shared &s, uns
 GYRE_DEVICE void compute(
     const gyre_token_step_args &a, const char *ring, char *operands, float *partials,
     gyre_token_shared &s, unsigned base) {
-  Reader reader;
-  reader.start(a, ring, s);
+  unsigned turn = first_turn(a.depth);
   long position = *a.position;
   unsigned *counts = a.counts + (position & 1) * a.phase_count;
   for (int n = 0; n < a.phase_count; n++) {
     while (word_read(&s.ready) < n) {}
     const gyre_token_phase &p = described(s, n);
     if (p.kind == GYRE_TOKEN_PRODUCT_PHASE) {
+      ask(p, a.batch, this_thread(), s);
       if (p.enough) {
         if (threadIdx.x == 0) await_count(counts + p.awaited, p.enough);
         block_barrier();
@@ -183,7 +223,7 @@ GYRE_DEVICE void compute(
       if (p.makes) make_operands(p, a.batch, base, operands, s.sums);
       else block_barrier();
       if (threadIdx.x == 64) word_write(&s.progress, n);
-      multiply(p, reader, operands, partials, a.batch, base, counts + n, &s.moved, n);
+      turn = multiply(p, a, ring, s, operands, partials, base, counts + n, n, turn);
       continue;
     }
     block_barrier();

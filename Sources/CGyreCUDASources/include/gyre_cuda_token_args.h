@@ -66,7 +66,9 @@ typedef struct gyre_token_product {
   int columns, slice;  // columns that come together
   int operand, rule, function;  // function: position in Unary.Kind, or -1
   int paired;
-  int from, own, before;  // made on the card: the block's first output, outputs, rows before them
+  // Made on the card: the block's first output, outputs, rows before them, rows (two an output of a pair);
+  int from, own, before, own_rows;
+  int step, pieces, stages;  // rows and slices of columns of a stage; stages
   int unused;
 } gyre_token_product;
 
@@ -74,6 +76,7 @@ typedef struct gyre_token_product {
 typedef struct gyre_token_entry {
   GYRE_CUDA_PTR(const char) weight;
   int rows, first, total, columns, slice, paired;
+  int step, pieces;  // rows of a stage; slices of a row
 } gyre_token_entry;
 
 // Work beside a phase's own: to = from, or the window of a convolution moved on by one token.
@@ -169,6 +172,9 @@ typedef struct gyre_token_step_args {
 // Behind ring, operands and the warps' sums in shared memory.
 typedef struct gyre_token_shared {
   float sums[64];  // read in fours
+  // What outputs take besides their sums, and which they are.
+  float old[GYRE_TOKEN_THREADS][4], bias[GYRE_TOKEN_THREADS][2];
+  int output[GYRE_TOKEN_THREADS][2];
   gyre_token_phase phase[GYRE_TOKEN_DESCRIBED];
   unsigned long full[GYRE_TOKEN_DEPTH], empty[GYRE_TOKEN_DEPTH];  // barriers of the ring's stages
   int progress, ready, moved;  // the phase whose operands are there; the last described; whose moves are done
