@@ -111,6 +111,9 @@ static const char channel_scans_cu[] = {
 static const char block_scan_cu[] = {
 #embed "cuda/block_scan.cu" suffix(, 0)
 };
+static const char block_scan_large_cu[] = {
+#embed "cuda/block_scan_large.cu" suffix(, 0)
+};
 static const char mesa_cu[] = {
 #embed "cuda/mesa.cu" suffix(, 0)
 };
@@ -330,6 +333,7 @@ static const gyre_cuda_source kernels[] = {
     {"cell_team_gradient", cell_team_gradient_cu},
     {"channel_scans", channel_scans_cu},
     {"block_scan", block_scan_cu},
+    {"block_scan_large", block_scan_large_cu},
     {"mesa", mesa_cu},
     {"mesa_solve", mesa_solve_cu},
     {"mesa_half", mesa_half_cu},

@@ -9,16 +9,6 @@ extension CUDAKernel {
   private static let gateForward = CUDAFunction("channel_scans", "additive_gate_forward")
   private static let gateBackward = CUDAFunction("channel_scans", "additive_gate_backward")
 
-  /// By the channels of a block that they hold.
-  private static let smallBlocks = [4, 8, 16, 32].map {
-    (
-      size: $0, forward: CUDAFunction("block_scan", "block_scan_forward_\($0)"),
-      backward: CUDAFunction("block_scan", "block_scan_backward_\($0)")
-    )
-  }
-  private static let largeForward = CUDAFunction("block_scan", "block_scan_forward_large")
-  private static let largeBackward = CUDAFunction("block_scan", "block_scan_backward_large")
-
   static let channels: [CUDAKernel] = [
     CUDAKernel(WKV4Forward.self) { op, call, launch in
       var a = arguments(op, call.inputs)
@@ -72,25 +62,20 @@ extension CUDAKernel {
     },
     CUDAKernel(BlockScanForward.self) { op, call, launch in
       var a = arguments(op, call.inputs)
-      guard a.tokens > 0, let layout = plan(a, launch) else { return false }
+      guard a.tokens > 0 else { return false }
       (a.h, a.h_final) = (call.outputs[0].array, call.outputs[1].array)
-      launch.run(
-        layout.small?.forward ?? largeForward, grid: (layout.grid, 1, 1),
-        threads: (layout.threads, 1), shared: layout.shared, a)
-      return true
+      return run("forward", a, [call.inputs[0], call.inputs[1], call.outputs[0]], launch)
     },
     CUDAKernel(BlockScanBackward.self) { op, call, launch in
       var a = arguments(op.forward, call.inputs)
-      guard a.tokens > 0, let layout = plan(a, launch) else { return false }
+      guard a.tokens > 0 else { return false }
       let rest = Array(call.inputs[op.inputCount...])
       (a.h, a.dh) = (rest[0].array, rest[1].array)
       if op.hasFinal { a.dh_final = rest[2].array }
       (a.dA, a.du) = (call.outputs[0].array, call.outputs[1].array)
       if op.forward.optional.has(2) { a.dh0 = call.outputs[2].array }
-      launch.run(
-        layout.small?.backward ?? largeBackward, grid: (layout.grid, 1, 1),
-        threads: (layout.threads, 1), shared: layout.shared, a)
-      return true
+      let sequences = [call.inputs[0], rest[0], rest[1], call.outputs[0], call.outputs[1]]
+      return run("backward", a, sequences, launch)
     },
   ]
 
@@ -117,20 +102,27 @@ extension CUDAKernel {
     return a
   }
 
-  /// A warp for the blocks that fit into it, or 256 threads a block, whose vectors are in shared memory; nil
-  /// where they are too long for that.
-  private static func plan(
-    _ a: gyre_block_scan_args, _ launch: CUDALaunch
-  ) -> (
-    small: (size: Int, forward: CUDAFunction, backward: CUDAFunction)?, grid: Int, threads: Int,
-    shared: Int
-  )? {
+  /// Lanes of a warp for a block of up to 32 channels, by the type of the sequences; larger ones take a block
+  /// of threads, whose shared memory holds two vectors. False where it does not.
+  private static func run(
+    _ name: String, _ a: gyre_block_scan_args, _ sequences: [Tensor], _ launch: CUDALaunch
+  ) -> Bool {
     let blocks = a.batch * a.blocks
-    if let small = smallBlocks.first(where: { a.size <= $0.size }) {
-      let each = 32 / small.size
-      return (small, (blocks + each - 1) / each, 32, 0)
+    guard let step = [4, 8, 16, 32].firstIndex(where: { a.size <= $0 }) else {
+      let shared = 8 * a.size
+      guard shared <= launch.device.sharedPerBlock else { return false }
+      let function = CUDAFunction.shared("block_scan_large", "block_scan_\(name)_large", [])
+      launch.run(function, grid: (blocks, 1, 1), shared: shared, a)
+      return true
     }
-    let shared = 8 * a.size
-    return shared <= launch.device.sharedPerBlock ? (nil, blocks, 256, shared) : nil
+    let types = Set(sequences.map(\.dtype))
+    let type = types == [.float32] ? 0 : types == [.bfloat16] ? 1 : 2
+    let part = a.size == 4 << step ? "" : "_part"
+    let each = step == 0 ? 2 : 1
+    launch.run(
+      CUDAFunction.shared(
+        "block_scan", "block_scan_\(name)\(part)", ["-DKIND=\(4 * type + step)"]),
+      grid: ((blocks + each - 1) / each, 1, 1), threads: (32, 1), a)
+    return true
   }
 }

@@ -65,6 +65,7 @@ private struct MesaLaunch {
   let x: HeadExtents
 
   private static let states = CUDAFunction("mesa", "mesa_states")
+  private static let scan = CUDAFunction("mesa", "mesa_scan")
   private static let keys = CUDAFunction("mesa", "mesa_keys")
   static let gradients = CUDAFunction("mesa", "mesa_gradients")
   private static let large = CUDAFunction("mesa", "mesa_solve_large")
@@ -136,15 +137,18 @@ private struct MesaLaunch {
     a.chunks = (x.tokens + a.chunk - 1) / a.chunk
     (a.steps, a.epsilon) = (Int32(clamping: op.steps), Float(op.epsilon))
     (a.b, a.k, a.g, a.beta) = (b.array, inputs[1].array, inputs[3].array, inputs[4].array)
-    (a.ridge, a.H0) = (inputs[5].array, op.optional.pick(6, inputs).array)
+    a.ridge = inputs[5].array
+    a.H0 = op.optional.pick(6, inputs).map { launch.float32($0) } ?? 0
     a.reset = op.optional.pick(8, inputs).address
-    (a.x, a.H) = (solutions.array, final.array)
+    (a.x, a.H) = (solutions.array, final.address)
     let solver = Self.solvers.first { K <= $0.size }
     a.keeps_first = solver == nil ? 1 : 0
     if a.chunks > 1 || solver == nil {
       a.states = launch.floats(rows * a.chunks * K * K)
+      a.decays = launch.floats(rows * a.chunks)
       let tiles = (K + 63) / 64
-      launch.run(Self.states, grid: (rows, tiles * tiles, 1), a)
+      launch.run(Self.states, grid: (rows, tiles * tiles, a.chunks - 1), a)
+      launch.run(Self.scan, grid: (rows, (K * K + 255) / 256, 1), a)
     }
     if let solver {
       launch.run(

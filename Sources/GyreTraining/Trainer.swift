@@ -43,7 +43,7 @@ public final class Trainer {
   /// Whether any rank of several wants to stop.
   private var ranksEnd = false
   /// When the last outcome came.
-  private var lastArrival = ContinuousClock().now
+  private var stepClock = StepClock()
   /// How steps go to the device; nil where the host decides on each.
   public var deviceWay: DeviceStep.Way? { deviceStep?.way }
 
@@ -202,7 +202,7 @@ public final class Trainer {
     let count = configuration.accumulation
     let batches = (0..<count).map { train.batch(step * count + $0) }
     let factor = schedule.factor(step)
-    if pending.isEmpty { lastArrival = ContinuousClock().now }
+    stepClock.queue(at: ContinuousClock().now)
     let queued = deviceStep.queue(
       batches, step: step, schedule: factor, updates: ledger.updates, wantsToStop: wantsToStop)
     pending.append(Pending(step: step, schedule: factor, queued: queued))
@@ -223,9 +223,7 @@ public final class Trainer {
         problem(outcome.verdict, outcome.loss, outcome.norm, outcome.meanLoss))
       let newton = try item.queued.reports.take()
       if !newton.isEmpty { metrics.newton = newton }
-      let now = ContinuousClock().now
-      metrics.tokensPerSecond = tokensPerSecond(now - lastArrival)
-      lastArrival = now
+      metrics.tokensPerSecond = tokensPerSecond(stepClock.arrive(at: ContinuousClock().now))
       arrived.append((metrics, ledger.skips))
     }
   }

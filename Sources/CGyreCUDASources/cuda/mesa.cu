@@ -7,8 +7,8 @@ enum { TILE = 64, STAGE = GYRE_MESA_STAGE };
 
 // MARK: states
 
-// H before each chunk. A block walks the tokens for 64 × 64 elements of one head's H, a stage at a time: a
-// stage is one decay of what was and one sum over its keys. 256 threads of 4 × 4 elements.
+// What a chunk (blockIdx.z) adds to H, where the state before the next chunk belongs: 64 × 64 elements of it,
+// stage by stage: a stage is one decay of what was and one sum over its keys. 256 threads of 4 × 4 elements.
 GYRE_KERNEL mesa_states(const __grid_constant__ gyre_mesa_args a) {
   __shared__ __align__(16) float rows[STAGE][TILE], columns[STAGE][TILE];
   __shared__ float weights[STAGE], kept;
@@ -16,15 +16,7 @@ GYRE_KERNEL mesa_states(const __grid_constant__ gyre_mesa_args a) {
   const long across = (K + TILE - 1) / TILE;
   const long row = blockIdx.y / across * TILE, column = blockIdx.y % across * TILE;
   const int i0 = threadIdx.x / 16 * 4, j0 = threadIdx.x % 16 * 4;
-  const long last = (a.chunks - 1) * a.chunk;
-  float H[4][4];
-#pragma unroll
-  for (int i = 0; i < 4; i++)
-#pragma unroll
-    for (int j = 0; j < 4; j++) {
-      const long r = row + i0 + i, c = column + j0 + j;
-      H[i][j] = r < K && c < K ? load_or(a.H0, (unit * K + r) * K + c, 0.f) : 0.f;
-    }
+  float H[4][4] = {}, decay = 1.f;
 
   // Elements n * 256 + thread of a stage, as bits; gates in the first lanes.
   unsigned row_bits[4], column_bits[4], gate_bits = 0, beta_bits = 0;
@@ -44,19 +36,9 @@ GYRE_KERNEL mesa_states(const __grid_constant__ gyre_mesa_args a) {
       reset = a.reset ? a.reset[token] : 0;
     }
   };
-  if (last > 0) fetch(0);
-  for (long first = 0;; first += STAGE) {
-    if (first % a.chunk == 0 && (first > 0 || a.keeps_first)) {
-      float *to = a.states + (unit * a.chunks + first / a.chunk) * K * K;
-#pragma unroll
-      for (int i = 0; i < 4; i++)
-#pragma unroll
-        for (int j = 0; j < 4; j++) {
-          const long r = row + i0 + i, c = column + j0 + j;
-          if (r < K && c < K) to[r * K + c] = H[i][j];
-        }
-    }
-    if (first >= last) break;
+  const long end = (blockIdx.z + 1) * a.chunk;
+  fetch(blockIdx.z * a.chunk);
+  for (long first = blockIdx.z * a.chunk; first < end; first += STAGE) {
     __syncthreads();
 #pragma unroll
     for (int n = 0; n < 4; n++) {
@@ -80,8 +62,9 @@ GYRE_KERNEL mesa_states(const __grid_constant__ gyre_mesa_args a) {
       if (threadIdx.x == 0) kept = expf(sum);
     }
     __syncthreads();
-    if (first + STAGE < last) fetch(first + STAGE);
+    if (first + STAGE < end) fetch(first + STAGE);
     const float factor = kept;
+    decay *= factor;
 #pragma unroll
     for (int i = 0; i < 4; i++)
 #pragma unroll
@@ -95,6 +78,39 @@ GYRE_KERNEL mesa_states(const __grid_constant__ gyre_mesa_args a) {
       for (int i = 0; i < 4; i++)
 #pragma unroll
         for (int j = 0; j < 4; j++) H[i][j] += x[i] * y[j];
+    }
+  }
+  const long next = unit * a.chunks + blockIdx.z + 1;
+  if (blockIdx.y == 0 && threadIdx.x == 0) a.decays[next] = decay;
+#pragma unroll
+  for (int i = 0; i < 4; i++)
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+      const long r = row + i0 + i, c = column + j0 + j;
+      if (r < K && c < K) a.states[(next * K + r) * K + c] = H[i][j];
+    }
+}
+
+// Sums of chunks into states, a thread an element of H.
+GYRE_KERNEL mesa_scan(const __grid_constant__ gyre_mesa_args a) {
+  enum { AHEAD = 8 };
+  const long e = (long)blockIdx.y * blockDim.x + threadIdx.x, size = a.keys * a.keys;
+  const long unit = blockIdx.x;
+  if (e >= size) return;
+  float h = a.H0 ? a.H0[unit * size + e] : 0.f;
+  float *states = a.states + unit * a.chunks * size + e;
+  const float *decays = a.decays + unit * a.chunks;
+  if (a.keeps_first) states[0] = h;
+  for (long first = 1; first < a.chunks; first += AHEAD) {
+    float sums[AHEAD];
+#pragma unroll
+    for (int n = 0; n < AHEAD; n++)
+      sums[n] = first + n < a.chunks ? states[(first + n) * size] : 0.f;
+#pragma unroll
+    for (int n = 0; n < AHEAD; n++) {
+      if (first + n >= a.chunks) break;
+      h = decays[first + n] * h + sums[n];
+      states[(first + n) * size] = h;
     }
   }
 }
@@ -167,8 +183,8 @@ GYRE_KERNEL mesa_solve_large(const __grid_constant__ gyre_mesa_args a) {
     }
     __syncthreads();
   }
-  if (!present(a.H) || blockIdx.y + 1 < a.chunks) return;
-  for (long e = threadIdx.x; e < K * K; e += 256) store(a.H, unit * K * K + e, H[e]);
+  if (!a.H || blockIdx.y + 1 < a.chunks) return;
+  for (long e = threadIdx.x; e < K * K; e += 256) a.H[unit * K * K + e] = H[e];
 }
 
 // MARK: keys and gradients

