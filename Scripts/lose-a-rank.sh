@@ -37,7 +37,7 @@ interrupted() {
   while [ "$(lines "$out/metrics.jsonl")" -lt 10 ] && kill -0 $run 2>/dev/null; do sleep 0.02; done
   local victim
   victim=$(process_of 1 "$out")
-  [ -n "$victim" ] || { cat "$out.log"; echo "rank 1 is not there"; exit 1; }
+  [ -n "$victim" ] || { cat "$out.log"; echo "rank 1 is not there; more GENERATIONS?" >&2; exit 1; }
   kill -9 "$victim"
   echo "  $failure: killed rank 1 after generation $(lines "$out/metrics.jsonl")" >&2
   local status=0

@@ -140,10 +140,6 @@ extension CUDAKernel {
     table[n] = CUDAFunction("member_product", "member_product", ["-DCOLUMNS=\(n)"])
   }
 
-  /// Whether `member_product` takes part: `GYRE_MEMBER_TILES=1`. Its numbers were compared on a card by
-  /// themselves and not in whole programs yet.
-  private static let takesTiles = CubinCache.variable("GYRE_MEMBER_TILES") == "1"
-
   /// Many rows a member, on Hopper: a product that adds the noise before it writes. False where it does
   /// not fit.
   private static func multiplyTiles(
@@ -153,7 +149,7 @@ extension CUDAKernel {
     let (rows, inputs, outputs) = (x.shape.rowCount, w.shape[1], w.shape[0])
     let each = rows / max(call.inputs[2].elementCount, 1)
     let columns = outputs <= 64 ? 64 : outputs <= 128 ? 128 : 256
-    guard takesTiles, launch.device.compiler.architecture == "sm_90a", op.noise.rank == 1,
+    guard launch.device.compiler.architecture == "sm_90a", op.noise.rank == 1,
       op.map.precision == .bfloat16 || (x.dtype == .bfloat16 && w.dtype == .bfloat16),
       y.dtype == .bfloat16, each > 0, each % 16 == 0, inputs > 0, inputs % 8 == 0,
       outputs % 32 == 0,
