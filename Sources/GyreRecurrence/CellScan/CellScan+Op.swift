@@ -169,8 +169,8 @@ public struct CellForward: Op {
     return SavedValues(keepsInput: { _ in true }, keepsOutput: { kept.contains($0) })
   }
 
-  /// Small ones in float32, one of whole tiles of rows and units, and one of a size and a precision for
-  /// which devices keep the weights on chip.
+  /// Small ones in float32, one of whole tiles of rows and units, one of a size and a precision for
+  /// which devices keep the weights on chip, and one whose arrays are larger than caches.
   public static let cases: [OpCase] =
     CellScan.Cell.allCases.flatMap { cell in
       [(1, true), (3, true), (2, false)].map { heads, full in
@@ -181,7 +181,7 @@ public struct CellForward: Op {
       ]
     }
     + [CellScan.Cell.lstm, .gru].flatMap { cell in
-      [((17, 5, 40), DType.float32), ((17, 5, 40), .bfloat16), ((33, 80, 128), .bfloat16)].map {
+      [((17, 5, 40), DType.float32), ((17, 5, 40), .bfloat16), ((32, 520, 32), .bfloat16)].map {
         example(cell, heads: 1, full: true, $0, .bfloat16, stored: .bfloat16, kept: $1)
       }
     }
