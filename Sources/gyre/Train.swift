@@ -16,7 +16,7 @@ import GyreTraining
 enum DemoDefaults {
   static let preset = "tiny"
   static func apply(to c: inout TrainingConfiguration) {
-    c.steps = 1300
+    c.steps = 1240
     c.batch = 16
     c.length = 128
     c.optimizer = .muon

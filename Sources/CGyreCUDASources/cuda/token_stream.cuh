@@ -4,8 +4,8 @@
 // Pairs of computing warps take stages in turn.
 //
 // A lane multiplies 16 bytes of every 512 of a row by numbers that it holds in registers for four rows,
-// in float32: of bfloat16 weights that is eight columns, two instructions a weight, and seven times the
-// rate of memory. (Tensor cores need as many loads and wait longer for each other.)
+// in float32: of bfloat16 weights that is eight columns, two instructions a weight. (Tensor cores were
+// slower.)
 #pragma once
 #include "token_machine.cuh"
 
