@@ -94,9 +94,7 @@ extension CPUKernel {
     guard let weight = call.outputs[0].f32, let bias = call.outputs[1].f32,
       call.inputs.allSatisfy({ $0.dtype == .float32 || $0.dtype == .bfloat16 })
     else { return false }
-    let types = [d, call.inputs[1], h].map {
-      $0.dtype == .float32 ? CK_GEMM_TYPE_F32 : CK_GEMM_TYPE_BF16
-    }
+    let types = [d, call.inputs[1], h].compactMap(\.dtype.gemm)
     let (rows, all, hidden) = (h.shape.rowCount, d.shape.last, h.shape.last)
     var parts = [(d, 0, all)]
     if call.inputs.count > 2 {

@@ -330,6 +330,10 @@ package struct TokenTables {
       q.y = write(output, part.rows.count)
       (q.rows, q.first) = (Int32(part.rows.count), Int32(first))
       (q.columns, q.slice) = (Int32(product.columns), Int32(slice(product.columns)))
+      q.step =
+        Int32(GYRE_TOKEN_STAGE) / (Int32(GYRE_TOKEN_ROWS) * q.slice * (isFloat ? 4 : 2))
+        * Int32(GYRE_TOKEN_ROWS)
+      q.pieces = (q.columns + q.slice - 1) / q.slice
       q.operand = Int32(product.operand)
       q.paired = product.isPaired ? 1 : 0
       put(q, at: i, into: &p.product)
@@ -338,10 +342,7 @@ package struct TokenTables {
         gyre_token_entry(
           weight: places.weight(product.weight) + UInt64(part.rows.lowerBound * rowBytes),
           rows: q.rows, first: q.first, total: Int32(total), columns: q.columns, slice: q.slice,
-          paired: q.paired,
-          step: Int32(GYRE_TOKEN_STAGE) / (Int32(GYRE_TOKEN_ROWS) * q.slice * (isFloat ? 4 : 2))
-            * Int32(GYRE_TOKEN_ROWS),
-          pieces: (q.columns + q.slice - 1) / q.slice))
+          paired: q.paired, step: q.step, pieces: q.pieces))
       first += part.rows.count
     }
     append(p, given: total * batch)

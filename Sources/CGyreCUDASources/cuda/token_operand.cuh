@@ -487,8 +487,6 @@ GYRE_DEVICE void plan(gyre_token_phase &p, int lane) {
     int first, last, before = 0;
     share(p.product[p.products - 1].first + p.product[p.products - 1].rows, first, last);
     gyre_token_product &mine = p.product[lane];
-    mine.step = stage_rows(mine.slice);
-    mine.pieces = (mine.columns + mine.slice - 1) / mine.slice;
     for (int i = 0; i <= lane; i++) {
       gyre_token_product &q = p.product[i];
       int from = max(first - q.first, 0), own = max(min(last - q.first, q.rows) - from, 0);

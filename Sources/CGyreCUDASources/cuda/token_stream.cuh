@@ -33,10 +33,6 @@ GYRE_DEVICE void share(int total, int &first, int &last) {
   first = (int)((unsigned)total * blockIdx.x / gridDim.x);
   last = (int)((unsigned)total * (blockIdx.x + 1) / gridDim.x);
 }
-// Rows of a stage.
-GYRE_DEVICE int stage_rows(int slice) {
-  return GYRE_TOKEN_STAGE / (GYRE_TOKEN_ROWS * slice * ELEMENT) * GYRE_TOKEN_ROWS;
-}
 
 // A place in the ring.
 struct Slot {

@@ -66,9 +66,10 @@ typedef struct gyre_token_product {
   int columns, slice;  // columns that come together
   int operand, rule, function;  // function: position in Unary.Kind, or -1
   int paired;
-  // Made on the card: the block's first output, outputs, rows before them, rows (two an output of a pair);
-  int from, own, before, own_rows;
-  int step, pieces, stages;  // rows and slices of columns of a stage; stages
+  int step, pieces;  // rows of a stage; slices of a row
+  // Made on the card: the block's first output, outputs, rows before them, rows (two an output of a pair),
+  // stages.
+  int from, own, before, own_rows, stages;
   int unused;
 } gyre_token_product;
 
