@@ -69,3 +69,29 @@ static inline float ck_row_max(const float *x, long n) {
   }
   return any ? __builtin_nanf("") : max;
 }
+
+/// Whether an array of so many floats is better written past the caches: larger than what the next
+/// operation would find there.
+static inline bool ck_streams(long count) { return count * (long)sizeof(float) > 6L << 20; }
+
+/// out = row; `streams`: whole lines go to memory without being read first. ck_stream_end follows the last.
+static inline void ck_put_row(float *out, const float *row, long n, bool streams) {
+  typedef float line __attribute__((vector_size(64)));
+  long i = 0;
+  if (streams && (uintptr_t)out % sizeof(line) == 0)
+    for (; i + 16 <= n; i += 16) {
+      line v;
+      memcpy(&v, row + i, sizeof v);
+      __builtin_nontemporal_store(v, (line *)(out + i));
+    }
+  memcpy(out + i, row + i, (size_t)(n - i) * sizeof(float));
+}
+
+/// Makes streamed lines visible before the caller's thread reports its part done.
+static inline void ck_stream_end(bool streams) {
+#if defined(__x86_64__)
+  if (streams) __builtin_ia32_sfence();
+#else
+  (void)streams;
+#endif
+}
