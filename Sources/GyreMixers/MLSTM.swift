@@ -98,7 +98,7 @@ public struct MLSTM: SequenceMixer {
     c.inputGate == .exponential ? exponential.stateSpec : bounded.stateSpec
   }
 
-  /// q, k, v and the output gate; then input and forget gates, capped.
+  /// q, k, v and the open share of the output gate; then input and forget gates, capped.
   private func maps(_ x: Tensor) -> (streams: [Tensor], gates: [Tensor]) {
     let pieces = [sizes.keys, sizes.keys, sizes.values, sizes.values]
     if !c.separate, projections[0].bias == nil,
@@ -107,7 +107,8 @@ public struct MLSTM: SequenceMixer {
     {
       return (together.pieces, together.other)
     }
-    let parts = c.separate ? projections.map { $0(x) } : projections[0](x, pieces: pieces)
+    var parts = c.separate ? projections.map { $0(x) } : projections[0](x, pieces: pieces)
+    parts[3] = parts[3].sigmoid()
     return (parts, ((gates(x) / c.gateCap).tanh() * c.gateCap).split([c.heads, c.heads]))
   }
 
@@ -130,6 +131,6 @@ public struct MLSTM: SequenceMixer {
           decay: .scalar(capped[1].logSigmoid())),
         state: &state, form: context.form, reset: context.reset)
     }
-    return output(norm(y).mergedHeads() * parts[3].sigmoid())
+    return output(norm(y).mergedHeads() * parts[3])
   }
 }

@@ -123,12 +123,14 @@ extension GatedNorm.Gate {
 extension Tensor {
   /// x Wᵀ in pieces and another map of x without its bias; nil where they are not one launch.
   private func together(
-    _ weight: Tensor, pieces: [Int], beside other: Tensor
+    _ weight: Tensor, pieces: [Int], last: LinearGroup.Function = .none, beside other: Tensor
   ) -> [Tensor]? {
     // Rows of a weight in another type would be converted each time.
     guard weight.dtype == .bfloat16 else { return nil }
     let rows = weight.aliasedRows(as: pieces.map { [$0, weight.shape[1]] })
-    return LinearGroup.apply((rows + [other]).map { LinearGroup.Map(self, $0) })
+    var maps = (rows + [other]).map { LinearGroup.Map(self, $0) }
+    maps[pieces.count - 1].function = last
+    return LinearGroup.apply(maps)
   }
 
   /// x Wᵀ in pieces, and another map of x.
@@ -140,13 +142,14 @@ extension Tensor {
     return (Array(all.dropLast()), all[pieces.count])
   }
 
-  /// The same, the other map in two halves, each held to ±cap by cap·tanh(·/cap).
+  /// The same, the last piece through a sigmoid, the other map in two halves, each held to ±cap by
+  /// cap·tanh(·/cap); nil where they are not one launch.
   func linear(
     _ weight: Tensor, pieces: [Int], besideCapped other: Linear, cap: Double
   ) -> (pieces: [Tensor], other: [Tensor])? {
     let op = CappedGates(cap: cap)
     guard let bias = other.bias, bias.shape.elementCount % 2 == 0, device.fuses(op),
-      let all = together(weight, pieces: pieces, beside: other.weight.value)
+      let all = together(weight, pieces: pieces, last: .sigmoid, beside: other.weight.value)
     else { return nil }
     return (Array(all.dropLast()), apply(op, [all[pieces.count], bias.value]))
   }
