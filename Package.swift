@@ -128,6 +128,7 @@ let package = Package(
     .testTarget(
       name: "gyreTests", dependencies: ["gyre", arguments], swiftSettings: swiftSettings),
     test("GyreTensors"),
+    test("GyreCPU", ["CGyreKernels"]),
     test("GyreMixers", ["GyreTensors", "GyreRecurrence", "GyreLayers", "GyreCPU"]),
     test("GyreDistributed", ["GyreTensors"]),
     test(

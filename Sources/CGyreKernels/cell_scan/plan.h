@@ -26,8 +26,8 @@ struct cell_plan {
   bool streams;             // [B, T, H] arrays do not fit the caches
 };
 
-static inline struct cell_plan cell_plan_make(const struct ck_cell_scan_shape *s, long max_rows,
-                                              long element_bytes, long depth_step) {
+static inline struct cell_plan cell_plan_make(const struct ck_cell_scan_shape *s, bool backward,
+                                              long max_rows, long element_bytes, long depth_step) {
   const bool tiles = depth_step > 2;
   struct cell_plan p = {.shape = s, .B = s->batch, .T = s->tokens, .heads = s->heads,
                         .Hh = s->units, .H = s->heads * s->units, .G = ck_cell_gate_count(s->cell)};
@@ -42,10 +42,10 @@ static inline struct cell_plan cell_plan_make(const struct ck_cell_scan_shape *s
   // A thread must have more to do in a step than a barrier costs. By rows, no operand crosses between
   // processors, and all of R must stay in each one's cache beside half a megabyte of operands, or be
   // small enough for the shared cache to bring it to eight rows or more in time. Tile products want all
-  // rows they can get.
-  enum { MIN_STEP_WORK = 200000, TILE_PANELS = 384 << 10, OPERANDS = 512 << 10,
-         SHARED_PANELS = 1792 << 10, SHARED_ROWS = 8 };
-  long most = TILE_PANELS;
+  // rows they can get, but backward the operand that would cross is G times as large.
+  enum { MIN_STEP_WORK = 200000, TILE_PANELS = 384 << 10, TILE_PANELS_BACKWARD = 640 << 10,
+         OPERANDS = 512 << 10, SHARED_PANELS = 1792 << 10, SHARED_ROWS = 8 };
+  long most = backward && p.B >= SHARED_ROWS * threads ? TILE_PANELS_BACKWARD : TILE_PANELS;
   if (!tiles && ck_near_cache_bytes() - OPERANDS > most) most = ck_near_cache_bytes() - OPERANDS;
   if (!tiles && p.B >= SHARED_ROWS * threads && SHARED_PANELS > most) most = SHARED_PANELS;
   p.by_rows = p.B >= 2 * threads && panel_bytes < most;
@@ -65,6 +65,11 @@ static inline struct cell_plan cell_plan_make(const struct ck_cell_scan_shape *s
 
 static inline long cell_row_start(const struct cell_plan *p, long row_block) {
   return p->B * row_block / p->row_blocks;
+}
+
+/// The most rows that a row block has.
+static inline long cell_most_rows(const struct cell_plan *p) {
+  return (p->B + p->row_blocks - 1) / p->row_blocks;
 }
 
 static inline long cell_panel_elements(const struct cell_plan *p) { return p->depth * CELL_UNITS; }

@@ -23,6 +23,7 @@ struct arena {
   struct block *top;
   size_t offset;       // bytes in use in the top block
   size_t block_bytes;  // capacity the next first block gets
+  long depth;          // marks that have not ended
 };
 
 static pthread_key_t arena_key;
@@ -78,6 +79,7 @@ static void push_block(struct arena *a, size_t byte_count) {
 
 ck_scratch_mark ck_scratch_begin(void) {
   struct arena *a = this_arena();
+  a->depth++;
   return (ck_scratch_mark){.offset = a->offset, .block = a->top};
 }
 
@@ -92,6 +94,7 @@ void *ck_scratch(size_t byte_count) {
 
 void ck_scratch_end(ck_scratch_mark mark) {
   struct arena *a = this_arena();
+  a->depth--;
   if (mark.block == NULL) {
     size_t total = 0;
     for (struct block *block = a->top; block; block = block->below) total += block->capacity;
@@ -110,7 +113,8 @@ void ck_scratch_end(ck_scratch_mark mark) {
     if (a->block_bytes < released + below->capacity) a->block_bytes = released + below->capacity;
   }
   a->offset = mark.offset;
-  if (a->offset == 0 && !a->top->below && a->block_bytes > a->top->capacity) {
+  // An outer mark may be at the first block's start too: the block is replaced when no mark is left.
+  if (a->depth == 0 && a->block_bytes > a->top->capacity) {
     free(a->top);
     a->top = NULL;
   }

@@ -103,57 +103,57 @@ static void bf16_multiply_block(const uint32_t *a, const uint32_t *b, long units
   _tile_stored(1, sums + TILE, SIDE * 4);
 }
 
-// Both halves of a row of a block, scaled.
-INLINE void block_row(const struct ck_gemm_block *block, int r, __m512 *x) {
-  const __m512 alpha = _mm512_set1_ps(block->alpha);
-  x[0] = _mm512_mul_ps(alpha, _mm512_load_ps(block->sums + r * SIDE));
-  x[1] = _mm512_mul_ps(alpha, _mm512_load_ps(block->sums + r * SIDE + TILE));
+// A row of C of either type, 32 lanes in two halves; lanes outside of `lanes` are zero.
+INLINE void load_row(const bool half, const void *c, __mmask32 lanes, __m512 *x) {
+  if (!half) {
+    x[0] = _mm512_maskz_loadu_ps((__mmask16)lanes, c);
+    x[1] = _mm512_maskz_loadu_ps((__mmask16)(lanes >> TILE), (const float *)c + TILE);
+    return;
+  }
+  const __m512i row = _mm512_maskz_loadu_epi16(lanes, c);
+  x[0] = (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_castsi512_si256(row)), 16);
+  x[1] = (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(row, 1)), 16);
 }
 
-static void deliver_float(const struct ck_gemm_block *block) {
-  const __mmask32 lanes = block->columns >= SIDE ? ~0u : (1u << block->columns) - 1;
-  const __m512 beta = _mm512_set1_ps(block->beta);
-  float *c = block->c;
-  for (int r = 0; r < block->rows; r++, c += block->ldc) {
-    __m512 x[2];
-    block_row(block, r, x);
-#pragma clang loop unroll(full)
-    for (int h = 0; h < 2; h++) {
-      const __mmask16 here = (__mmask16)(lanes >> TILE * h);
-      float *out = c + TILE * h;
-      if (block->streams) {
-        _mm512_stream_ps(out, x[h]);
-        continue;
-      }
-      if (block->beta != 0)
-        x[h] = _mm512_fmadd_ps(beta, _mm512_maskz_loadu_ps(here, out), x[h]);
-      _mm512_mask_storeu_ps(out, here, x[h]);
-    }
+INLINE void store_row(const bool half, void *c, __mmask32 lanes, bool streams, const __m512 *x) {
+  if (half) {
+    const __m512i row = (__m512i)_mm512_cvtne2ps_pbh(x[1], x[0]);
+    if (streams) _mm512_stream_si512(c, row);
+    else _mm512_mask_storeu_epi16(c, lanes, row);
+  } else if (streams) {
+    _mm512_stream_ps(c, x[0]);
+    _mm512_stream_ps((float *)c + TILE, x[1]);
+  } else {
+    _mm512_mask_storeu_ps(c, (__mmask16)lanes, x[0]);
+    _mm512_mask_storeu_ps((float *)c + TILE, (__mmask16)(lanes >> TILE), x[1]);
   }
 }
 
-static void deliver_half(const struct ck_gemm_block *block) {
+INLINE void deliver_rows(const struct ck_gemm_block *block, const bool half) {
   const __mmask32 lanes = block->columns >= SIDE ? ~0u : (1u << block->columns) - 1;
-  const __m512 beta = _mm512_set1_ps(block->beta);
-  uint16_t *c = block->c;
-  for (int r = 0; r < block->rows; r++, c += block->ldc) {
-    __m512 x[2];
-    block_row(block, r, x);
+  const __m512 alpha = _mm512_set1_ps(block->alpha), beta = _mm512_set1_ps(block->beta);
+  __m512 bias[2] = {0};
+  if (block->bias) load_row(false, block->bias, lanes, bias);
+  const float *sums = block->sums, *residual = block->residual;
+  char *c = block->c;
+  for (int r = 0; r < block->rows; r++, sums += SIDE, c += block->ldc * (half ? 2 : 4)) {
+    __m512 x[2], term[2];
+    for (int h = 0; h < 2; h++) x[h] = _mm512_fmadd_ps(alpha, _mm512_load_ps(sums + h * TILE), bias[h]);
     if (block->beta != 0) {
-      const __m512i old = _mm512_maskz_loadu_epi16(lanes, c);
-      const __m512i low = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(old));
-      const __m512i high = _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(old, 1));
-      x[0] = _mm512_fmadd_ps(beta, (__m512)_mm512_slli_epi32(low, 16), x[0]);
-      x[1] = _mm512_fmadd_ps(beta, (__m512)_mm512_slli_epi32(high, 16), x[1]);
+      load_row(half, c, lanes, term);
+      for (int h = 0; h < 2; h++) x[h] = _mm512_fmadd_ps(beta, term[h], x[h]);
     }
-    const __m512i halves = (__m512i)_mm512_cvtne2ps_pbh(x[1], x[0]);
-    if (block->streams) _mm512_stream_si512((__m512i *)c, halves);
-    else _mm512_mask_storeu_epi16(c, lanes, halves);
+    if (residual) {
+      load_row(false, residual + r * block->ldr, lanes, term);
+      for (int h = 0; h < 2; h++) x[h] = _mm512_add_ps(x[h], term[h]);
+    }
+    store_row(half, c, lanes, block->streams, x);
   }
 }
 
 static void deliver(const struct ck_gemm_block *block) {
-  (block->c_type == CK_GEMM_TYPE_F32 ? deliver_float : deliver_half)(block);
+  if (block->c_type == CK_GEMM_TYPE_F32) deliver_rows(block, false);
+  else deliver_rows(block, true);
 }
 
 static void bf16x3_multiply(const struct ck_gemm_tile *t) {

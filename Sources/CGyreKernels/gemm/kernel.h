@@ -31,10 +31,13 @@ struct ck_gemm_tile {
   float alpha, beta;
 };
 
-/// A block of sums [mr][nr] on its way to C: c = alpha sums + beta c.
+/// A block of sums [mr][nr] on its way to C: c = alpha sums + bias + beta c + residual.
 struct ck_gemm_block {
   const float *sums;
   int rows, columns;
+  const float *bias;     // of the block's columns, or NULL
+  const float *residual; // the block's first, or NULL
+  long ldr;
   void *c;
   long ldc;
   int c_type;            // float32 or bfloat16

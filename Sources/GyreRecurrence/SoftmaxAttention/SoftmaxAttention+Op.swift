@@ -179,6 +179,9 @@ public struct AttentionForward: Op {
       make(
         "tiles", queries: 150, keys: 210, window: 70, keyHeads: 2, size: 40, starts: true,
         stored: false),
+      make(
+        "large tiles", queries: 140, keys: 170, keyHeads: 2, size: 120, starts: true,
+        stored: false),
       make("gates", queries: 70, keys: 140, keyHeads: 1, size: 72, gates: true, stored: false),
     ]
   }()

@@ -1,0 +1,67 @@
+// Rows of float32 rounded once into the layouts of products (tile_gemm_bf16.h), for engines whose operands meet
+// several products: "along" are rows of pairs of their own numbers, a left operand; "pairs" hold two rows'
+// numbers of 64 columns, a right operand; turning a block's words makes one of the other's transpose.
+#pragma once
+#include "tile_gemm_bf16.h"
+
+// [words, ld] from `rows` rows of `units` words each; rows and words are multiples of 16.
+static __attribute__((unused)) void CK_NAME(ck_half_turn)(uint32_t *out, long ld, const uint32_t *in,
+                                                          long units, long rows, long words) {
+  for (long r = 0; r < rows; r += 16)
+    for (long c = 0; c < words; c += 16) {
+      __m512i v[16];
+#pragma clang loop unroll(full)
+      for (int i = 0; i < 16; i++) v[i] = _mm512_load_si512(in + (r + i) * units + c);
+      CK_NAME(ck_half_transpose)(v);
+#pragma clang loop unroll(full)
+      for (int i = 0; i < 16; i++) _mm512_store_si512(out + (c + i) * ld + r, v[i]);
+    }
+}
+
+// `rows` rows (an even number, zeros behind `n`) of `width` <= 64 numbers, times `by` of their row: in
+// pairs, in pairs times `factor` of their row, along; and `kept` gets the numbers times `keep`.
+CK_TILE_INLINE void CK_NAME(ck_half_rows)(const float *in, long ld, long n, long rows, long width,
+                            const float *by, uint32_t *pairs, const float *factor, uint32_t *scaled,
+                            uint32_t *along, long units, float *kept, float keep) {
+  const __m512 stays = _mm512_set1_ps(keep);
+  const __mmask16 any = keep != 0.0f ? (__mmask16)0xFFFF : (__mmask16)0;
+  for (long t = 0; t < rows; t += 2) {
+    const float *row = in + t * ld;
+    __m512 first = _mm512_setzero_ps(), second = first;
+    if (scaled) {
+      first = _mm512_set1_ps(t < n ? factor[t] : 0.0f);
+      second = _mm512_set1_ps(t + 1 < n ? factor[t + 1] : 0.0f);
+    }
+    for (long j = 0; j < width; j += 32) {
+      __m512 x[2][2];
+#pragma clang loop unroll(full)
+      for (int h = 0; h < 2; h++) {
+        const __mmask16 lanes = CK_NAME(ck_half_lanes)(width - j - 16 * h);
+        const __mmask16 here = t < n ? lanes : 0, next = t + 1 < n ? lanes : 0;
+        x[0][h] = _mm512_maskz_loadu_ps(here, row + j + 16 * h);
+        x[1][h] = _mm512_maskz_loadu_ps(next, row + ld + j + 16 * h);
+        if (by) {
+          x[0][h] = _mm512_mul_ps(x[0][h], _mm512_set1_ps(t < n ? by[t] : 0.0f));
+          x[1][h] = _mm512_mul_ps(x[1][h], _mm512_set1_ps(t + 1 < n ? by[t + 1] : 0.0f));
+        }
+        if (kept) {
+          float *out = kept + t * ld + j + 16 * h;
+          _mm512_mask_storeu_ps(out, here, _mm512_maskz_mul_ps(any, x[0][h], stays));
+          _mm512_mask_storeu_ps(out + ld, next, _mm512_maskz_mul_ps(any, x[1][h], stays));
+        }
+        const long at = t * 32 + j + 16 * h;
+        if (pairs) _mm512_store_si512(pairs + at, CK_NAME(ck_half_zip)(x[0][h], x[1][h]));
+        if (scaled)
+          _mm512_store_si512(scaled + at,
+                             CK_NAME(ck_half_zip)(_mm512_mul_ps(x[0][h], first),
+                                                  _mm512_mul_ps(x[1][h], second)));
+      }
+      if (along) {
+        _mm512_store_si512(along + t * units + j / 2,
+                           (__m512i)_mm512_cvtne2ps_pbh(x[0][1], x[0][0]));
+        _mm512_store_si512(along + (t + 1) * units + j / 2,
+                           (__m512i)_mm512_cvtne2ps_pbh(x[1][1], x[1][0]));
+      }
+    }
+  }
+}
