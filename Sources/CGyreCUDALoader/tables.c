@@ -42,6 +42,7 @@ static const gyre_symbol driver_symbols[] = {
     DRIVER(tensor_map, "cuTensorMapEncodeTiled"),
     DRIVER(occupancy, "cuOccupancyMaxActiveBlocksPerMultiprocessor"),
     DRIVER(launch, "cuLaunchKernel"),
+    DRIVER(launch_with, "cuLaunchKernelEx"),
     DRIVER(launch_cooperative, "cuLaunchCooperativeKernel"),
     DRIVER(capture_begin, "cuStreamBeginCapture_v2"),
     DRIVER(capture_end, "cuStreamEndCapture"),

@@ -150,6 +150,9 @@ static const char low_rank_noise_cu[] = {
 static const char member_linear_cu[] = {
 #embed "cuda/member_linear.cu" suffix(, 0)
 };
+static const char row_products_cu[] = {
+#embed "cuda/row_products.cu" suffix(, 0)
+};
 static const char member_product_cu[] = {
 #embed "cuda/member_product.cu" suffix(, 0)
 };
@@ -346,6 +349,7 @@ static const gyre_cuda_source kernels[] = {
     {"evolution", evolution_cu},
     {"low_rank_noise", low_rank_noise_cu},
     {"member_linear", member_linear_cu},
+    {"row_products", row_products_cu},
     {"member_product", member_product_cu},
     {"egg_streams", egg_streams_cu},
     {"egg_forward", egg_forward_cu},

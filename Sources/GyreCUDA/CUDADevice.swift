@@ -1,5 +1,6 @@
 import CGyreCUDALoader
 import CGyreCUDASources
+import GyreRecurrence
 import GyreTensors
 import Synchronization
 
@@ -195,7 +196,8 @@ public final class CUDADevice: Device, @unchecked Sendable {
   public func fail(_ error: DeviceError) { failure.set(error) }
 
   public func hasKernel(for op: any Op) -> Bool {
-    op is AdamWStep || CUDAKernel.all[ObjectIdentifier(type(of: op))] != nil
+    if op is LinearGroup { return RowProducts.suits(self) }
+    return op is AdamWStep || CUDAKernel.all[ObjectIdentifier(type(of: op))] != nil
   }
 
   public func overwrites(_ op: any Op, _ inputs: [Tensor]) -> (input: Int, output: Int)? {
@@ -205,6 +207,9 @@ public final class CUDADevice: Device, @unchecked Sendable {
       return op.overwritten(inputs).map { (input: $0, output: 1) }
     case let op as PiecedConvolution:
       return op.convolution.overwritten(inputs).map { (input: $0, output: op.pieces.count) }
+    case let op as MinGRUForward:
+      guard MinGRUStep.suits(op, inputs) else { return nil }
+      return op.optional[2].map { (input: $0, output: 1) }
     case let op as TokenMixes:
       guard op.hasLast, inputs[0].shape[1] == 1 else { return nil }
       return (input: op.mixes + 1, output: op.mixes)

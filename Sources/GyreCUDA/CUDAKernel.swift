@@ -24,7 +24,7 @@ struct CUDAKernel: Sendable {
     for family in [
       pointwise, layout, reductions, products, norms, losses, optimizers, sequence, scans, heads,
       cells, recurrentCells, channels, selection, evolution, attention, rwkv, valueScales,
-      stepGates, egg, mesa,
+      stepGates, egg, mesa, rowProducts,
     ] {
       for kernel in family { table[kernel.op] = kernel }
     }

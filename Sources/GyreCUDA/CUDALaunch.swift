@@ -42,9 +42,11 @@ final class CUDALaunch {
   func floats(_ count: Int) -> UInt64 { scratch(4 * max(count, 1)) }
 
   /// Queues a kernel. A grid without blocks is none.
+  ///
+  /// - Parameter isEarly: it may begin when the one before says so and itself waits for what that one writes.
   func run<Arguments>(
     _ function: CUDAFunction, grid: (Int, Int, Int), threads: (Int, Int) = (256, 1),
-    shared: Int = 0, _ arguments: Arguments
+    shared: Int = 0, isEarly: Bool = false, _ arguments: Arguments
   ) {
     guard grid.0 > 0, grid.1 > 0, grid.2 > 0, !device.failure.isSet else { return }
     precondition(
@@ -55,7 +57,19 @@ final class CUDALaunch {
       let code = withUnsafeMutablePointer(to: &arguments) { pointer in
         var parameters: UnsafeMutableRawPointer? = UnsafeMutableRawPointer(pointer)
         return device.times.measure(name(function)) {
-          device.driver.current.launch(
+          if isEarly {
+            var early = gyre_cuda_launch_attribute()
+            (early.id, early.value.0) = (UInt32(GYRE_CUDA_LAUNCH_EARLY), 1)
+            return withUnsafeMutablePointer(to: &early) { early in
+              var how = gyre_cuda_launch_config()
+              how.grid = (UInt32(grid.0), UInt32(grid.1), UInt32(grid.2))
+              how.threads = (UInt32(threads.0), UInt32(threads.1), 1)
+              (how.shared, how.stream) = (UInt32(shared), device.stream)
+              (how.attributes, how.count) = (early, 1)
+              return device.driver.current.launch_with(&how, handle, &parameters, nil)
+            }
+          }
+          return device.driver.current.launch(
             handle, UInt32(grid.0), UInt32(grid.1), UInt32(grid.2), UInt32(threads.0),
             UInt32(threads.1), 1, UInt32(shared), device.stream, &parameters, nil)
         }

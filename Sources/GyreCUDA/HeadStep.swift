@@ -11,11 +11,11 @@ struct HeadStep {
   /// Where among the op's inputs the state is.
   let state: Int?
 
-  /// Warps of a block.
+  /// Warps of a block where each is alone; a team is a block.
   private static let warps = 4
   /// Functions by lanes beside each other and rows of a thread, for a warp and for a team of them.
   private static func each(_ name: String, _ rows: [Int]) -> [[Int: CUDAFunction]] {
-    (2...4).map { lanes in
+    (2...5).map { lanes in
       var table: [Int: CUDAFunction] = [:]
       for n in rows {
         table[n] = CUDAFunction("head_step", "\(name)_\(n)", ["-DLOG_LANES=\(lanes)"])
@@ -23,7 +23,8 @@ struct HeadStep {
       return table
     }
   }
-  private static let alone = each("head_step", [8, 16, 32])
+  private static let alone = each("head_step", [8, 16])
+  private static let pairs = each("head_pair", [16])
   private static let teams = each("head_team", [16, 32])
 
   /// Nil where the call has more than one token, or its sizes are not covered.
@@ -45,11 +46,12 @@ struct HeadStep {
     let (rows, keys, values) = (extents.batch * extents.heads, extents.keySize, extents.valueSize)
     guard rows > 0, values > 0, keys > 0, rows * values / 16 < 1 << 31 else { return nil }
     // More lanes make longer pieces of memory, fewer make more warps.
-    let possible: [(lanes: Int, team: Int, held: Int)] = [4, 3, 2].compactMap { lanes in
+    let possible: [(lanes: Int, team: Int, held: Int)] = [5, 4, 3, 2].compactMap { lanes in
       let lines = 32 >> lanes
       let held = (keys + lines - 1) / lines
       guard values % (4 << lanes) == 0 else { return nil }
-      if held <= 32 { return (lanes, 1, held <= 8 ? 8 : held <= 16 ? 16 : 32) }
+      if held <= 16 { return (lanes, 1, held <= 8 ? 8 : 16) }
+      if held <= 32 { return (lanes, 2, 16) }
       let part = (held + Self.warps - 1) / Self.warps
       return part <= 32 ? (lanes, Self.warps, part <= 16 ? 16 : 32) : nil
     }
@@ -57,17 +59,19 @@ struct HeadStep {
       rows * values / (4 << $0.lanes) * $0.team >= 8 * device.multiprocessors
     }
     guard let plan = fills ?? possible.last,
-      let function = (plan.team == 1 ? Self.alone : Self.teams)[plan.lanes - 2][plan.held]
+      let function = [1: Self.alone, 2: Self.pairs, Self.warps: Self.teams][plan.team]?[
+        plan.lanes - 2][plan.held]
     else { return nil }
     self.function = function
     (columns, team) = (4 << plan.lanes, plan.team)
-    shared = Self.warps / team * 5 * 4 * ((keys + 3) / 4 * 4)
+    shared = (team > 1 ? 1 : Self.warps) * 5 * 4 * ((keys + 3) / 4 * 4)
   }
 
   func run(_ a: gyre_head_args, _ launch: CUDALaunch) {
-    let (tiles, each) = (a.batch * a.heads * (a.value_size / columns), Self.warps / team)
+    let tiles = a.batch * a.heads * (a.value_size / columns)
+    let (each, warps) = team > 1 ? (1, team) : (Self.warps, Self.warps)
     launch.run(
-      function, grid: ((tiles + each - 1) / each, 1, 1), threads: (32 * Self.warps, 1),
+      function, grid: ((tiles + each - 1) / each, 1, 1), threads: (32 * warps, 1),
       shared: shared, a)
   }
 }

@@ -47,11 +47,31 @@ extension CUDAKernel {
   /// A product a piece, into tensors of their own.
   private static func linear(_ op: LinearPieces, _ call: KernelCall, _ launch: CUDALaunch) {
     let (x, w) = (call.inputs[0], call.inputs[1])
+    if multiplyRows(op, call, launch) { return }
     for ((rows, start), y) in zip(zip(op.pieces, op.starts), call.outputs) {
       var p = CUDAProducts.Problem()
       (p.m, p.n, p.k, p.transposesB) = (x.shape.rowCount, rows, w.shape[1], true)
       multiply(&p, x, w, y, op.precision, launch, bStart: start * w.shape[1])
     }
+  }
+
+  /// All pieces in one launch; false where sizes or types are others.
+  private static func multiplyRows(
+    _ op: LinearPieces, _ call: KernelCall, _ launch: CUDALaunch
+  ) -> Bool {
+    let (x, w) = (call.inputs[0], call.inputs[1])
+    // Two products of the library's are as fast.
+    guard op.pieces.count > 2, RowProducts.suits(launch.device),
+      LinearGroup.rows.contains(x.shape.rowCount),
+      op.precision == .bfloat16 || (x.dtype == .bfloat16 && w.dtype == .bfloat16)
+    else { return false }
+    let (from, weights) = (launch.bfloat16(x), launch.bfloat16(w))
+    let products = zip(zip(op.pieces, op.starts), call.outputs).map { piece, y in
+      RowProducts.Product(
+        x: from, weight: weights + UInt64(2 * piece.1 * w.shape[1]), inputs: w.shape[1],
+        weights: piece.0, y: y)
+    }
+    return RowProducts.run(products, rows: x.shape.rowCount, launch)
   }
 
   /// The gradients of those: rows of the weight's, and a sum for x.

@@ -2,6 +2,19 @@ import CGyreCUDASources
 import GyreRecurrence
 import GyreTensors
 
+/// One token of minGRU.
+enum MinGRUStep {
+  static let half = CUDAFunction("min_gru", "min_gru_step_half")
+  static let any = CUDAFunction("min_gru", "min_gru_step")
+
+  static func suits(_ op: MinGRUForward, _ inputs: [Tensor]) -> Bool {
+    let shape = inputs[0].shape
+    return shape[1] == 1 && shape[2] % 4 == 0
+      && inputs.prefix(2).allSatisfy { $0.address % 16 == 0 }
+      && (op.optional.pick(2, inputs).map { $0.dtype == .float32 && $0.address % 16 == 0 } ?? true)
+  }
+}
+
 extension CUDAKernel {
   private static let diagonalForward = CUDAFunction("diagonal_scan_base", "diagonal_scan_forward")
   private static let diagonalBackward = CUDAFunction("diagonal_scan_base", "diagonal_scan_backward")
@@ -45,6 +58,13 @@ extension CUDAKernel {
     CUDAKernel(MinGRUForward.self) { op, call, launch in
       var a = arguments(op, call.inputs)
       (a.h, a.h_final) = (call.outputs[0].array, call.outputs[1].array)
+      if MinGRUStep.suits(op, call.inputs), call.outputs.allSatisfy({ $0.address % 16 == 0 }) {
+        let isHalf = ([call.inputs[0], call.inputs[1], call.outputs[0]]).allSatisfy {
+          $0.dtype == .bfloat16
+        }
+        launch.run(isHalf ? MinGRUStep.half : MinGRUStep.any, over: a.batch * a.width, each: 4, a)
+        return true
+      }
       launch.run(minGRUForward, channels: a.batch * a.width, a)
       return true
     },

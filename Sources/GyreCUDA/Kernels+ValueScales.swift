@@ -34,6 +34,7 @@ extension CUDAKernel {
   ]
 
   private static let gates = CUDAFunction("step_gates", "step_gates")
+  private static let capped = CUDAFunction("step_gates", "capped_gates")
   private static let gatesBackward = CUDAFunction("step_gates", "step_gates_backward")
 
   static let stepGates: [CUDAKernel] = [
@@ -41,6 +42,15 @@ extension CUDAKernel {
       var a = arguments(op, call)
       (a.g, a.second) = (call.outputs[0].array, call.outputs[1].array)
       launch.run(gates, grid: grid(a, blocksPerProcessor: 16, launch), a)
+      return true
+    },
+    CUDAKernel(CappedGates.self) { op, call, launch in
+      let z = call.inputs[0]
+      var a = gyre_step_gates_args()
+      (a.rows, a.heads, a.width) = (z.shape.rowCount, z.shape.last / 2, z.shape.last)
+      (a.strength, a.z, a.bias) = (Float(op.cap), z.array, call.inputs[1].array)
+      (a.g, a.second) = (call.outputs[0].array, call.outputs[1].array)
+      launch.run(capped, over: a.rows * a.width, a)
       return true
     },
     CUDAKernel(StepGates.Backward.self) { op, call, launch in

@@ -27,6 +27,11 @@ extension CUDALaunch {
       box: [64, 2, 4, 4, 2])
   }
 
+  /// A matrix [rows, channels] by boxes of `box` rows and 64 channels.
+  func rowMap(_ address: UInt64, rows: Int, channels: Int, box: Int) -> gyre_tensor_map {
+    map(address, [channels, rows], strides: [2 * channels], box: [64, UInt32(box)])
+  }
+
   /// - Parameter strides: bytes from one to the next along all axes but the first.
   private func map(
     _ address: UInt64, _ sizes: [Int], strides: [Int], box: [UInt32]

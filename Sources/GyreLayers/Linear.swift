@@ -61,6 +61,9 @@ public struct LowRankLinear: Sendable {
   /// y − b, for ops that add the bias themselves.
   public func withoutBias(_ x: Tensor) -> Tensor { hidden(x).linear(up.weight.value) }
 
+  /// y of y − b.
+  public func biased(_ y: Tensor) -> Tensor { up.bias.map { y + $0.value } ?? y }
+
   private func hidden(_ x: Tensor) -> Tensor {
     let h = down(x)
     return activation.map { h.unary($0) } ?? h

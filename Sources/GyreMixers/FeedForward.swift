@@ -100,6 +100,11 @@ struct GatedUnitLayer: Sendable {
     guard let gate else {
       // Sums for a bias and looked up rows have kernels for activations only.
       let isPlain = up.bias == nil && x.note == nil
+      if isPlain, activation == .silu,
+        let hidden = LinearGroup.apply([.init(x, up.weight.value, .gatedSiLU)])
+      {
+        return down(hidden[0])
+      }
       let both = isPlain ? up(x, output: ComputePrecision.betweenProducts(on: x.device)) : up(x)
       return down(both.gatedUnit(activation))
     }

@@ -91,8 +91,8 @@ public struct GatedDeltaNet: SequenceMixer {
   public func callAsFunction(_ x: Tensor, state: inout State, context: inout SequenceContext)
     -> Tensor
   {
-    let parts = streams(x, state: &state, reset: context.reset)
-    let gate = decay.withStrengths(gates(x), strength: c.negativeEigenvalues ? 2 : 1)
+    let (parts, control) = streams(x, beside: gates, state: &state, reset: context.reset)
+    let gate = decay.withStrengths(control, strength: c.negativeEigenvalues ? 2 : 1)
     let y = engine(
       .init(
         q: parts[0].heads(keyHeads).l2Normalized(), k: parts[1].heads(keyHeads).l2Normalized(),

@@ -98,14 +98,24 @@ public struct MLSTM: SequenceMixer {
     c.inputGate == .exponential ? exponential.stateSpec : bounded.stateSpec
   }
 
+  /// q, k, v and the open share of the output gate; then input and forget gates, capped.
+  private func maps(_ x: Tensor) -> (streams: [Tensor], gates: [Tensor]) {
+    let pieces = [sizes.keys, sizes.keys, sizes.values, sizes.values]
+    if !c.separate, projections[0].bias == nil,
+      let together = x.linear(
+        projections[0].weight.value, pieces: pieces, besideCapped: gates, cap: c.gateCap)
+    {
+      return (together.pieces, together.other)
+    }
+    var parts = c.separate ? projections.map { $0(x) } : projections[0](x, pieces: pieces)
+    parts[3] = parts[3].sigmoid()
+    return (parts, ((gates(x) / c.gateCap).tanh() * c.gateCap).split([c.heads, c.heads]))
+  }
+
   public func callAsFunction(_ x: Tensor, state: inout State, context: inout SequenceContext)
     -> Tensor
   {
-    let parts =
-      c.separate
-      ? projections.map { $0(x) }
-      : projections[0](x, pieces: [sizes.keys, sizes.keys, sizes.values, sizes.values])
-    let capped = ((gates(x) / c.gateCap).tanh() * c.gateCap).split([c.heads, c.heads])
+    let (parts, capped) = maps(x)
     let (q, k, v) = (parts[0].heads(c.heads), parts[1].heads(c.heads), parts[2].heads(c.heads))
     let y: Tensor
     switch c.inputGate {
@@ -121,6 +131,6 @@ public struct MLSTM: SequenceMixer {
           decay: .scalar(capped[1].logSigmoid())),
         state: &state, form: context.form, reset: context.reset)
     }
-    return output(norm(y).mergedHeads() * parts[3].sigmoid())
+    return output(norm(y).mergedHeads() * parts[3])
   }
 }

@@ -167,36 +167,69 @@ public struct RWKV7: SequenceMixer {
     let (mixed, last) = x.tokenShiftMix(
       mixes.map(\.value), last: state["last"], reset: context.reset)
     state["last"] = last
-    let r = receptance(mixed[0]).heads(heads)
-    let v = values(value(mixed[3]), mixed[3], &context)
-    let terms = terms(k: key(mixed[2]), decay: mixed[1], rate: mixed[4])
+    let maps = maps(mixed)
+    let r = maps.receptance.heads(heads)
+    let amount = residualValue.map { LowRank(map: $0, x: mixed[3], product: maps.low?[3]) }
+    let v = values(maps.value, amount, &context)
+    let terms = terms(
+      k: maps.key, decay: LowRank(map: decay, x: mixed[1], product: maps.low?[0]),
+      rate: LowRank(map: rate, x: mixed[4], product: maps.low?[1]))
     let y = engine(
       .init(
         q: r, k: terms.written, v: v, logDecay: terms.logDecay, a: terms.erase, b: terms.write),
       state: &state, form: context.form, reset: context.reset)
-    return output(readout(y, r, terms.written, v, gate: gate(mixed[5])))
+    return output(readout(y, r, terms.written, v, gate: maps.low?[2] ?? gate(mixed[5])))
+  }
+
+  /// A low-rank map of x; without its bias where it is known already.
+  private struct LowRank {
+    let map: LowRankLinear
+    let x: Tensor
+    let product: Tensor?
+    var withoutBias: Tensor { product ?? map.withoutBias(x) }
+    var whole: Tensor { product.map { map.biased($0) } ?? map(x) }
+  }
+
+  /// The maps of the mixed inputs: of full rank, and of low rank without bias (decay, rate, gate, value)
+  /// where all of them are two launches.
+  private func maps(
+    _ x: [Tensor]
+  ) -> (receptance: Tensor, key: Tensor, value: Tensor, low: [Tensor]?) {
+    var pairs = [(decay, x[1]), (rate, x[4]), (gate, x[5])]
+    if let residualValue { pairs.append((residualValue, x[3])) }
+    let down = pairs.compactMap { map, x in
+      LinearGroup.Function(map.activation).map { LinearGroup.Map(x, map.down.weight.value, $0) }
+    }
+    let full = [(receptance, x[0]), (key, x[2]), (value, x[3])]
+    if down.count == pairs.count,
+      let first = LinearGroup.apply(full.map { LinearGroup.Map($1, $0.weight.value) } + down),
+      let second = LinearGroup.apply(
+        zip(pairs, first[3...]).map { LinearGroup.Map($1, $0.0.up.weight.value) })
+    {
+      return (first[0], first[1], first[2], second)
+    }
+    return (receptance(x[0]), key(x[2]), value(x[3]), nil)
   }
 
   /// `[B, T, H, V]`, mixed towards the first layer's values.
   private func values(
-    _ own: Tensor, _ x: Tensor, _ context: inout SequenceContext
+    _ own: Tensor, _ amount: LowRank?, _ context: inout SequenceContext
   ) -> Tensor {
-    guard let residualValue, let first = context.shared["rwkv7.value"] else {
+    guard let amount, let first = context.shared["rwkv7.value"] else {
       context.shared["rwkv7.value"] = own
       return own.heads(heads)
     }
-    if let bias = residualValue.up.bias, own.device.fuses(GatedBlend()) {
-      return apply(GatedBlend(), [own, first, residualValue.withoutBias(x), bias.value])[0]
-        .heads(heads)
+    if let bias = amount.map.up.bias, own.device.fuses(GatedBlend()) {
+      return apply(GatedBlend(), [own, first, amount.withoutBias, bias.value])[0].heads(heads)
     }
-    return (own + (first - own) * residualValue(x).sigmoid()).heads(heads)
+    return (own + (first - own) * amount.whole.sigmoid()).heads(heads)
   }
 
   private struct Terms {
     var written, logDecay, erase, write: Tensor
   }
 
-  private func terms(k: Tensor, decay x: Tensor, rate z: Tensor) -> Terms {
+  private func terms(k: Tensor, decay w: LowRank, rate z: LowRank) -> Terms {
     let op = RWKV7Keys(heads: heads, epsilon: keyEpsilon)
     if let rateBias = rate.up.bias, let decayBias = decay.up.bias, isWhole, !flips,
       k.device.fuses(op)
@@ -204,17 +237,17 @@ public struct RWKV7: SequenceMixer {
       let t = apply(
         op,
         [
-          k, rate.withoutBias(z), decay.withoutBias(x), keyScale.value, keyRate.value,
+          k, z.withoutBias, w.withoutBias, keyScale.value, keyRate.value,
           rateBias.value, decayBias.value,
         ])
       return Terms(written: t[0], logDecay: t[1], erase: t[2], write: t[3])
     }
-    let a = rate(z).sigmoid()
+    let a = z.whole.sigmoid()
     let strength = flips ? a * 2 : a
     let direction = (k * keyScale.value).heads(heads).l2Normalized(epsilon: keyEpsilon)
     return Terms(
       written: (k * ((a - 1) * keyRate.value + 1)).heads(heads),
-      logDecay: (decay(x).sigmoid() * -Functions.exp(-0.5)).heads(heads),
+      logDecay: (w.whole.sigmoid() * -Functions.exp(-0.5)).heads(heads),
       erase: -direction, write: direction * strength.heads(heads))
   }
 

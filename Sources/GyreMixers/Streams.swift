@@ -41,10 +41,23 @@ struct Streams: Sendable {
 
   /// The mixed streams, then the plain ones, each `[B, T, its width]`.
   func callAsFunction(_ x: Tensor, state: inout State, reset: Tensor?) -> [Tensor] {
-    guard convolution != nil || isFused else {
-      return activated(x.linear(projection.weight.value, pieces: mixed + plain))
-    }
-    let parts = x.linear(projection.weight.value, pieces: [mixed.reduce(0, +)] + plain)
+    streams(x.linear(projection.weight.value, pieces: pieces), &state, reset)
+  }
+
+  /// The same beside another map of x, which may be made together.
+  func callAsFunction(
+    _ x: Tensor, beside other: Linear, state: inout State, reset: Tensor?
+  ) -> (streams: [Tensor], other: Tensor) {
+    let (parts, beside) = x.linear(projection.weight.value, pieces: pieces, beside: other)
+    return (streams(parts, &state, reset), beside)
+  }
+
+  private var pieces: [Int] {
+    convolution != nil || isFused ? [mixed.reduce(0, +)] + plain : mixed + plain
+  }
+
+  private func streams(_ parts: [Tensor], _ state: inout State, _ reset: Tensor?) -> [Tensor] {
+    guard convolution != nil || isFused else { return activated(parts) }
     let streams =
       convolution?(parts[0], pieces: mixed, state: &state, reset: reset)
       ?? parts[0].silu().split(mixed)
@@ -104,5 +117,40 @@ extension GatedNorm.Gate {
     case "sigmoid": return .sigmoid
     default: throw ConfigurationError(field, "must be silu or sigmoid, is \(name)")
     }
+  }
+}
+
+extension Tensor {
+  /// x Wᵀ in pieces and another map of x without its bias; nil where they are not one launch.
+  private func together(
+    _ weight: Tensor, pieces: [Int], last: LinearGroup.Function = .none, beside other: Tensor
+  ) -> [Tensor]? {
+    // Rows of a weight in another type would be converted each time.
+    guard weight.dtype == .bfloat16 else { return nil }
+    let rows = weight.aliasedRows(as: pieces.map { [$0, weight.shape[1]] })
+    var maps = (rows + [other]).map { LinearGroup.Map(self, $0) }
+    maps[pieces.count - 1].function = last
+    return LinearGroup.apply(maps)
+  }
+
+  /// x Wᵀ in pieces, and another map of x.
+  func linear(
+    _ weight: Tensor, pieces: [Int], beside other: Linear
+  ) -> (pieces: [Tensor], other: Tensor) {
+    guard other.bias == nil, let all = together(weight, pieces: pieces, beside: other.weight.value)
+    else { return (linear(weight, pieces: pieces), other(self)) }
+    return (Array(all.dropLast()), all[pieces.count])
+  }
+
+  /// The same, the last piece through a sigmoid, the other map in two halves, each held to ±cap by
+  /// cap·tanh(·/cap); nil where they are not one launch.
+  func linear(
+    _ weight: Tensor, pieces: [Int], besideCapped other: Linear, cap: Double
+  ) -> (pieces: [Tensor], other: [Tensor])? {
+    let op = CappedGates(cap: cap)
+    guard let bias = other.bias, bias.shape.elementCount % 2 == 0, device.fuses(op),
+      let all = together(weight, pieces: pieces, last: .sigmoid, beside: other.weight.value)
+    else { return nil }
+    return (Array(all.dropLast()), apply(op, [all[pieces.count], bias.value]))
   }
 }

@@ -30,6 +30,8 @@ public enum OpCatalog {
     TokenShift.self,
     TokenMixes.self,
     GatedBlend.self,
+    LinearGroup.self,
+    CappedGates.self,
     ValueScales.self,
     StepGates.self,
     RWKV7Keys.self,

@@ -37,6 +37,20 @@ enum {
   GYRE_CUDA_MAP_PROMOTION_128 = 2,
 };
 
+// CUlaunchAttribute and CUlaunchConfig.
+typedef struct gyre_cuda_launch_attribute {
+  unsigned id, unused;
+  unsigned long long value[8];
+} gyre_cuda_launch_attribute;
+typedef struct gyre_cuda_launch_config {
+  unsigned grid[3], threads[3], shared;
+  gyre_cuda_handle stream;
+  gyre_cuda_launch_attribute *_Nullable attributes;
+  unsigned count;
+} gyre_cuda_launch_config;
+// The kernel may begin when those before it say so.
+enum { GYRE_CUDA_LAUNCH_EARLY = 6 };
+
 // libcuda: the driver.
 typedef struct gyre_cuda_driver {
   GYRE_CUDA_FN(int, start, unsigned flags);
@@ -94,6 +108,9 @@ typedef struct gyre_cuda_driver {
   GYRE_CUDA_FN(
     int, launch, gyre_cuda_handle function, unsigned grid_x, unsigned grid_y, unsigned grid_z,
     unsigned block_x, unsigned block_y, unsigned block_z, unsigned shared, gyre_cuda_handle stream,
+    void *_Nullable *_Nullable parameters, void *_Nullable *_Nullable extra);
+  GYRE_CUDA_FN(
+    int, launch_with, const gyre_cuda_launch_config *_Nonnull how, gyre_cuda_handle function,
     void *_Nullable *_Nullable parameters, void *_Nullable *_Nullable extra);
   GYRE_CUDA_FN(
     int, launch_cooperative, gyre_cuda_handle function, unsigned grid_x, unsigned grid_y,

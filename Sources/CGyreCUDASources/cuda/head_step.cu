@@ -1,10 +1,10 @@
 // One token of linear attention or a delta rule: every state is read once and written once, into the same
 // memory if asked. A warp holds 4 * LANES columns of the K rows of one head's state, 2^LOG_LANES lanes of four
-// columns beside each other and LINES of them below each other, so that it waits for nobody; where K is large,
-// the four warps of a block hold a part of the rows each. All rules are
+// columns beside each other and LINES of them below each other, so that it waits for nobody, or two or, where K is
+// large, the four warps of a block hold a part of the rows each. All rules are
 // S' = D S + p A + k W for one token, with A = (D S)'k, W = beta (v - A) without p, or A = S'a, p = b, W = v,
 // or no A and W = w v; so that S''q needs only sums over S, made together with A.
-// Variants: LOG_LANES=2..4
+// Variants: LOG_LANES=2..5
 #include "gyre_cuda_engine_args.h"
 #include "four.cuh"
 
@@ -28,6 +28,19 @@ GYRE_DEVICE float4 across(const float4 &x, int offset) {
       __shfl_xor_sync(~0u, x.z, offset), __shfl_xor_sync(~0u, x.w, offset));
 }
 
+// States pass once: they are not to take the caches from what is read again.
+GYRE_DEVICE float4 load_once(const float4 *p) {
+  float4 v;
+  asm volatile("ld.global.cs.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+               : "l"(p));
+  return v;
+}
+GYRE_DEVICE void store_once(float4 *p, const float4 &v) {
+  asm volatile("st.global.cs.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(p), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w)
+               : "memory");
+}
+
 // What a row of the state is read and written with.
 struct Rows {
   float *read_a, *read_y, *decay, *write_a, *write_k;
@@ -41,19 +54,19 @@ struct Sums {
   float4 a, y;
 };
 
-// K up to N * LINES * TEAM, TEAM 1 or WARPS; row 4 ((n * TEAM + member) * LINES + line) + j of the state is element
+// K up to N * LINES * TEAM, TEAM 1, 2 or WARPS; row 4 ((n * TEAM + member) * LINES + line) + j of the state is element
 // 4 n + j of a lane. Shared: of each team what A and y read, the decay, and what A and W write, [5][K up to a
 // multiple of 4].
 template <int N, int TEAM> GYRE_DEVICE void step(const gyre_head_args &a) {
-  __shared__ Sums parts_of[TEAM > 1 ? WARPS : 1][LANES];
-  __shared__ float scalars[TEAM > 1 ? WARPS : 1][3];
+  __shared__ Sums parts_of[TEAM][LANES];
+  __shared__ float scalars[TEAM][3];
   extern __shared__ float4 shared[];
   const int K = (int)a.key_size, padded = (K + 3) & ~3, lane = threadIdx.x & 31;
   const int column_lane = lane & (LANES - 1), line = lane >> LOG_LANES;
   const long V = a.value_size;
   const unsigned parts = (unsigned)(V / COLUMNS), heads = (unsigned)a.heads;
   const int warp = threadIdx.x >> 5, member = warp % TEAM;
-  const unsigned tile = blockIdx.x * (WARPS / TEAM) + warp / TEAM;
+  const unsigned tile = TEAM > 1 ? blockIdx.x : blockIdx.x * WARPS + warp;
   if (tile >= (unsigned)a.batch * heads * parts) return;
   const unsigned row_index = tile / parts, part = tile % parts;
   const unsigned b = row_index / heads, h = row_index % heads;
@@ -66,7 +79,7 @@ template <int N, int TEAM> GYRE_DEVICE void step(const gyre_head_args &a) {
 #pragma unroll
   for (int i = 0; i < N; i++) {
     const int k = 4 * ((i / 4 * TEAM + member) * LINES + line) + i % 4;
-    S[i] = fresh || k >= K ? make_float4(0.f, 0.f, 0.f, 0.f) : state[k * (V / 4)];
+    S[i] = fresh || k >= K ? make_float4(0.f, 0.f, 0.f, 0.f) : load_once(state + k * (V / 4));
   }
   const Raw4<false> raw(a.v, column);
 
@@ -81,7 +94,7 @@ template <int N, int TEAM> GYRE_DEVICE void step(const gyre_head_args &a) {
     shift = before - top;
     weight = expf(gate - top);
   }
-  float *mine = (float *)shared + warp / TEAM * 5 * padded;
+  float *mine = (float *)shared + (TEAM > 1 ? 0 : warp) * 5 * padded;
   const Rows rows = {mine, mine + padded, mine + 2 * padded, mine + 3 * padded, mine + 4 * padded};
   const float all = expf(one + shift);
   float qk = 0.f, qb = 0.f, amount = 0.f;
@@ -174,7 +187,7 @@ template <int N, int TEAM> GYRE_DEVICE void step(const gyre_head_args &a) {
       float4 next = make_float4(d * s.x, d * s.y, d * s.z, d * s.w);
       if (is_general) add_times(next, of_a[j], sum_a);
       add_times(next, of_k[j], W);
-      if (first + j < K) final_state[(first + j) * (V / 4)] = next;
+      if (first + j < K) store_once(final_state + (first + j) * (V / 4), next);
     }
   }
   if (line || member) return;
@@ -193,9 +206,11 @@ template <int N, int TEAM> GYRE_DEVICE void step(const gyre_head_args &a) {
 }
 
 #define ENTRY(NAME, N, TEAM, BLOCKS)                                                             \
-  extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS) NAME(gyre_head_args a) { step<N, TEAM>(a); }
+  extern "C" __global__ void __launch_bounds__(32 * (TEAM > 1 ? TEAM : WARPS), BLOCKS) NAME(gyre_head_args a) { \
+    step<N, TEAM>(a);                                                                            \
+  }
 ENTRY(head_step_8, 8, 1, 6)
 ENTRY(head_step_16, 16, 1, 4)
-ENTRY(head_step_32, 32, 1, 3)
+ENTRY(head_pair_16, 16, 2, 8)
 ENTRY(head_team_16, 16, WARPS, 4)
 ENTRY(head_team_32, 32, WARPS, 3)

@@ -101,9 +101,22 @@ GYRE_KERNEL argmax(gyre_argmax_args a) {
   for (long r = blockIdx.x; r < a.rows; r += gridDim.x) {
     float best = -INFINITY;
     long index = 0x7fffffff;
-    for (long c = threadIdx.x; c < a.columns; c += blockDim.x) {
-      float x = load(a.x, r * a.columns + c);
-      if (x > best || index == 0x7fffffff) best = x, index = c;
+    // Eight at a time, two of these under way.
+    const bool wide = is_wide(a.x) && a.columns % 8 == 0;
+    for (long c = threadIdx.x * 8; c < a.columns; c += blockDim.x * 16) {
+      float x[2][8];
+#pragma unroll
+      for (int u = 0; u < 2; u++) {
+        const long at = c + u * blockDim.x * 8;
+        load8(a.x, r * a.columns + at, r * a.columns + a.columns, wide, x[u]);
+      }
+#pragma unroll
+      for (int u = 0; u < 2; u++)
+#pragma unroll
+        for (int j = 0; j < 8; j++) {
+          const long at = c + u * blockDim.x * 8 + j;
+          if (at < a.columns && (x[u][j] > best || index == 0x7fffffff)) best = x[u][j], index = at;
+        }
     }
     best_value[threadIdx.x] = best;
     best_index[threadIdx.x] = index;

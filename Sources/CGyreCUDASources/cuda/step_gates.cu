@@ -58,3 +58,11 @@ GYRE_KERNEL __launch_bounds__(256) step_gates_backward(gyre_step_gates_args a) {
     a.sums[((long)blockIdx.y * 2 + n) * a.heads + p.head] = sum;
   }
 }
+
+// c tanh((z + b) / c) in two halves; `strength` is c.
+GYRE_KERNEL capped_gates(gyre_step_gates_args a) {
+  for (long i = (long)blockIdx.x * blockDim.x + threadIdx.x; i < a.rows * a.width; i += (long)gridDim.x * blockDim.x) {
+    const long r = i / a.width, j = i - r * a.width, h = j < a.heads ? j : j - a.heads;
+    store(j < a.heads ? a.g : a.second, r * a.heads + h, a.strength * tanhf((load(a.z, i) + load(a.bias, j)) / a.strength));
+  }
+}

@@ -23,6 +23,7 @@ struct Span {
 // A warp takes 128 channels of every eighth row of the block's; the token before is in the first cache, where
 // the neighbour warp has it.
 template <int MIXES, bool HALF> GYRE_DEVICE void forward(const gyre_token_mixes_args &a) {
+  let_next_begin();
   const long d = ((long)blockIdx.x * 32 + (threadIdx.x & 31)) * 4, rows = a.batch * a.tokens;
   if (d >= a.width) return;
   Four mix[MIXES];

@@ -466,3 +466,30 @@ typedef struct gyre_token_mixes_args {
   long more_of;
   GYRE_CUDA_PTR(float) sums;  // [batch * chunks, mixes, width]
 } gyre_token_mixes_args;
+// MARK: row_products.cu
+
+// y = f(x W') of up to 256 rows for a few x and W in one launch. A cluster of blocks has two parts of the rows,
+// `columns` tiles of columns and `splits` parts of the sums, columns * splits * 2 = GYRE_ROW_CLUSTER; clusters from
+// `first` on belong to a product. x comes by boxes of 64 rows, W of half a tile, both of 64 inputs.
+enum { GYRE_ROW_PRODUCTS = 8, GYRE_ROW_HEIGHT = 128, GYRE_ROW_THREADS = 384, GYRE_ROW_CLUSTER = 4 };
+// f: of one output, or SiLU of one of the first half of the outputs times its partner in the second.
+enum { GYRE_ROW_PLAIN, GYRE_ROW_TANH, GYRE_ROW_SIGMOID, GYRE_ROW_RELU_SQUARED, GYRE_ROW_GATED };
+#define GYRE_ROW_STAGES(columns) ((columns) == 256 ? 4 : (columns) == 192 ? 5 : (columns) == 128 ? 6 : 8)
+typedef struct gyre_row_product {
+  gyre_tensor_map x, w;
+  GYRE_CUDA_PTR(void) y;  // [rows, outputs]
+  int outputs, steps;     // of y; 64 inputs each
+  int first, function, is_float;
+  int padding[9];
+} gyre_row_product;
+typedef struct gyre_row_products_args {
+  gyre_row_product of[GYRE_ROW_PRODUCTS];
+  int rows, count, columns, splits;
+  int padding[12];
+} gyre_row_products_args;
+// Shared memory of a block.
+#ifndef __CUDACC_RTC__
+static inline long gyre_row_products_shared(long columns) {
+  return 1024 + GYRE_ROW_STAGES(columns) * ((GYRE_ROW_HEIGHT + columns) * 128 + 16);
+}
+#endif

@@ -144,7 +144,7 @@ public struct RWKV7Keys: Op, TakesOwnParameters, SumsCotangents {
 
 extension Tensor {
   /// Consecutive elements under these shapes, sharing storage; not seen by the tape.
-  func aliasedRows(as shapes: [Shape]) -> [Tensor] {
+  package func aliasedRows(as shapes: [Shape]) -> [Tensor] {
     var start = byteOffset
     return shapes.map { shape in
       defer { start += shape.elementCount * dtype.byteCount }

@@ -13,7 +13,8 @@ struct DecodeRows: Encodable {
     var way: Decoder.Way
     var parameters: Int
     var secondsPerStep, floorSeconds, tokensPerS: Double
-    /// ‖program − op by op‖/‖op by op‖ of the logits of the first steps.
+    /// ‖program − op by op‖/‖op by op‖ of the logits of the first steps; of many sequences ‖together −
+    /// in two halves‖/‖in two halves‖.
     var deviation: Double?
   }
   /// Bytes in use before and after many tokens.
@@ -79,7 +80,11 @@ struct DecodeRows: Encodable {
     let context = hasCache ? 512 : 64
     let state = start(model, batch: batch, context: context)
     let tokens = (0..<batch).map { Int32($0 % model.configuration.vocabulary) }
-    let deviation = batch == 1 ? try deviation(model, state) : nil
+    let deviation =
+      batch == 1
+      ? try deviation(model, state)
+      // Caches of attention would have to be there twice.
+      : hasCache ? nil : try deviationOfHalves(model, state, tokens)
     var decoder = Decoder(model, from: state, reading: tokens)
     for _ in 0..<4 { try decoder.step() }
     try model.device.synchronize()
@@ -133,6 +138,30 @@ struct DecodeRows: Encodable {
     return (difference / size).squareRoot()
   }
 
+  /// Few rows take other products and other cuts of kernels than many.
+  private static func deviationOfHalves(
+    _ model: LanguageModel, _ state: ModelState, _ tokens: [Int32]
+  ) throws -> Double? {
+    let half = state.batch / 2
+    func logits(_ rows: Range<Int>, _ state: inout ModelState) throws -> [Float] {
+      let tokens = Tensor(Array(tokens[rows]), shape: [rows.count, 1], on: model.device)
+      return try model.logits(model.hidden(tokens, state: &state, form: .recurrent)).floats()
+    }
+    var all = state
+    var parts = [0..<half, half..<state.batch].map { ($0, state.rows(Array($0))) }
+    var (difference, size) = (0.0, 0.0)
+    for _ in 0..<2 {
+      let found = try logits(0..<state.batch, &all)
+      var expected: [Float] = []
+      for i in parts.indices { expected += try logits(parts[i].0, &parts[i].1) }
+      for (a, b) in zip(found, expected) {
+        difference += Double(a - b) * Double(a - b)
+        size += Double(b) * Double(b)
+      }
+    }
+    return (difference / size).squareRoot()
+  }
+
   private static func long(_ tokens: Int, on device: any Device) throws -> LongRun {
     let model = try model("tiny", vocabulary: 256, on: device)
     var decoder = Decoder(model, from: start(model, batch: 1, context: 64), reading: [1])
@@ -152,7 +181,7 @@ struct DecodeRows: Encodable {
   func print() {
     var table = Table([
       ("model", .left), ("batch", .right), ("way", .left), ("a step", .right), ("floor", .right),
-      ("of floor", .right), ("tokens/s", .right), ("from op by op", .right),
+      ("of floor", .right), ("tokens/s", .right), ("deviation", .right),
     ])
     for row in rows {
       table.add([
