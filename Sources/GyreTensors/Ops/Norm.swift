@@ -82,6 +82,10 @@ public struct Norm: Op, TakesOwnParameters {
       OpCase("\(name) weight", op, [TestInput([2, 70, 64]), TestInput([64])]),
       OpCase("\(name) per head", op, [TestInput([5, 4, 24]), TestInput([4, 24])]),
       OpCase("\(name) bias", op, [TestInput([5, 37]), TestInput([37]), TestInput([37])]),
+      // More than kernels leave to the caches; every second row begins within a line.
+      OpCase(
+        "\(name) large", op, [TestInput([1600, 1000]), TestInput([1000])],
+        gradientTolerance: 2e-4),
       OpCase(
         "\(name) own", op.withOwnParameters,
         [[5, 7, 40], [5, 40], [5, 40]].map { TestInput(Shape($0), differentiable: false) }),
@@ -220,6 +224,14 @@ public struct GatedNorm: Op {
     OpCase(
       "gate first", GatedNorm(epsilon: 1e-5, gatesFirst: true),
       [TestInput([70, 64]), TestInput([70, 64]), TestInput([64])]),
+    OpCase(
+      "large", GatedNorm(epsilon: 1e-5),
+      [TestInput([1600, 1000]), TestInput([1600, 1000]), TestInput([1000])],
+      gradientTolerance: 2e-4),
+    OpCase(
+      "gate first, large", GatedNorm(epsilon: 1e-5, gatesFirst: true),
+      [TestInput([1600, 1000]), TestInput([1600, 1000]), TestInput([1000])],
+      gradientTolerance: 2e-4),
     OpCase(
       "sigmoid", GatedNorm(epsilon: 1e-6, gate: .sigmoid),
       [TestInput([7, 4, 20]), TestInput([7, 4, 20]), TestInput([80])]),
