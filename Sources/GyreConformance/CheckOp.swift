@@ -8,7 +8,9 @@ import GyreTensors
 enum CheckOp {
   static func cases(_ type: any Op.Type, _ tag: ConformanceCase.Tag) -> [ConformanceCase] {
     type.cases.map { item in
-      ConformanceCase("\(tag) \(type.name) \(item.label)", [tag, .small]) { check in
+      let elements = item.inputs.reduce(0) { $0 + $1.spec.shape.elementCount }
+      let tags: Set<ConformanceCase.Tag> = elements < 1 << 20 ? [tag, .small] : [tag]
+      return ConformanceCase("\(tag) \(type.name) \(item.label)", tags) { check in
         try run(item, &check)
       }
     }
