@@ -70,9 +70,8 @@ static inline float ck_row_max(const float *x, long n) {
   return any ? __builtin_nanf("") : max;
 }
 
-/// Whether an array of so many floats is better written past the caches: larger than what the next
-/// operation would find there.
-static inline bool ck_streams(long count) { return count * (long)sizeof(float) > 6L << 20; }
+/// Whether an array of so many floats is better written past the caches.
+static inline bool ck_streams(long count) { return count * (long)sizeof(float) > CK_STREAMED_BYTES; }
 
 /// out = row; `streams`: whole lines go to memory without being read first. ck_stream_end follows the last.
 static inline void ck_put_row(float *out, const float *row, long n, bool streams) {

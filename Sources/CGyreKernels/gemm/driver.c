@@ -15,7 +15,6 @@ enum {
   PACKED_CHUNK = 8 << 20,       // bytes of packed B alive at once
   SMALL_PROBLEM = 32 * 32 * 32, // multiplications not worth a second thread
   PACK_GRAIN = 1 << 15,         // units of B worth handing to another thread
-  STREAMED_BYTES = 6 << 20,     // of C, more than what the next operation would find cached
   IN_PLACE = 1 << 16,           // bytes of an operand that stays cached without being packed
 };
 

@@ -29,6 +29,8 @@ const char *ck_level_name(enum ck_level level);
 
 /// Bytes of a processor's own second-level cache; a common size where the system does not say.
 long ck_near_cache_bytes(void);
+/// Results larger than this are written past the caches: the next operation would not find them there.
+enum { CK_STREAMED_BYTES = 6 << 20 };
 
 /// Threads that parallel kernels use, the calling one included. At least 1.
 /// The default is the number of processors the process may run on.
