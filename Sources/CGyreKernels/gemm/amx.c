@@ -4,14 +4,15 @@
 // A packed: per step of 16 units, 32 rows x 16 units. B packed: as in the vector kernels, 32 columns
 // of units per unit of k, which is the layout that tile products want, with a stride of 128 bytes.
 //
-// BF16X3 splits x = high + low, both bfloat16, and adds high high + high low + low high: what is
-// missing is low low and the rounding of low, about 2^-17 of each operand.
+// BF16X6 splits x = x1 + x2 + x3, all bfloat16, and adds the six products whose indices sum to at most four,
+// small ones first: what is missing is 2^-26 of each operand.
 #if defined(__x86_64__)
 #define CK_LEVEL amx
 #include "../common/level.h"
 #include "../common/vmath.h"
 #include "kernel.h"
 #include <immintrin.h>
+#include <math.h>
 #include <string.h>
 
 CK_LEVEL_BEGIN
@@ -26,6 +27,7 @@ enum {
   STEP_WORDS = SIDE * STEP_UNITS,  // of A, and of B
   A_ROW_BYTES = STEP_UNITS * 4,
   B_ROW_BYTES = SIDE * 4,
+  PARTS = 3,                  // of a float32 operand in BF16X6
 };
 
 struct tile_configuration {
@@ -156,17 +158,26 @@ static void deliver(const struct ck_gemm_block *block) {
   else deliver_rows(block, true);
 }
 
-static void bf16x3_multiply(const struct ck_gemm_tile *t) {
+static void bf16x6_multiply(const struct ck_gemm_tile *t) {
   _Alignas(64) float sums[SIDE * SIDE];
   const uint32_t *a = t->a, *b = t->b;
   ZERO_SUMS;
-  for (long u = 0; u < t->units; u += STEP_UNITS, a += 2 * STEP_WORDS, b += 2 * STEP_WORDS) {
-    LOAD_A(a + STEP_WORDS);
+  for (long u = 0; u < t->units; u += STEP_UNITS, a += PARTS * STEP_WORDS, b += PARTS * STEP_WORDS) {
+    LOAD_A(a + 2 * STEP_WORDS);
     LOAD_B(b);
     PRODUCTS(_tile_dpbf16ps);
     LOAD_A(a);
+    LOAD_B(b + 2 * STEP_WORDS);
     PRODUCTS(_tile_dpbf16ps);
+    LOAD_A(a + STEP_WORDS);
     LOAD_B(b + STEP_WORDS);
+    PRODUCTS(_tile_dpbf16ps);
+    LOAD_B(b);
+    PRODUCTS(_tile_dpbf16ps);
+    LOAD_A(a);
+    LOAD_B(b + STEP_WORDS);
+    PRODUCTS(_tile_dpbf16ps);
+    LOAD_B(b);
     PRODUCTS(_tile_dpbf16ps);
   }
   STORE_SUMS(sums);
@@ -219,7 +230,6 @@ enum { STEP_K = 2 * STEP_UNITS };
 /// One step of an operand as float32, in the source's order.
 struct chunk {
   float values[SIDE * STEP_K];
-  long stride;         // between what is not contiguous
 };
 
 static void read_chunk(struct chunk *chunk, const struct ck_gemm_view *view, long x, long count,
@@ -228,68 +238,70 @@ static void read_chunk(struct chunk *chunk, const struct ck_gemm_view *view, lon
   const bool along_k = view->k_stride == 1;
   const long lines = along_k ? count : k_count, length = along_k ? k_count : count;
   const long line_stride = along_k ? view->x_stride : view->k_stride;
-  chunk->stride = STEP_K;
   for (long i = 0; i < lines; i++)
     CK_NAME(to_f32)(chunk->values + i * STEP_K, element(view, x, k0, size) + i * line_stride * size,
                     view->type, false, length);
 }
 
-// Leaves the high part in `high` and the rest in `chunk`. Infinity and NaN have no rest.
-static void split_chunk(struct chunk *chunk, struct chunk *high) {
-  high->stride = chunk->stride;
-  for (int i = 0; i < SIDE * STEP_K; i++) {
-    const float value = chunk->values[i];
-    const uint32_t bits = CK_NAME(round_bits)(ck_bits_from_float(value));
-    const float top = ck_float_from_bits(bits);
-    high->values[i] = top;
-    chunk->values[i] = (bits & 0x7F800000u) == 0x7F800000u ? 0 : value - top;
-  }
-}
+// The three parts of a step, in the chunk's order. Infinity and NaN have no second part.
+struct split {
+  _Alignas(64) uint16_t parts[PARTS][SIDE * STEP_K];
+};
 
-static void pack_chunk_a(uint32_t *panel, const struct chunk *chunk, bool along_k, long count,
-                         long k_count) {
-  CK_NAME(bf16_rows)(panel, (const char *)chunk->values, CK_GEMM_TYPE_F32, 4,
-                     along_k ? chunk->stride : 1, along_k ? 1 : chunk->stride, count, count, k_count,
-                     STEP_WORDS);
-}
+INLINE __m512 widen(__m256i x) { return (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16); }
 
-static void pack_chunk_b(uint32_t *panel, const struct chunk *chunk, bool along_k, long count,
-                         long k_count) {
-  if (along_k)
-    CK_NAME(bf16_panel_k)(panel, (const char *)chunk->values, CK_GEMM_TYPE_F32, 4, chunk->stride,
-                          count, k_count, SIDE);
-  else
-    CK_NAME(bf16_panel_x)(panel, (const char *)chunk->values, CK_GEMM_TYPE_F32, 4, chunk->stride,
-                          count, count, k_count, SIDE);
-}
-
-INLINE void pack_split(uint32_t *panel, const struct ck_gemm_view *view, long x, long count, long k0,
-                       long k_count, const bool is_b) {
-  const bool along_k = view->k_stride == 1;
-  struct chunk rest = {0}, high;
-  if (is_b) clear_tail(panel, (k_count + 1) / 2, 2);
-  for (long k = 0; k < k_count; k += STEP_K, panel += 2 * STEP_WORDS) {
-    const long part = k_count - k < STEP_K ? k_count - k : STEP_K;
-    read_chunk(&rest, view, x, count, k0 + k, part);
-    split_chunk(&rest, &high);
-    if (is_b) {
-      pack_chunk_b(panel, &high, along_k, count, part);
-      pack_chunk_b(panel + STEP_WORDS, &rest, along_k, count, part);
-    } else {
-      pack_chunk_a(panel, &high, along_k, count, part);
-      pack_chunk_a(panel + STEP_WORDS, &rest, along_k, count, part);
+static void split_chunk(struct split *out, const struct chunk *chunk) {
+  for (int i = 0; i < SIDE * STEP_K; i += TILE) {
+    __m512 rest = _mm512_loadu_ps(chunk->values + i);
+    for (int part = 0; part < PARTS; part++) {
+      const __m256i top = (__m256i)_mm512_cvtneps_pbh(rest);
+      _mm256_store_si256((__m256i *)(out->parts[part] + i), top);
+      const __m512 value = widen(top), size = _mm512_abs_ps(value);
+      const __mmask16 finite = _mm512_cmp_ps_mask(size, _mm512_set1_ps(INFINITY), _CMP_LT_OQ);
+      rest = _mm512_maskz_sub_ps(finite, rest, value);
     }
   }
 }
 
-static void bf16x3_pack_a(uint32_t *panel, const struct ck_gemm_view *view, long x, long count,
-                          long k0, long k_count) {
-  pack_split(panel, view, x, count, k0, k_count, false);
+static void split_step(struct split *out, const struct ck_gemm_view *view, long x, long count, long k0,
+                       long k_count) {
+  struct chunk chunk;
+  if (count < SIDE || k_count < STEP_K) memset(&chunk, 0, sizeof chunk);
+  read_chunk(&chunk, view, x, count, k0, k_count);
+  split_chunk(out, &chunk);
 }
 
-static void bf16x3_pack_b(uint32_t *panel, const struct ck_gemm_view *view, long x, long count,
-                          long k0, long k_count) {
-  pack_split(panel, view, x, count, k0, k_count, true);
+static void pack_part_a(uint32_t *panel, const void *values, int type, bool along_k, long count, long k_count) {
+  CK_NAME(bf16_rows)(panel, values, type, type == CK_GEMM_TYPE_F32 ? 4 : 2, along_k ? STEP_K : 1,
+                     along_k ? 1 : STEP_K, count, count, k_count, STEP_WORDS);
+}
+
+static void bf16x6_pack_a(uint32_t *panel, const struct ck_gemm_view *view, long x, long count, long k0,
+                          long k_count) {
+  struct split split;
+  for (long k = 0; k < k_count; k += STEP_K) {
+    const long length = k_count - k < STEP_K ? k_count - k : STEP_K;
+    split_step(&split, view, x, count, k0 + k, length);
+    for (int part = 0; part < PARTS; part++, panel += STEP_WORDS)
+      pack_part_a(panel, split.parts[part], CK_GEMM_TYPE_BF16, view->k_stride == 1, count, length);
+  }
+}
+
+static void bf16x6_pack_b(uint32_t *panel, const struct ck_gemm_view *view, long x, long count, long k0,
+                          long k_count) {
+  struct split split;
+  clear_tail(panel, (k_count + 1) / 2, PARTS);
+  for (long k = 0; k < k_count; k += STEP_K) {
+    const long length = k_count - k < STEP_K ? k_count - k : STEP_K;
+    split_step(&split, view, x, count, k0 + k, length);
+    for (int part = 0; part < PARTS; part++, panel += STEP_WORDS) {
+      const char *values = (const char *)split.parts[part];
+      if (view->k_stride == 1)
+        CK_NAME(bf16_panel_k)(panel, values, CK_GEMM_TYPE_BF16, 2, STEP_K, count, length, SIDE);
+      else
+        CK_NAME(bf16_panel_x)(panel, values, CK_GEMM_TYPE_BF16, 2, STEP_K, count, count, length, SIDE);
+    }
+  }
 }
 
 static void bf16_pack_a(uint32_t *panel, const struct ck_gemm_view *view, long x, long count, long k0,
@@ -304,7 +316,7 @@ static void bf16_pack_a(uint32_t *panel, const struct ck_gemm_view *view, long x
   for (long k = 0; k < k_count; k += STEP_K, panel += STEP_WORDS) {
     const long part = k_count - k < STEP_K ? k_count - k : STEP_K;
     read_chunk(&chunk, view, x, count, k0 + k, part);
-    pack_chunk_a(panel, &chunk, view->k_stride == 1, count, part);
+    pack_part_a(panel, chunk.values, CK_GEMM_TYPE_F32, view->k_stride == 1, count, part);
   }
 }
 CK_LEVEL_END
@@ -323,14 +335,14 @@ const struct ck_gemm_kernel ck_gemm_bf16_amx = {
     .deliver = deliver,
 };
 
-const struct ck_gemm_kernel ck_gemm_bf16x3_amx = {
+const struct ck_gemm_kernel ck_gemm_bf16x6_amx = {
     TILE_KERNEL,
     .unit = 2,
-    .planes = 2,
-    .block_units = 128,
-    .pack_a = bf16x3_pack_a,
-    .pack_b = bf16x3_pack_b,
-    .multiply = bf16x3_multiply,
+    .planes = PARTS,
+    .block_units = 64,  // 24 KB of A: half of the first cache
+    .pack_a = bf16x6_pack_a,
+    .pack_b = bf16x6_pack_b,
+    .multiply = bf16x6_multiply,
 };
 
 const struct ck_gemm_kernel ck_gemm_s8_amx = {
@@ -348,7 +360,7 @@ const struct ck_gemm_level ck_gemm_level_amx = {
     .fast = &ck_gemm_fast_avx512,
     .f32 = &ck_gemm_f32_avx512,
     .bf16 = &ck_gemm_bf16_amx,
-    .bf16x3 = &ck_gemm_bf16x3_amx,
+    .bf16x6 = &ck_gemm_bf16x6_amx,
     .s8 = &ck_gemm_s8_amx,
 };
 #endif

@@ -44,7 +44,6 @@ static long type_size(int type) {
 static const struct ck_gemm_kernel *kernel_for(const struct ck_gemm_level *level,
                                                enum ck_gemm_compute compute) {
   if (compute == CK_GEMM_COMPUTE_BF16 && level->bf16) return level->bf16;
-  if (compute == CK_GEMM_COMPUTE_BF16X3 && level->bf16x3) return level->bf16x3;
   return level->f32;
 }
 
@@ -301,8 +300,7 @@ static void dot_body(void *context, long begin, long end) {
 // Few rows against a matrix whose rows run along k. False: the shape is not of that kind.
 static bool run_dot(const struct plan *p) {
   const struct ck_gemm_args *args = p->args;
-  if (args->packed_b || args->k < 8 || p->b.k_stride != 1 || p->kernel == p->level->bf16x3)
-    return false;
+  if (args->packed_b || args->k < 8 || p->b.k_stride != 1) return false;
   // Adding lanes costs as much as some 64 products of k: short rows leave the path sooner. bfloat16
   // products are faster than these float32 ones once the rows are enough to be worth packing.
   const bool is_fast = p->kernel != p->level->f32;
@@ -390,6 +388,15 @@ static bool run_strassen(const struct plan *p) {
   });
 }
 
+// Whether float32 products are faster by way of bfloat16 parts: where packing, which makes the parts, is
+// shared by many columns. Transposed rows of A cost too much to pack.
+static bool splits(const struct plan *p) {
+  enum { ROWS = 512, COLUMNS = 512, DEPTH = 128 };
+  const struct ck_gemm_args *args = p->args;
+  return p->level->bf16x6 && p->kernel == p->level->f32 && !args->packed_b && !args->transpose_a &&
+         args->m >= ROWS && args->n >= COLUMNS && args->k >= DEPTH;
+}
+
 static void run_one(const struct ck_gemm_level *level, const struct ck_gemm_args *args, long index) {
   const bool round_bf16 = rounds(level, args->compute);
   struct plan p = {
@@ -414,6 +421,7 @@ static void run_one(const struct ck_gemm_level *level, const struct ck_gemm_args
   if (args->n == 1 && p.b.k_stride == 1) p.b.x_stride = args->k;
   if (args->m == 1 && p.a.k_stride != 1 && args->lda == 1) p.a.k_stride = 1, p.a.x_stride = args->k;
   if (run_dot(&p)) return;
+  if (splits(&p)) p.kernel = level->bf16x6;
   if (run_strassen(&p)) return;
   // Reading operands where they lie beats packing where packing would be read few times; rows a
   // multiple of 2 KB apart fight for the same cache sets.

@@ -85,7 +85,7 @@ struct ck_gemm_kernel {
   int lanes;             // of a vector: a tile's columns may be one vector too
   int unit;              // elements of k in a unit
   int step;              // packed units of k are padded with zeros to a multiple of this
-  int planes;            // 2: each step holds a high and a low part
+  int planes;            // parts of each element, one step after the other
   long block_units;      // units of k multiplied in one pass; a multiple of step
   void (*pack_a)(uint32_t *panel, const struct ck_gemm_view *view, long x, long count, long k0,
                  long k_count);
@@ -149,14 +149,14 @@ struct ck_gemm_level {
   const struct ck_gemm_fast *fast;      // for f32
   const struct ck_gemm_kernel *f32;
   const struct ck_gemm_kernel *bf16;    // NULL: f32 on rounded operands
-  const struct ck_gemm_kernel *bf16x3;  // NULL: f32
+  const struct ck_gemm_kernel *bf16x6;  // NULL: f32
   const struct ck_gemm_kernel *s8;      // NULL: f32, which is exact in short sums
   bool s8_unsigned_a;                   // the int8 kernel packs A with 128 added
 };
 
 extern const struct ck_gemm_kernel ck_gemm_f32_generic, ck_gemm_f32_avx2, ck_gemm_f32_avx512,
     ck_gemm_f32_neon, ck_gemm_bf16_avx512bf16, ck_gemm_s8_avx512bf16, ck_gemm_bf16_amx,
-    ck_gemm_bf16x3_amx, ck_gemm_s8_amx;
+    ck_gemm_bf16x6_amx, ck_gemm_s8_amx;
 extern const struct ck_gemm_rows ck_gemm_rows_avx512;
 extern const struct ck_gemm_fast ck_gemm_fast_avx512;
 extern const struct ck_gemm_level ck_gemm_level_generic, ck_gemm_level_avx2, ck_gemm_level_avx512,

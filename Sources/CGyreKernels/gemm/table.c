@@ -28,7 +28,6 @@
         .gemm_packed = packed_##name,                                                          \
         .packed_columns = level->f32->nr,                                                      \
         .has_bf16 = level->bf16 != NULL,                                                       \
-        .has_bf16x3 = level->bf16x3 != NULL,                                                   \
     };                                                                                         \
     return true;                                                                               \
   }

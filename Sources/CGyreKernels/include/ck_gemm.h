@@ -12,16 +12,13 @@ enum ck_gemm_type { CK_GEMM_TYPE_F32 = 0, CK_GEMM_TYPE_BF16 = 1, CK_GEMM_TYPE_F1
 
 /// How products are formed. Sums are float32 always.
 enum ck_gemm_compute {
-  /// float32 products.
+  /// float32 products. Large ones on AMX are made of six products of bfloat16 parts, as exact where elements
+  /// have 2^-108 and more; an infinite element gives NaN there.
   CK_GEMM_COMPUTE_F32 = 0,
   /// Both operands rounded to bfloat16 (to nearest even). Levels without bfloat16 instructions round
   /// and multiply in float32; products of a few rows read operands in place and do not round.
   /// Subnormal operands may count as zero.
   CK_GEMM_COMPUTE_BF16 = 1,
-  /// float32 operands split in two bfloat16 parts, three products: each product is off by at most
-  /// about 2^-16 of its size (normal operands: 4.4e-6 relative Frobenius error at any k; F32 has
-  /// 3e-7, BF16 2.3e-3). Used on AMX, where it is the faster way; other levels do F32 instead.
-  CK_GEMM_COMPUTE_BF16X3 = 2,
 };
 
 enum ck_gemm_activation {
@@ -101,7 +98,6 @@ struct ck_gemm_table {
   void (*gemm_packed)(const struct ck_gemm_packed_args *args);
   long packed_columns;        // columns of one packed panel
   bool has_bf16;              // bfloat16 products run faster than float32 ones
-  bool has_bf16x3;            // BF16X3 is a path of its own and faster than F32
 };
 
 /// Fills `out` with the best kernels whose instructions `level` includes; false where this build
