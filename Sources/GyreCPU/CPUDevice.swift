@@ -72,6 +72,8 @@ public final class CPUDevice: HostDevice, @unchecked Sendable {
     CPUKernel.all[ObjectIdentifier(type(of: op))] != nil
   }
 
+  override public var prefersTimeMajor: Bool { true }
+
   override public func multiplies(stored type: DType) -> Bool {
     type.isQuantized || type == .bfloat16 || type == .float16
   }

@@ -83,7 +83,7 @@ extension CPUKernel {
 
   /// Where the outputs are that `kept` is about.
   private static func keptPlaces(_ op: CellForward) -> [Int] {
-    (op.cell == .gru ? [op.gatesPlace, op.cellsPlace] : [op.gatesPlace]).compactMap(\.self)
+    op.cell.takesHalf ? [op.gatesPlace, op.cellsPlace].compactMap(\.self) : []
   }
 
   /// The gates but the last from one array, the last from another.
@@ -136,6 +136,7 @@ extension CPUKernel {
       }
     s.precision = op.precision == .bfloat16 ? CK_CELL_BFLOAT16 : CK_CELL_FLOAT32
     (s.batch, s.tokens, s.heads, s.units) = (x.batch, x.tokens, x.heads, x.units)
+    s.time_major = op.isTimeMajor
     s.recurrent = inputs[1].constant
     s.reset = op.optional.pick(5, inputs)?.resets
     return s

@@ -15,8 +15,8 @@ extension CUDAKernel {
   static let cells: [CUDAKernel] = [
     CUDAKernel(CellForward.self) { op, call, launch in
       let x = op.extents(call.inputs.map(\.spec))
-      // Cards keep float32.
-      guard x.tokens > 0, op.kept == .float32 else { return false }
+      // Cards keep float32, and rows of sequences.
+      guard x.tokens > 0, op.kept == .float32, !op.isTimeMajor else { return false }
       guard x.batch > 0 else { return true }
       if CellTeam(op, x)?.forward(op, call, launch) ?? false { return true }
       var a = arguments(op, x, call.inputs)
@@ -59,7 +59,7 @@ extension CUDAKernel {
     },
     CUDAKernel(CellBackward.self) { op, call, launch in
       let x = op.forward.extents(call.inputs.map(\.spec))
-      guard x.tokens > 0, op.forward.kept == .float32 else { return false }
+      guard x.tokens > 0, op.forward.kept == .float32, !op.forward.isTimeMajor else { return false }
       guard x.batch > 0 else { return true }
       if CellTeam(op.forward, x)?.backward(op, call, launch) ?? false { return true }
       var a = arguments(op.forward, x, call.inputs)

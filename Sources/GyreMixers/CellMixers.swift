@@ -61,6 +61,7 @@ struct CellLayer: Sendable {
   }
 
   var stateSpec: StateSpec { engine.stateSpec }
+  var takesTimeMajor: Bool { engine.takesTimeMajor }
 
   func callAsFunction(_ x: Tensor, _ state: inout State, _ context: SequenceContext) -> Tensor {
     let (noise, name) = (context.dropout, recurrent.name)
@@ -72,7 +73,7 @@ struct CellLayer: Sendable {
         recurrentWeight: dropout.matrix(recurrent.value, noise, name),
         recurrentBias: recurrentBias.value),
       noise: dropout.values(engine.noiseInputs, output: "h", like: x, noise, name),
-      state: &state, form: context.form, reset: context.reset)
+      state: &state, form: context.form, reset: context.reset, isTimeMajor: context.isTimeMajor)
     return output?(h) ?? h
   }
 }
@@ -110,6 +111,7 @@ public struct LSTM: SequenceMixer {
       .lstm, gates: 4, bias: { i, hidden in i / hidden == 1 ? forget : 0 }, c, width: width, &p)
   }
   public var stateSpec: StateSpec { layer.stateSpec }
+  public var takesTimeMajor: Bool { layer.takesTimeMajor }
   public func callAsFunction(_ x: Tensor, state: inout State, context: inout SequenceContext)
     -> Tensor
   {
@@ -188,6 +190,7 @@ public struct GRU: SequenceMixer {
       }, c.cells, width: width, &p)
   }
   public var stateSpec: StateSpec { layer.stateSpec }
+  public var takesTimeMajor: Bool { layer.takesTimeMajor }
   public func callAsFunction(_ x: Tensor, state: inout State, context: inout SequenceContext)
     -> Tensor
   {
@@ -253,6 +256,7 @@ public struct SLSTM: SequenceMixer {
       }, c.cells, recurrent: .zeros, width: width, &p)
   }
   public var stateSpec: StateSpec { layer.stateSpec }
+  public var takesTimeMajor: Bool { layer.takesTimeMajor }
   public func callAsFunction(_ x: Tensor, state: inout State, context: inout SequenceContext)
     -> Tensor
   {

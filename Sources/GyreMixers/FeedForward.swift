@@ -61,6 +61,7 @@ public struct GatedMLP: SequenceMixer {
   }
 
   public var stateSpec: StateSpec { StateSpec() }
+  public var takesTimeMajor: Bool { true }
   public func callAsFunction(_ x: Tensor, state: inout State, context: inout SequenceContext)
     -> Tensor
   {
@@ -168,6 +169,7 @@ public struct PlainMLP: SequenceMixer {
   }
 
   public var stateSpec: StateSpec { StateSpec() }
+  public var takesTimeMajor: Bool { true }
   public func callAsFunction(_ x: Tensor, state: inout State, context: inout SequenceContext)
     -> Tensor
   {

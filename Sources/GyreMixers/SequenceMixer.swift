@@ -21,6 +21,8 @@ public struct SequenceContext: Sendable {
   public var shared: [String: Tensor]
   /// The choices of dropout; nil in evaluation.
   public var dropout: DropoutNoise?
+  /// The stream and the resets are `[T, B, ·]`: only where all layers take that.
+  public var isTimeMajor = false
 
   public init(
     form: SequenceForm = .chunkwise, reset: Tensor? = nil, dropout: DropoutNoise? = nil
@@ -71,6 +73,8 @@ public protocol SequenceMixer: Sendable {
   ) throws(ConfigurationError)
   /// What the layer remembers of a sequence; empty for feed-forward blocks.
   var stateSpec: StateSpec { get }
+  /// Whether the layer also takes `[T, B, D]`, as `SequenceContext.isTimeMajor` says, without dropout.
+  var takesTimeMajor: Bool { get }
   /// `[B, T, D]` to `[B, T, D]`; reads and replaces `state`.
   func callAsFunction(_ x: Tensor, state: inout State, context: inout SequenceContext) -> Tensor
   /// Appends one token of the layer to a program; false, with the program as it may be, where the
@@ -106,6 +110,7 @@ extension Linear {
 extension SequenceMixer {
   public var kind: String { Self.kind }
   public static var readsStream: Bool { false }
+  public var takesTimeMajor: Bool { false }
   public func appendToken(
     _ input: TokenInput, to program: inout TokenProgram, state: State
   ) -> Bool { false }

@@ -146,7 +146,7 @@ public struct LanguageModel: Sendable {
       } else {
         block.pass(&stream, &states, &context)
       }
-      for i in states.indices { states[i].advance(by: tokens.shape[1]) }
+      for i in states.indices { states[i].advance(by: tokens.shape[context.isTimeMajor ? 0 : 1]) }
       if let relay { for (i, layer) in range.enumerated() { relay.after(layer, states[i]) } }
       state.layers.replaceSubrange(range, with: states)
     }
@@ -172,7 +172,17 @@ public struct LanguageModel: Sendable {
     _ tokens: Tensor, targets: Tensor, state: inout ModelState, form: SequenceForm = .chunkwise,
     reset: Tensor? = nil, dropout: DropoutNoise? = nil
   ) -> (mean: Tensor, rows: Tensor) {
+    if dropout == nil, prefersTimeMajor(tokens) {
+      return timeMajorLoss(tokens, targets, &state, form, reset)
+    }
     var context = SequenceContext(form: form, reset: reset, dropout: dropout)
+    return loss(tokens, targets, &state, &context)
+  }
+
+  private func loss(
+    _ tokens: Tensor, _ targets: Tensor, _ state: inout ModelState, _ context: inout SequenceContext
+  ) -> (mean: Tensor, rows: Tensor) {
+    let dropout = context.dropout
     let raw = hidden(tokens, state: &state, context: &context)
     let h = raw.dropped(
       configuration.outputDropout, dropout, name: "output", sharesTime: true)
@@ -185,6 +195,26 @@ public struct LanguageModel: Sendable {
     if let term = activationPenalty(raw, dropped: h) { penalty = penalty.map { $0 + term } ?? term }
     if let penalty { mean = mean + (penalty - penalty.detached()) }
     return (mean, rows)
+  }
+
+  /// Recurrent cells alone, one layer after the other, on a device that reads a token of all sequences
+  /// faster where they lie side by side.
+  private func prefersTimeMajor(_ tokens: Tensor) -> Bool {
+    device.prefersTimeMajor && tokens.shape[0] > 1 && tokens.shape[1] > 1 && relay == nil
+      && configuration.temporalPenalty == nil
+      && passes.allSatisfy { $0.sublayers.allSatisfy(\.map.takesTimeMajor) }
+      && passes.contains { $0.sublayers.contains { !$0.map.stateSpec.entries.isEmpty } }
+  }
+
+  /// The loss by way of `[T, B, ·]`.
+  private func timeMajorLoss(
+    _ tokens: Tensor, _ targets: Tensor, _ state: inout ModelState, _ form: SequenceForm,
+    _ reset: Tensor?
+  ) -> (mean: Tensor, rows: Tensor) {
+    var context = SequenceContext(form: form, reset: reset?.permuted([1, 0]))
+    context.isTimeMajor = true
+    let (mean, rows) = loss(tokens.permuted([1, 0]), targets.permuted([1, 0]), &state, &context)
+    return (mean, rows.permuted([1, 0]))
   }
 
   /// The mean cross-entropy of `targets` `[B, T]` (negative: ignored) after hidden states, and that of

@@ -91,6 +91,8 @@ public protocol Device: AnyObject, Sendable {
   /// Whether derivatives of recurrences read the states that forward ops may give out for them; other
   /// devices remember what they need by themselves.
   var readsKeptStates: Bool { get }
+  /// Whether recurrent cells pass faster over `[T, B, ·]` than over `[B, T, ·]`.
+  var prefersTimeMajor: Bool { get }
   /// Units over all rows of a batch up to which a cell of one or two states whose units do not mix is
   /// faster for all tokens at once than token by token, and tokens from which.
   var newtonRange: (units: Int, tokens: Int) { get }
@@ -113,6 +115,7 @@ extension Device {
   public func overwrites(_ op: any Op, _ inputs: [Tensor]) -> (input: Int, output: Int)? { nil }
   public var storesBFloat16: Bool { false }
   public var readsKeptStates: Bool { true }
+  public var prefersTimeMajor: Bool { false }
 
   /// Whether a chain of simple ops should be this one op: where it has a kernel and passes over memory
   /// are what costs. Populations look at simple ops and at those that take members' own parameters.

@@ -40,6 +40,8 @@ struct ck_cell_scan_shape {
   enum ck_cell cell;
   enum ck_cell_precision precision;
   long batch, tokens;
+  // Arrays of all tokens are [T, B, ..] in place of [B, T, ..]: what a step reads lies side by side.
+  bool time_major;
   long heads;               // recurrent matrix is block-diagonal with `heads` blocks; 1 = dense
   long units;               // units per head Hh; H = heads * units
   const float *recurrent;   // R [heads, G * Hh, Hh], rows = outputs, gate-major inside a head

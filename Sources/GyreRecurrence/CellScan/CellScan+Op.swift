@@ -13,6 +13,8 @@ public struct CellForward: Op {
   /// Element type of the kept gates, of the GRU's kept sums and of what the derivative leaves for the
   /// gradient of R; bfloat16 where pre-activations are.
   public var kept: DType = .float32
+  /// Arrays of all tokens, resets too, are `[T, B, ·]` in place of `[B, T, ·]`.
+  public var isTimeMajor = false
 
   /// Where the kept gates and the kept cell states are among the outputs.
   public var gatesPlace: Int? {
@@ -38,8 +40,9 @@ public struct CellForward: Op {
     precondition(
       weight == [heads, G * units, units] || (heads == 1 && weight == [G * hidden, hidden]),
       "cell_scan: recurrent weight \(weight) where [\(heads), \(G * units), \(units)] belongs")
+    let (batch, tokens) = isTimeMajor ? (gates[1], gates[0]) : (gates[0], gates[1])
     return CellExtents(
-      batch: gates[0], tokens: gates[1], heads: heads, units: units, gates: G)
+      batch: batch, tokens: tokens, heads: heads, units: units, gates: G, isTimeMajor: isTimeMajor)
   }
 
   public func infer(_ i: [TensorSpec]) -> [TensorSpec] {
@@ -49,13 +52,9 @@ public struct CellForward: Op {
       let given = optional.pick(place, i)?.shape
       precondition(given == nil || given == state, "cell_scan: state \(given ?? []) for \(state)")
     }
-    let sequence = TensorSpec([x.batch, x.tokens, x.hidden])
-    return [sequence, TensorSpec(state)] + cell.memories.map { _ in TensorSpec(state) }
-      + keptPlaces.map {
-        $0 == gatesPlace
-          ? TensorSpec(i[0].shape, kept)
-          : cell == .gru ? TensorSpec(sequence.shape, kept) : sequence
-      }
+    let sequence: Shape = [i[0].shape[0], i[0].shape[1], x.hidden]
+    return [TensorSpec(sequence), TensorSpec(state)] + cell.memories.map { _ in TensorSpec(state) }
+      + keptPlaces.map { TensorSpec($0 == gatesPlace ? i[0].shape : sequence, kept) }
   }
 
   public func reference(_ a: inout HostArguments) {
@@ -64,18 +63,18 @@ public struct CellForward: Op {
       var walk = CellWalk(self, x, a.inputs, row: b)
       for t in 0..<x.tokens {
         let step = walk.advance(t)
-        accumulate(step.h, into: &a.outputs[0], at: (b * x.tokens + t) * x.hidden)
-        if let place = gatesPlace {
-          accumulate(
-            step.gates, into: &a.outputs[place], at: (b * x.tokens + t) * x.gates * x.hidden)
+        let place = x.place(b, t)
+        accumulate(step.h, into: &a.outputs[0], at: place * x.hidden)
+        if let gatesPlace {
+          accumulate(step.gates, into: &a.outputs[gatesPlace], at: place * x.gates * x.hidden)
         }
-        if let place = cellsPlace {
+        if let cellsPlace {
           let kept = cell == .gru ? Array(step.product[(2 * x.hidden)...]) : step.c
-          accumulate(kept, into: &a.outputs[place], at: (b * x.tokens + t) * x.hidden)
+          accumulate(kept, into: &a.outputs[cellsPlace], at: place * x.hidden)
         }
-        for (place, kept) in [(normalizersPlace, walk.n), (stabilizersPlace, walk.m)] {
-          guard let place else { continue }
-          accumulate(kept, into: &a.outputs[place], at: (b * x.tokens + t) * x.hidden)
+        for (output, kept) in [(normalizersPlace, walk.n), (stabilizersPlace, walk.m)] {
+          guard let output else { continue }
+          accumulate(kept, into: &a.outputs[output], at: place * x.hidden)
         }
       }
       accumulate(walk.h, into: &a.outputs[1], at: b * x.hidden)
@@ -180,6 +179,14 @@ public struct CellForward: Op {
         example(cell, heads: 2, full: true, (3, 7, 80), .bfloat16),
       ]
     }
+    + CellScan.Cell.allCases.map {
+      example($0, heads: 1, full: true, (3, 7, 24), .float32, isTimeMajor: true)
+    }
+    + [CellScan.Cell.lstm, .gru].map {
+      example(
+        $0, heads: 1, full: true, (34, 3, 272), .bfloat16, stored: .bfloat16, kept: .bfloat16,
+        isTimeMajor: true)
+    }
     + [CellScan.Cell.lstm, .gru].flatMap { cell in
       [((17, 5, 40), DType.float32), ((17, 5, 40), .bfloat16), ((32, 520, 32), .bfloat16)].map {
         example(cell, heads: 1, full: true, $0, .bfloat16, stored: .bfloat16, kept: $1)
@@ -188,19 +195,20 @@ public struct CellForward: Op {
 
   private static func example(
     _ cell: CellScan.Cell, heads: Int, full: Bool, _ sizes: (Int, Int, Int),
-    _ precision: ComputePrecision, stored: DType = .float32, kept: DType = .float32
+    _ precision: ComputePrecision, stored: DType = .float32, kept: DType = .float32,
+    isTimeMajor: Bool = false
   ) -> OpCase {
     let (B, T, H) = sizes
     let units = H / heads
     let G = cell.gateCount
     let inputs: [TestInput?] = [
-      TestInput([B, T, G * H]).stored(as: stored),
+      TestInput(isTimeMajor ? [T, B, G * H] : [B, T, G * H]).stored(as: stored),
       TestInput(
         heads == 1 ? [G * H, H] : [heads, G * units, units],
         .normal(scale: H > 12 ? 0.1 : 0.3)),
       full ? TestInput([G * H]) : nil, full ? TestInput([B, H]) : nil,
       full && cell.hasMemory ? TestInput([B, H]) : nil,
-      full ? testResets(batch: B, tokens: T) : nil,
+      full ? isTimeMajor ? testResets(batch: T, tokens: B) : testResets(batch: B, tokens: T) : nil,
       full && cell == .slstm ? TestInput([B, H], .uniform(0.5, 2)) : nil,
       full && cell == .slstm ? TestInput([B, H]) : nil,
     ]
@@ -210,10 +218,11 @@ public struct CellForward: Op {
         + (isExact
           ? ""
           : stored == .float32
-            ? " bfloat16" : " bfloat16 gates\(kept == .float32 ? "" : " kept") B\(B)"),
+            ? " bfloat16" : " bfloat16 gates\(kept == .float32 ? "" : " kept") B\(B)")
+        + (isTimeMajor ? " time-major" : ""),
       CellForward(
         cell: cell, heads: heads, precision: precision, keepsGates: true,
-        optional: OptionalInputs(inputs.map { $0 != nil }), kept: kept),
+        optional: OptionalInputs(inputs.map { $0 != nil }), kept: kept, isTimeMajor: isTimeMajor),
       inputs.compactMap { $0 },
       tolerance: isExact ? 2e-5 : 5e-3, gradientTolerance: isExact ? 2e-4 : 1.5e-2,
       differenceTolerance: stored == .float32 ? 2e-4 : 1e-2,
@@ -251,7 +260,7 @@ public struct CellBackward: Op {
 
   public func infer(_ i: [TensorSpec]) -> [TensorSpec] {
     let x = forward.extents(i)
-    let sequence = TensorSpec([x.batch, x.tokens, x.hidden], forward.kept)
+    let sequence = TensorSpec([i[0].shape[0], i[0].shape[1], x.hidden], forward.kept)
     return [i[0]] + states.compactMap { forward.optional.pick($0, i) } + [sequence]
       + (forward.cell.isGRU ? [sequence] : [])
   }
@@ -271,7 +280,7 @@ public struct CellBackward: Op {
       }
       var (dh, dc, dn) = (final(4), final(5), final(8))
       for t in stride(from: x.tokens - 1, through: 0, by: -1) {
-        let at = (b * x.tokens + t) * H
+        let at = x.place(b, t) * H
         for u in 0..<H { dh[u] += dy[at + u] }
         let back = walk.retreat(steps[t], &dh, &dc, &dn)
         accumulate(back.gates, into: &a.outputs[0], at: at * x.gates)

@@ -105,12 +105,16 @@ public struct CellScan: RecurrenceEngine {
     callAsFunction(i, noise: [], state: &state, form: form, reset: reset)
   }
 
-  /// - Parameter values: the noise, `[B, T, width]` each, as `noiseInputs` names them.
+  /// - Parameters:
+  ///   - values: the noise, `[B, T, width]` each, as `noiseInputs` names them.
+  ///   - isTimeMajor: gates, resets and h are `[T, B, ·]`; token by token and without noise.
   public func callAsFunction(
-    _ i: Inputs, noise values: [Tensor], state: inout State, form: SequenceForm, reset: Tensor?
+    _ i: Inputs, noise values: [Tensor], state: inout State, form: SequenceForm, reset: Tensor?,
+    isTimeMajor: Bool = false
   ) -> Tensor {
     precondition(values.count == noiseInputs.count, "cell: \(values.count) noise inputs")
-    if var code, !values.isEmpty || isNewton(i.gates, form) {
+    precondition(!isTimeMajor || takesTimeMajor, "cell: noise or another execution, time-major")
+    if var code, !values.isEmpty || (!isTimeMajor && isNewton(i.gates, form)) {
       if values.isEmpty { code.execution = .newton }
       return code(arguments(i, values), state: &state, form: form, reset: reset)
     }
@@ -125,12 +129,15 @@ public struct CellScan: RecurrenceEngine {
       cell: cell, heads: heads, precision: ComputePrecision.current,
       keepsGates: Tape.current != nil, optional: OptionalInputs(inputs.map { $0 != nil }),
       // Devices that store activations so have kernels of their own for what is kept.
-      kept: i.gates.device.storesBFloat16 ? .float32 : i.gates.dtype)
+      kept: i.gates.device.storesBFloat16 ? .float32 : i.gates.dtype, isTimeMajor: isTimeMajor)
     let outputs = applyPresent(op, inputs)
     state["h"] = outputs[1]
     for (k, name) in cell.memories.enumerated() { state[name] = outputs[2 + k] }
     return outputs[0]
   }
+
+  /// Whether all tokens may come as `[T, B, ·]`.
+  public var takesTimeMajor: Bool { noiseInputs.isEmpty && execution != .newton }
 
   /// Whether gates `[B, T, ·]` like `x` may be bfloat16 where products read it: kernels of the LSTM and the
   /// GRU take them on every device.

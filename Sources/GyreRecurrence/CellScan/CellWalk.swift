@@ -3,7 +3,11 @@ import GyreTensors
 /// Sizes of a cell scan: B, T, heads, units a head, gates a unit.
 public struct CellExtents: Sendable, Hashable {
   public var batch, tokens, heads, units, gates: Int
+  /// Arrays of all tokens are `[T, B, ·]`.
+  public var isTimeMajor = false
   public var hidden: Int { heads * units }
+  /// Which of all B·T tokens token `t` of row `b` is.
+  func place(_ b: Int, _ t: Int) -> Int { isTimeMajor ? t * batch + b : b * tokens + t }
 }
 
 /// One row of a cell scan on the host, token by token: the definition of the cells.
@@ -31,7 +35,7 @@ struct CellWalk {
     (h, c, n, m) = (start(3), start(4), start(6), start(7))
   }
 
-  func isReset(_ t: Int) -> Bool { (op.optional.pick(5, inputs)?[row * x.tokens + t] ?? 0) != 0 }
+  func isReset(_ t: Int) -> Bool { (op.optional.pick(5, inputs)?[x.place(row, t)] ?? 0) != 0 }
 
   /// Visits the elements of some gates' rows of R: (gate·H + output unit, input unit, weight).
   private func weights(of gates: Range<Int>, _ body: (Int, Int, Double) -> Void) {
@@ -54,7 +58,8 @@ struct CellWalk {
       h = [Double](repeating: 0, count: H)
       (c, n, m) = (h, h, h)
     }
-    let xw = inputs[0][(row * x.tokens + t) * G * H..<(row * x.tokens + t + 1) * G * H]
+    let place = x.place(row, t)
+    let xw = inputs[0][place * G * H..<(place + 1) * G * H]
     func input(_ i: Int) -> Double { xw[xw.startIndex + i] }
     let (previous, memory, normalizer, stabilizer) = (h, c, n, m)
     var product = op.optional.pick(2, inputs) ?? [Double](repeating: 0, count: G * H)

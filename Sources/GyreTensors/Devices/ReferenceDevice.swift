@@ -35,6 +35,7 @@ open class HostDevice: Device, @unchecked Sendable {
   public func fail(_ error: DeviceError) { failure.set(error) }
   open func hasKernel(for op: any Op) -> Bool { false }
   open func multiplies(stored type: DType) -> Bool { false }
+  open var prefersTimeMajor: Bool { false }
 
   public func write(_ bytes: UnsafeRawBufferPointer, to buffer: any DeviceBuffer, offset: Int) {
     guard let target = buffer.hostPointer, let source = bytes.baseAddress, bytes.count > 0 else {
