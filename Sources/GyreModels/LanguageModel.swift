@@ -200,8 +200,9 @@ public struct LanguageModel: Sendable {
   /// Recurrent cells alone, one layer after the other, on a device that reads a token of all sequences
   /// faster where they lie side by side.
   private func prefersTimeMajor(_ tokens: Tensor) -> Bool {
+    // Members of a population are told apart by their rows.
     device.prefersTimeMajor && tokens.shape[0] > 1 && tokens.shape[1] > 1 && relay == nil
-      && configuration.temporalPenalty == nil
+      && configuration.temporalPenalty == nil && Perturbation.current == nil
       && passes.allSatisfy { $0.sublayers.allSatisfy(\.map.takesTimeMajor) }
       && passes.contains { $0.sublayers.contains { !$0.map.stateSpec.entries.isEmpty } }
   }
