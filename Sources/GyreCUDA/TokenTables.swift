@@ -21,7 +21,7 @@ package struct TokenTables {
       + MemoryLayout<gyre_token_shared>.stride
   }
   /// Stages that are under way at most: enough to keep memory busy; more delay what blocks say.
-  package var flight: Int { min(depth, 3) }
+  package var flight: Int { min(depth, 2) }
   /// Blocks of the grid: every one has a part of every phase of products.
   package let blocks: Int
 
