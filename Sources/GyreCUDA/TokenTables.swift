@@ -21,7 +21,7 @@ package struct TokenTables {
       + MemoryLayout<gyre_token_shared>.stride
   }
   /// Stages that are under way at most: enough to keep memory busy; more delay what blocks say.
-  package var flight: Int { min(depth, 3) }
+  package var flight: Int { min(depth, 2) }
   /// Blocks of the grid: every one has a part of every phase of products.
   package let blocks: Int
 
@@ -91,11 +91,10 @@ package struct TokenTables {
     guard (1...4).contains(program.batch) else { return nil }
     self.init(program, (isFloat ? 1 : 0) | (program.batch > 1 ? 2 : 0), blocks, places)
     guard isCovered else { return nil }
-    // A team that waits for a stage has taken the one four before it, and of those seven before it all
-    // have come: with these depths so has the one before in the same place, and the parity of the
-    // place's barrier says which of the two is there.
-    for stages in [GYRE_TOKEN_DEPTH, 11, 10, 9, 8, 7, 4] where depth == 0 || sharedBytes > shared {
-      depth = Int(stages)
+    // Every warp takes every stage in turn, so the parity of a place's barrier says which stage is there.
+    for stages in stride(from: Int(GYRE_TOKEN_DEPTH), through: 4, by: -1)
+    where depth == 0 || sharedBytes > shared {
+      depth = stages
     }
     guard sharedBytes <= shared else { return nil }
   }

@@ -63,7 +63,8 @@ GYRE_DEVICE void store_cached(char *p, long i, float x) {
 
 static __device__ __noinline__ void attention_step(
     const gyre_token_attention &a, int batch, long position, unsigned base, unsigned *count,
-    AttentionWork &w, gyre_token_shared &s) {
+    AttentionWork &w) {
+  gyre_token_shared &s = TOKEN_SHARED;
   int lane = threadIdx.x & (LANES - 1), team = threadIdx.x / LANES;
   int warp = threadIdx.x >> 5;
   find_turn(a, (double)position, s);

@@ -5,7 +5,6 @@
 #include "prelude.cuh"
 
 #define WARPS (GYRE_TOKEN_THREADS / 32)
-#define TEAM 2  // warps that share a stage, each a part of its columns
 // Copies by the copy engine (sm_90); TOKEN_PORTABLE compiles the other way for a comparison.
 #if __CUDA_ARCH__ >= 900 && !defined(TOKEN_PORTABLE)
 #define COPY_ENGINE 1
@@ -27,34 +26,45 @@ GYRE_DEVICE void block_barrier() {
 
 GYRE_DEVICE unsigned shared_address(const void *p) { return (unsigned)__cvta_generic_to_shared(p); }
 
+// A block's shared memory: what its warps tell each other, at an address that everybody knows without a
+// register; the ring of weights, operands, the warps' sums.
+extern __shared__ __align__(128) char token_memory[];
+static_assert(sizeof(gyre_token_shared) % 128 == 0, "the ring begins with a line");
+#define TOKEN_SHARED (*(gyre_token_shared *)token_memory)
+GYRE_DEVICE char *ring_of_block() { return token_memory + sizeof(gyre_token_shared); }
+GYRE_DEVICE char *operands_of(int depth) { return ring_of_block() + depth * GYRE_TOKEN_STAGE; }
+
 // MARK: - Stages of the ring
 
 GYRE_DEVICE void stage_initialize(unsigned long *full, unsigned long *empty) {
   asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_address(full)),
                "r"(COPY_ENGINE ? 1 : 32)
                : "memory");
-  asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_address(empty)), "n"(TEAM)
+  asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_address(empty)), "n"(WARPS)
                : "memory");
 #if COPY_ENGINE
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 #endif
 }
+// Whether the barrier's phase `parity` is over, or soon after.
+GYRE_DEVICE bool stage_is_full(unsigned long *barrier, unsigned parity) {
+  unsigned done;
+  asm volatile(
+      "{ .reg .pred p;\n"
+#if COPY_ENGINE
+      "mbarrier.try_wait.parity.shared.b64 p, [%1], %2;\n"
+#else
+      "mbarrier.test_wait.parity.shared.b64 p, [%1], %2;\n"
+#endif
+      "selp.u32 %0, 1, 0, p; }"
+      : "=r"(done)
+      : "r"(shared_address(barrier)), "r"(parity)
+      : "memory");
+  return done;
+}
 // Until the barrier's phase `parity` is over.
 GYRE_DEVICE void stage_await(unsigned long *barrier, unsigned parity) {
-  unsigned at = shared_address(barrier), done;
-  do {
-    asm volatile(
-        "{ .reg .pred p;\n"
-#if COPY_ENGINE
-        "mbarrier.try_wait.parity.shared.b64 p, [%1], %2;\n"
-#else
-        "mbarrier.test_wait.parity.shared.b64 p, [%1], %2;\n"
-#endif
-        "selp.u32 %0, 1, 0, p; }"
-        : "=r"(done)
-        : "r"(at), "r"(parity)
-        : "memory");
-  } while (!done);
+  while (!stage_is_full(barrier, parity)) {}
 }
 GYRE_DEVICE void stage_release(unsigned long *empty) {
   asm volatile("{ .reg .b64 t; mbarrier.arrive.shared.b64 t, [%0]; }" ::"r"(shared_address(empty))
@@ -119,6 +129,12 @@ GYRE_DEVICE void copies_await() { asm volatile("cp.async.wait_all;" ::: "memory"
 GYRE_DEVICE int word_read(const void *p) {
   int x;
   asm volatile("ld.acquire.cta.shared.s32 %0, [%1];" : "=r"(x) : "r"(shared_address(p)) : "memory");
+  return x;
+}
+// Between a warp's own lanes: what would otherwise live in registers over calls, so on the stack.
+GYRE_DEVICE int word_kept(const void *p) {
+  int x;
+  asm volatile("ld.shared.s32 %0, [%1];" : "=r"(x) : "r"(shared_address(p)) : "memory");
   return x;
 }
 GYRE_DEVICE void word_write(void *p, int x) {

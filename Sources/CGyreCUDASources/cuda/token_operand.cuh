@@ -77,6 +77,12 @@ GYRE_DEVICE void take_pairs(
 #pragma unroll
   for (int j = 0; j < N; j++) x[j] = make_float2(s[j].x, s[j].y);
 }
+// Past the first-level cache: beside the ring it holds little more than the stack.
+GYRE_DEVICE float2 read_once(const float *p) {
+  float2 x;
+  asm volatile("ld.global.L1::no_allocate.v2.f32 {%0, %1}, [%2];" : "=f"(x.x), "=f"(x.y) : "l"(p));
+  return x;
+}
 // The same of parameters; absent: `otherwise`.
 template <int N>
 GYRE_DEVICE void load_pairs(const float *p, int own, int size, float otherwise, float2 (&x)[N]) {
@@ -86,7 +92,7 @@ GYRE_DEVICE void load_pairs(const float *p, int own, int size, float otherwise, 
   for (int j = 0; j < N; j++) {
     int e = pair_after(j);
     x[j] = make_float2(otherwise, otherwise);
-    if (e < left) x[j] = *(const float2 *)(p + e);
+    if (e < left) x[j] = read_once(p + e);
   }
 }
 // Of parameters that repeat after RUN elements or a power of two below.
@@ -96,7 +102,7 @@ GYRE_DEVICE void load_repeated(
   float2 y[2];
 #pragma unroll
   for (int j = 0; j < 2; j++)
-    y[j] = p ? *(const float2 *)(p + ((own + pair_after(j)) & (period - 1))) : make_float2(otherwise, otherwise);
+    y[j] = p ? read_once(p + ((own + pair_after(j)) & (period - 1))) : make_float2(otherwise, otherwise);
 #pragma unroll
   for (int j = 0; j < N; j++) x[j] = y[j & 1];
 }
@@ -493,8 +499,11 @@ GYRE_DEVICE void plan(gyre_token_phase &p, int lane) {
       if (i < lane) before += q.paired ? 2 * own : own;
       else q.from = from, q.own = own, q.before = before, q.own_rows = q.paired ? 2 * own : own;
     }
-    mine.stages = (mine.own_rows + mine.step - 1) / mine.step * mine.pieces;
+    mine.offset = 0;
+    for (int i = 0; i < mine.operand; i++) mine.offset += M * extent_of(p.operand[i].size);
   }
+  int outputs = __reduce_add_sync(~0u, lane < p.products ? p.product[lane].own : 0);
+  if (lane == 0) p.product[0].outputs = outputs;
 }
 
 // Work beside the phase's own, over the whole grid; by a warp a block.

@@ -32,7 +32,7 @@ struct Extra {
       const gyre_token_shared &s, int thread, const gyre_token_product &p, long b, int n) {
     const char *at = (const char *)s.old[thread] + aside(p, b, n);
     old.x = *(const float *)at;
-    if (p.rule == GYRE_TOKEN_ADD) old.stamp = *(const unsigned *)(at + 4);
+    old.stamp = *(const unsigned *)(at + 4);
     bias = p.bias ? s.bias[thread][0] : 0.f;
     second = p.bias && p.paired ? s.bias[thread][1] : 0.f;
   }
@@ -93,58 +93,41 @@ GYRE_DEVICE void ask(const gyre_token_phase &p, int batch, int j, gyre_token_sha
   Extra::ask(s, thread, q, output.b, q.from + output.row);
 }
 
-// The sum of an output's parts from all slices of its columns.
-GYRE_DEVICE float slices_sum(const float *at, int slices) {
-  float sum[TEAM];
+// The sum of an output's parts from all warps.
+GYRE_DEVICE float warps_sum(const float *at) {
+#if M == 1
+  float4 x = ((const float4 *)at)[0], y = ((const float4 *)at)[1];
+  static_assert(WARPS == 8, "two fours");
+  return ((x.x + x.y) + (x.z + x.w)) + ((y.x + y.y) + (y.z + y.w));
+#else
+  float all = 0.f;
 #pragma unroll
-  for (int i = 0; i < TEAM; i++) sum[i] = at[i * M];
-  for (int i = TEAM; i < slices; i += TEAM)
-#pragma unroll
-    for (int j = 0; j < TEAM; j++) sum[j] += at[(i + j) * M];
-  float all = sum[0];
-#pragma unroll
-  for (int i = 1; i < TEAM; i++) all += sum[i];
+  for (int i = 0; i < WARPS; i++) all += at[i * M];
   return all;
+#endif
 }
 
-// After `ask` of the thread's first output.
-GYRE_DEVICE unsigned multiply(
-    const gyre_token_phase &p, const gyre_token_step_args &a, const char *ring, gyre_token_shared &s,
-    const char *operands, float *partials, unsigned base, unsigned *count, int phase, unsigned turn) {
-  int outputs = 0;
+// After `multiply_rows`, and `ask` of the thread's first output.
+GYRE_DEVICE void end_outputs(
+    const gyre_token_phase &p, int batch, gyre_token_shared &s, const float *partials, unsigned base,
+    unsigned *count) {
+  int outputs = p.product[0].outputs * batch;
 #pragma unroll 1
-  for (int i = 0; i < p.products; i++) {
-    const gyre_token_product &q = p.product[i];
-    if (q.own == 0) continue;
-    outputs += q.own * a.batch;
-    turn = multiply_rows(q, ring, s, a.depth, operands + p.operand[q.operand].offset,
-                         partials + q.before * PARTIAL_ROW, turn);
-  }
-  // What the moves read is overwritten by those who wait for this phase.
-  if (p.moves)
-    while (word_read(&s.moved) < phase) {}
-  copies_await();
-  block_barrier();
-  int thread = this_thread();
-#pragma unroll 1
-  for (int j = thread; j < outputs; j += GYRE_TOKEN_THREADS) {
-    if (j != thread) {
-      ask(p, a.batch, j, s);
-      copies_await();
-    }
-    int which = s.output[thread][0], row = s.output[thread][1];
+  for (int j = this_thread(); j < outputs;) {
+    int thread = this_thread(), which = s.output[thread][0], row = s.output[thread][1];
     const gyre_token_product &q = p.product[which & 255];
     long b = M == 1 ? 0 : which >> 8;
     Extra extra;
     extra.take(s, thread, q, b, q.from + row);
     const float *at = partials + (q.before + row) * PARTIAL_ROW + b;
-    int slices = min(q.pieces * TEAM, SLOTS);
-    float x = slices_sum(at, slices);
-    float second = q.paired ? slices_sum(at + q.own * PARTIAL_ROW, slices) : 0.f;
+    float x = warps_sum(at), second = q.paired ? warps_sum(at + q.own * PARTIAL_ROW) : 0.f;
     finish(q, b, q.from + row, base, x, second, extra);
     if ((thread & 31) == 0) count_given(count, min(outputs - j, 32));
+    j += GYRE_TOKEN_THREADS;
+    if (j >= outputs) return;
+    ask(p, batch, j, s);
+    copies_await();
   }
-  return turn;
 }
 
 static __device__ __noinline__ void embed(
@@ -178,24 +161,22 @@ GYRE_DEVICE void copy_phase(gyre_token_phase *to, const gyre_token_phase *from, 
   for (int i = thread; i < (int)(sizeof(gyre_token_phase) / 8); i += threads)
     ((long *)to)[i] = ((const long *)from)[i];
 }
-GYRE_DEVICE const gyre_token_phase &described(const gyre_token_shared &s, int n) {
-  return s.phase[n % GYRE_TOKEN_DESCRIBED];
-}
 
 // The warp beside the computing ones: makes the moves of phase n while it runs, describes a phase two
 // ahead and brings what that one reads nearer.
-GYRE_DEVICE void attend(const gyre_token_step_args &a, gyre_token_shared &s, unsigned base) {
+GYRE_DEVICE void attend(const gyre_token_step_args &a, unsigned base) {
+  gyre_token_shared &s = TOKEN_SHARED;
   int lane = threadIdx.x & 31;
   for (int n = 1 - GYRE_TOKEN_DESCRIBED; n < a.phase_count; n++) {
     while (word_read(&s.progress) < n) __nanosleep(20);
-    if (n >= 0 && described(s, n).moves) {
-      make_moves(described(s, n), a.batch, base, lane);
+    if (n >= 0 && described(n).moves) {
+      make_moves(described(n), a.batch, base, lane);
       __syncwarp();
       if (lane == 0) word_write(&s.moved, n);
     }
     int ahead = n + GYRE_TOKEN_DESCRIBED - 1;
     if (ahead >= a.phase_count) continue;
-    gyre_token_phase &next = s.phase[ahead % GYRE_TOKEN_DESCRIBED];
+    gyre_token_phase &next = described(ahead);
     copy_phase(&next, a.phases + ahead, lane, 32);
     __syncwarp();
     plan(next, lane);
@@ -205,58 +186,85 @@ GYRE_DEVICE void attend(const gyre_token_step_args &a, gyre_token_shared &s, uns
   }
 }
 
-GYRE_DEVICE void compute(
-    const gyre_token_step_args &a, const char *ring, char *operands, float *partials,
-    gyre_token_shared &s, unsigned base) {
-  unsigned turn = first_turn(a.depth);
-  long position = *a.position;
-  unsigned *counts = a.counts + (position & 1) * a.phase_count;
-  for (int n = 0; n < a.phase_count; n++) {
+// From the barrier after operands to outputs.
+GYRE_DEVICE void product_phase(const gyre_token_step_args &a) {
+  gyre_token_shared &s = TOKEN_SHARED;
+  if (this_thread() == 64) word_write(&s.progress, now());
+  multiply_rows(a.depth, a.operand_floats);
+  int n = now();
+  const gyre_token_phase &p = described(n);
+  // What the moves read is overwritten by those who wait for this phase.
+  if (p.moves)
+    while (word_read(&s.moved) < n) {}
+  copies_await();
+  block_barrier();
+  const float *partials = (const float *)operands_of(a.depth) + a.operand_floats;
+  end_outputs(p, a.batch, s, partials, word_kept(&s.base), a.counts + word_kept(&s.half) + n);
+}
+
+GYRE_DEVICE void other_phase(const gyre_token_step_args &a) {
+  gyre_token_shared &s = TOKEN_SHARED;
+  int n = now(), base = word_kept(&s.base);
+  const gyre_token_phase &p = described(n);
+  unsigned *count = a.counts + word_kept(&s.half) + n;
+  char *work = operands_of(a.depth);
+  if (p.kind == GYRE_TOKEN_MATRIX_PHASE)
+    matrix_step(p.matrix, a.batch, base, count, *(MatrixWork *)work);
+  else if (p.kind == GYRE_TOKEN_ATTENTION_PHASE)
+    attention_step(p.attention, a.batch, *a.position, base, count, *(AttentionWork *)work);
+  else
+    embed(p.embedding, a.tokens, a.batch, base, (float *)work, s.sums);
+}
+
+GYRE_DEVICE void compute(const gyre_token_step_args &a) {
+  gyre_token_shared &s = TOKEN_SHARED;
+  for (;;) {
+    int n = now();
+    if (n >= a.phase_count) return;
     while (word_read(&s.ready) < n) {}
-    const gyre_token_phase &p = described(s, n);
-    if (p.kind == GYRE_TOKEN_PRODUCT_PHASE) {
-      ask(p, a.batch, this_thread(), s);
-      if (p.enough) {
-        if (threadIdx.x == 0) await_count(counts + p.awaited, p.enough);
+    if (word_kept(&described(n).kind) == GYRE_TOKEN_PRODUCT_PHASE) {
+      ask(described(n), a.batch, this_thread(), s);
+      if (phase_now().enough) {
+        const gyre_token_phase &p = phase_now();
+        if (this_thread() == 0) await_count(a.counts + s.half + p.awaited, p.enough);
         block_barrier();
       }
-      if (p.makes) make_operands(p, a.batch, base, operands, s.sums);
+      if (phase_now().makes)
+        make_operands(phase_now(), a.batch, word_kept(&s.base), operands_of(a.depth), s.sums);
       else block_barrier();
-      if (threadIdx.x == 64) word_write(&s.progress, n);
-      turn = multiply(p, a, ring, s, operands, partials, base, counts + n, n, turn);
-      continue;
+      product_phase(a);
+    } else {
+      block_barrier();
+      if (this_thread() == 64) word_write(&s.progress, n);
+      other_phase(a);
+      block_barrier();
     }
-    block_barrier();
-    if (threadIdx.x == 64) word_write(&s.progress, n);
-    if (p.kind == GYRE_TOKEN_MATRIX_PHASE)
-      matrix_step(p.matrix, a.batch, base, counts + n, *(MatrixWork *)operands);
-    else if (p.kind == GYRE_TOKEN_ATTENTION_PHASE)
-      attention_step(p.attention, a.batch, position, base, counts + n, *(AttentionWork *)operands, s);
-    else
-      embed(p.embedding, a.tokens, a.batch, base, (float *)operands, s.sums);
-    block_barrier();
+    int thread = this_thread();
+    if ((thread & 31) == 0) s.now[thread >> 5]++;
+    __syncwarp();
   }
 }
 
 extern "C" __global__ void __launch_bounds__(GYRE_TOKEN_LAUNCH, 1)
     token_step(gyre_token_step_args a) {
-  extern __shared__ __align__(128) char memory[];
-  char *operands = memory + a.depth * GYRE_TOKEN_STAGE;
-  float *partials = (float *)operands + a.operand_floats;
-  gyre_token_shared &s = *(gyre_token_shared *)(partials + a.partial_floats);
+  gyre_token_shared &s = TOKEN_SHARED;
   if (threadIdx.x < GYRE_TOKEN_DEPTH) stage_initialize(s.full + threadIdx.x, s.empty + threadIdx.x);
-  if (threadIdx.x == 0) s.progress = s.ready = s.moved = -1, s.rotated = -1;
+  if (threadIdx.x < WARPS) s.place[threadIdx.x] = s.now[threadIdx.x] = 0;
   // Zero is the stamp of memory that nobody has written.
-  unsigned base = (unsigned)*a.position * (unsigned)a.phase_count + 1;
+  if (threadIdx.x == 0) {
+    s.progress = s.ready = s.moved = -1, s.rotated = -1;
+    s.base = (unsigned)*a.position * (unsigned)a.phase_count + 1;
+    s.half = (*a.position & 1) * a.phase_count;
+  }
   __syncthreads();
   if (threadIdx.x < GYRE_TOKEN_THREADS) {
-    compute(a, memory, operands, partials, s, base);
+    compute(a);
   } else if (threadIdx.x < GYRE_TOKEN_THREADS + 32) {
-    copy_stream(a, memory, s);
+    copy_stream(a);
   } else {
     if (blockIdx.x == 0)
       for (int i = threadIdx.x & 31; i < a.phase_count; i += 32)
         a.counts[(~*a.position & 1) * a.phase_count + i] = 0;
-    attend(a, s, base);
+    attend(a, s.base);
   }
 }

@@ -67,10 +67,9 @@ typedef struct gyre_token_product {
   int operand, rule, function;  // function: position in Unary.Kind, or -1
   int paired;
   int step, pieces;  // rows of a stage; slices of a row
-  // Made on the card: the block's first output, outputs, rows before them, rows (two an output of a pair),
-  // stages.
-  int from, own, before, own_rows, stages;
-  int unused;
+  // Made on the card: the block's first output, outputs, rows before them, rows (two an output of a pair), the
+  // operand's place; of the first, the block's outputs of all.
+  int from, own, before, own_rows, offset, outputs;
 } gyre_token_product;
 
 // The same as the stream of weights sees it.
@@ -172,7 +171,11 @@ typedef struct gyre_token_step_args {
 
 // Behind ring, operands and the warps' sums in shared memory.
 typedef struct gyre_token_shared {
-  float sums[64];  // read in fours
+  float sums[32];  // read in fours
+  // A computing warp's place in the ring and its phase; the launch's first stamp, its half of the counts. In
+  // registers they would go to the stack at every call, for which there is hardly a cache beside the ring.
+  int place[GYRE_TOKEN_THREADS / 32], now[GYRE_TOKEN_THREADS / 32];
+  int base, half, unused[14];
   // What outputs take besides their sums, and which they are.
   float old[GYRE_TOKEN_THREADS][4], bias[GYRE_TOKEN_THREADS][2];
   int output[GYRE_TOKEN_THREADS][2];
