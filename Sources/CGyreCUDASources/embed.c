@@ -54,6 +54,9 @@ static const char value_scales_cu[] = {
 static const char step_gates_cu[] = {
 #embed "cuda/step_gates.cu" suffix(, 0)
 };
+static const char normed_mixes_cu[] = {
+#embed "cuda/normed_mixes.cu" suffix(, 0)
+};
 static const char token_mixes_cu[] = {
 #embed "cuda/token_mixes.cu" suffix(, 0)
 };
@@ -317,6 +320,7 @@ static const gyre_cuda_source kernels[] = {
     {"value_scales", value_scales_cu},
     {"attention_step", attention_step_cu},
     {"step_gates", step_gates_cu},
+    {"normed_mixes", normed_mixes_cu},
     {"token_mixes", token_mixes_cu},
     {"sequence", sequence_cu},
     {"diagonal_scan_base", diagonal_scan_base_cu},

@@ -24,6 +24,8 @@ public final class CUDADevice: Device, @unchecked Sendable {
   public let name: String
   /// Compute capability.
   public let capability: (major: Int, minor: Int)
+  /// Whether a kernel may begin before the one in front has ended.
+  var startsEarly: Bool { capability.major >= 9 }
   /// Versions of driver, NVRTC and cuBLASLt, for reports.
   public let versions: String
   let driver: DriverCalls
@@ -197,6 +199,7 @@ public final class CUDADevice: Device, @unchecked Sendable {
 
   public func hasKernel(for op: any Op) -> Bool {
     if op is LinearGroup { return RowProducts.suits(self) }
+    if let op = op as? any HeadStepOp { return HeadStep.covers(op) }
     return op is AdamWStep || CUDAKernel.all[ObjectIdentifier(type(of: op))] != nil
   }
 
@@ -210,6 +213,9 @@ public final class CUDADevice: Device, @unchecked Sendable {
     case let op as MinGRUForward:
       guard MinGRUStep.suits(op, inputs) else { return nil }
       return op.optional[2].map { (input: $0, output: 1) }
+    case is MinGRUToken: return (input: 1, output: 1)
+    case let op as NormedMixes:
+      return (input: op.first + op.mixes, output: op.mixes + 1)
     case let op as TokenMixes:
       guard op.hasLast, inputs[0].shape[1] == 1 else { return nil }
       return (input: op.mixes + 1, output: op.mixes)

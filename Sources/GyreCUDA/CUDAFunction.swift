@@ -8,12 +8,18 @@ final class CUDAFunction: Sendable {
   let defines: [String]
   /// The source, where it is made at run time and no embedded file.
   let text: String?
+  /// Whether it may begin before the kernel in front has ended: it waits itself for what that one writes.
+  let isEarly: Bool
 
-  init(_ file: String, _ name: String, _ defines: [String] = [], text: String? = nil) {
+  init(
+    _ file: String, _ name: String, _ defines: [String] = [], text: String? = nil,
+    isEarly: Bool = false
+  ) {
     self.file = file
     self.name = name
     self.defines = defines
     self.text = text
+    self.isEarly = isEarly
   }
 
   private static let known = Mutex<[String: CUDAFunction]>([:])

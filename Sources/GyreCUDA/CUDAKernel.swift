@@ -23,7 +23,8 @@ struct CUDAKernel: Sendable {
     var table: [ObjectIdentifier: CUDAKernel] = [:]
     for family in [
       pointwise, layout, reductions, products, norms, losses, optimizers, sequence, scans, heads,
-      cells, recurrentCells, channels, selection, evolution, attention, rwkv, valueScales,
+      headSteps, cells, recurrentCells, channels, selection, evolution, attention, rwkv,
+      valueScales,
       stepGates, egg, mesa, rowProducts,
     ] {
       for kernel in family { table[kernel.op] = kernel }

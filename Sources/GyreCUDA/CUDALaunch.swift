@@ -9,6 +9,7 @@ final class CUDALaunch {
   private let op: String
   /// Held until all of the op is queued; then the queue's order makes reuse safe.
   private var held: [CUDABuffer] = []
+  private var hasQueued = false
 
   init(_ device: CUDADevice, _ op: String) {
     self.device = device
@@ -41,12 +42,10 @@ final class CUDALaunch {
 
   func floats(_ count: Int) -> UInt64 { scratch(4 * max(count, 1)) }
 
-  /// Queues a kernel. A grid without blocks is none.
-  ///
-  /// - Parameter isEarly: it may begin when the one before says so and itself waits for what that one writes.
+  /// Queues a kernel, early where it and the device can. A grid without blocks is none.
   func run<Arguments>(
     _ function: CUDAFunction, grid: (Int, Int, Int), threads: (Int, Int) = (256, 1),
-    shared: Int = 0, isEarly: Bool = false, _ arguments: Arguments
+    shared: Int = 0, _ arguments: Arguments
   ) {
     guard grid.0 > 0, grid.1 > 0, grid.2 > 0, !device.failure.isSet else { return }
     precondition(
@@ -57,7 +56,7 @@ final class CUDALaunch {
       let code = withUnsafeMutablePointer(to: &arguments) { pointer in
         var parameters: UnsafeMutableRawPointer? = UnsafeMutableRawPointer(pointer)
         return device.times.measure(name(function)) {
-          if isEarly {
+          if isEarly(function) {
             var early = gyre_cuda_launch_attribute()
             (early.id, early.value.0) = (UInt32(GYRE_CUDA_LAUNCH_EARLY), 1)
             return withUnsafeMutablePointer(to: &early) { early in
@@ -76,6 +75,12 @@ final class CUDALaunch {
       }
       device.check(code, name(function))
     } catch { device.fail(error) }
+  }
+
+  /// Only the first kernel of an op: what one makes for the next is there when that one begins.
+  private func isEarly(_ function: CUDAFunction) -> Bool {
+    defer { hasQueued = true }
+    return function.isEarly && !hasQueued && device.startsEarly
   }
 
   private func name(_ function: CUDAFunction) -> String {

@@ -7,7 +7,23 @@ extension CUDAKernel {
   private static let permute = CUDAFunction("layout", "permute")
   private static let transpose = CUDAFunction("layout", "transpose")
 
+  private static let copies = CUDAFunction("layout", "copies", isEarly: true)
+
   static let layout: [CUDAKernel] = [
+    CUDAKernel(Copies.self, anyType: true) { op, call, launch in
+      let pairs = Array(zip(call.inputs, call.outputs)).filter { $0.0.byteCount > 0 }
+      for start in stride(from: 0, to: pairs.count, by: Int(GYRE_COPIES)) {
+        let part = pairs[start..<min(start + Int(GYRE_COPIES), pairs.count)]
+        var a = gyre_copies_args()
+        setAxes(&a.x, part.map { Int(truncatingIfNeeded: $0.0.address) })
+        setAxes(&a.y, part.map { Int(truncatingIfNeeded: $0.1.address) })
+        setAxes(&a.bytes, part.map { $0.0.byteCount })
+        let largest = part.map { $0.0.byteCount }.max() ?? 0
+        let blocks = max(1, min((largest + 16383) / 16384, launch.device.multiprocessors))
+        launch.run(copies, grid: (blocks, part.count, 1), a)
+      }
+      return true
+    },
     CUDAKernel(Reshape.self, anyType: true) { op, call, launch in
       launch.copy(call.inputs[0], to: call.outputs[0])
       return true

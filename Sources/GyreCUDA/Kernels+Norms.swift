@@ -5,12 +5,14 @@ extension CUDAKernel {
   private static let forward = CUDAFunction("norm", "norm_forward")
   private static let backward = CUDAFunction("norm", "norm_backward")
   private static let weightGradient = CUDAFunction("norm", "norm_weight_gradient")
-  private static let rowsForward = rowFunctions("norm_rows_forward")
+  private static let rowsForward = rowFunctions("norm_rows_forward", isEarly: true)
   private static let rowsBackward = rowFunctions("norm_rows_backward")
-  private static func rowFunctions(_ name: String) -> [Int: CUDAFunction] {
+  private static func rowFunctions(
+    _ name: String, isEarly: Bool = false
+  ) -> [Int: CUDAFunction] {
     var table: [Int: CUDAFunction] = [:]
     for lanes in [8, 16, 32, 64, 128, 256] {
-      table[lanes] = CUDAFunction("norm_rows", name, ["-DLANES=\(lanes)"])
+      table[lanes] = CUDAFunction("norm_rows", name, ["-DLANES=\(lanes)"], isEarly: isEarly)
     }
     return table
   }
@@ -78,6 +80,14 @@ extension CUDAKernel {
       normalize(a, launch)
       return true
     },
+    CUDAKernel(NormedProduct.self) { op, call, launch in
+      var a = arguments(op.norm, call.inputs[0], call.inputs[2])
+      a.bias = (call.inputs.count > 3 ? call.inputs[3] : nil).array
+      (a.gate, a.gate_function) = (Int32(GYRE_GATE_AFTER), Int32(GYRE_GATE_PLAIN))
+      (a.z, a.y) = (call.inputs[1].array, call.outputs[0].array)
+      normalize(a, launch)
+      return true
+    },
     CUDAKernel(GatedNorm.Backward.self) { op, call, launch in
       var a = arguments(op.op, call.inputs[1], call.inputs[2], call.inputs[3])
       a.dz = call.outputs[1].array
@@ -128,7 +138,7 @@ extension CUDAKernel {
   ) -> gyre_norm_args {
     var a = rows(x, Int32(GYRE_NORM_RMS), op.epsilon)
     a.gate = Int32(op.gatesFirst ? GYRE_GATE_BEFORE : GYRE_GATE_AFTER)
-    a.gate_is_silu = op.gate == .silu ? 1 : 0
+    a.gate_function = Int32(op.gate == .silu ? GYRE_GATE_SILU : GYRE_GATE_SIGMOID)
     a.z = z.array
     a.weight = weight.array
     a.period = max(weight.elementCount, 1)

@@ -118,7 +118,7 @@ extension CUDAKernel {
   }
 }
 
-/// Writes numbers into a C array of eight.
+/// Writes numbers into a C array of words.
 func setAxes<Axes>(_ axes: inout Axes, _ values: [Int]) {
   withUnsafeMutableBytes(of: &axes) { memory in
     for (i, value) in values.enumerated() where (i + 1) * 8 <= memory.count {

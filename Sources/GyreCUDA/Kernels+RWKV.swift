@@ -19,7 +19,30 @@ extension CUDAKernel {
   private static let mixes = CUDAFunction("token_mixes", "token_mixes")
   private static let mixesBackward = CUDAFunction("token_mixes", "token_mixes_backward")
 
+  private static let normedMixes = ["normed_mixes", "normed_mixes_wide"].map {
+    CUDAFunction("normed_mixes", $0, isEarly: true)
+  }
+
   static let rwkv: [CUDAKernel] = [
+    CUDAKernel(NormedMixes.self) { op, call, launch in
+      let i = call.inputs
+      var a = gyre_normed_mixes_args()
+      (a.batch, a.width, a.mixes) = (i[0].shape[0], i[0].shape[2], Int32(op.mixes))
+      guard call.isAligned, a.width % 8 == 0, a.width <= NormedMixes.widest,
+        op.mixes <= Int(GYRE_MIXES)
+      else { return false }
+      (a.centers, a.epsilon) = (op.norm.centers ? 1 : 0, Float(op.norm.epsilon))
+      (a.x, a.added, a.weight) = (i[0].array, i[1].array, i[2].array)
+      if op.hasBias { a.bias = i[3].array }
+      a.last = i[op.first + op.mixes].array
+      set(&a.mix, i[op.first..<op.first + op.mixes])
+      (a.sum, a.last_final) = (call.outputs[0].array, call.outputs[op.mixes + 1].array)
+      set(&a.y, call.outputs[1...op.mixes])
+      let pieces = a.width <= 2048 ? 1 : 2
+      let threads = (a.width / (8 * pieces) + 31) / 32 * 32
+      launch.run(normedMixes[pieces - 1], grid: (a.batch, 1, 1), threads: (threads, 1), a)
+      return true
+    },
     CUDAKernel(RWKV7Keys.self) { op, call, launch in
       guard
         let plan = HeadPlan(

@@ -21,7 +21,7 @@ struct RowProducts {
   }
   private static let functions: [Int: CUDAFunction] = [64, 128, 192, 256].reduce(into: [:]) {
     table, n in
-    table[n] = CUDAFunction("row_products", "row_products", ["-DCOLUMNS=\(n)"])
+    table[n] = CUDAFunction("row_products", "row_products", ["-DCOLUMNS=\(n)"], isEarly: true)
   }
 
   /// Whether a device has the kernel.
@@ -60,7 +60,7 @@ struct RowProducts {
     }
     launch.run(
       function, grid: (first * Int(GYRE_ROW_CLUSTER), 1, 1), threads: (Int(GYRE_ROW_THREADS), 1),
-      shared: Int(gyre_row_products_shared(cut.columns)), isEarly: true, a)
+      shared: Int(gyre_row_products_shared(cut.columns)), a)
     return true
   }
 

@@ -13,6 +13,13 @@ enum MinGRUStep {
       && inputs.prefix(2).allSatisfy { $0.address % 16 == 0 }
       && (op.optional.pick(2, inputs).map { $0.dtype == .float32 && $0.address % 16 == 0 } ?? true)
   }
+
+  /// - Parameter pitch: elements between rows of what it reads.
+  static func run(_ a: inout gyre_scan_args, pitch: Int, _ launch: CUDALaunch) {
+    a.pitch = pitch
+    let isHalf = [a.a, a.u, a.h].allSatisfy { $0.dtype == DType.bfloat16.cuda }
+    launch.run(isHalf ? half : any, over: a.batch * a.width, each: 4, a)
+  }
 }
 
 extension CUDAKernel {
@@ -59,13 +66,21 @@ extension CUDAKernel {
       var a = arguments(op, call.inputs)
       (a.h, a.h_final) = (call.outputs[0].array, call.outputs[1].array)
       if MinGRUStep.suits(op, call.inputs), call.outputs.allSatisfy({ $0.address % 16 == 0 }) {
-        let isHalf = ([call.inputs[0], call.inputs[1], call.outputs[0]]).allSatisfy {
-          $0.dtype == .bfloat16
-        }
-        launch.run(isHalf ? MinGRUStep.half : MinGRUStep.any, over: a.batch * a.width, each: 4, a)
+        MinGRUStep.run(&a, pitch: a.width, launch)
         return true
       }
       launch.run(minGRUForward, channels: a.batch * a.width, a)
+      return true
+    },
+    CUDAKernel(MinGRUToken.self) { op, call, launch in
+      let (both, h) = (call.inputs[0], call.inputs[1])
+      var a = gyre_scan_args()
+      (a.batch, a.tokens, a.width) = (h.shape[0], 1, h.shape[1])
+      guard call.isAligned, a.width % 8 == 0 else { return false }
+      a.a = both.array
+      a.u = gyre_array(both.address + UInt64(a.width * both.dtype.byteCount), both.dtype)
+      (a.h0, a.h, a.h_final) = (h.array, call.outputs[0].array, call.outputs[1].array)
+      MinGRUStep.run(&a, pitch: 2 * a.width, launch)
       return true
     },
     CUDAKernel(MinGRUBackward.self) { op, call, launch in

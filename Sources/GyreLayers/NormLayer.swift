@@ -46,6 +46,15 @@ public struct NormLayer: Sendable {
     return bias.map { y + $0.value } ?? y
   }
 
+  /// The norm of x, times z of its shape.
+  public func callAsFunction(_ x: Tensor, times z: Tensor) -> Tensor {
+    let op = NormedProduct(Norm(epsilon: epsilon, centers: kind == .layer))
+    guard let weight, kind == .layer || (kind == .rms && bias == nil), Tape.current == nil,
+      x.dtype == z.dtype, x.note == nil, z.note == nil, x.device.fuses(op)
+    else { return self(x) * z }
+    return applyPresent(op, [x, z, weight.value, bias?.value])[0]
+  }
+
   /// x + y, and its norm.
   public func adding(_ y: Tensor, to x: Tensor) -> (sum: Tensor, normed: Tensor) {
     let op = NormedSum(Norm(epsilon: epsilon, centers: kind == .layer))
@@ -58,6 +67,25 @@ public struct NormLayer: Sendable {
     let scale = kind == .rmsUnitOffset ? weight.value + 1 : weight.value
     let result = applyPresent(op, [x, y, scale, bias?.value])
     return (result[0], result[1])
+  }
+}
+
+extension NormLayer {
+  /// x + y, mixes of its norm with the token before for each μ, and the norm as the last token, of one token of
+  /// each sequence; nil where that is not one pass.
+  public func mixes(
+    adding y: Tensor, to x: Tensor, _ mixes: [Tensor], last: Tensor
+  ) -> (sum: Tensor, mixed: [Tensor], last: Tensor)? {
+    let op = NormedMixes(
+      Norm(epsilon: epsilon, centers: kind == .layer), hasBias: bias != nil, mixes: mixes.count)
+    let width = x.shape.last
+    guard let weight, kind == .layer || kind == .rms, Tape.current == nil, x.rank == 3,
+      x.shape[1] == 1, x.shape == y.shape, x.dtype == y.dtype, x.note == nil, y.note == nil,
+      width % 8 == 0, width <= NormedMixes.widest, mixes.count <= TokenMixes.limit,
+      x.device.fuses(op)
+    else { return nil }
+    let result = applyPresent(op, [x, y, weight.value, bias?.value] + mixes + [last])
+    return (result[0], Array(result[1...mixes.count]), result[mixes.count + 1])
   }
 }
 

@@ -92,6 +92,7 @@ public struct GatedDeltaNet: SequenceMixer {
     -> Tensor
   {
     let (parts, control) = streams(x, beside: gates, state: &state, reset: context.reset)
+    if context.reset == nil, let y = step(parts, control, &state) { return output(y.mergedHeads()) }
     let gate = decay.withStrengths(control, strength: c.negativeEigenvalues ? 2 : 1)
     let y = engine(
       .init(
@@ -100,6 +101,20 @@ public struct GatedDeltaNet: SequenceMixer {
       state: &state, form: context.form, reset: context.reset)
     return output(norm(y, gate: c.gatesOutput ? parts[3].heads(heads) : nil).mergedHeads())
   }
+
+  /// One token up to the last map; nil where that is not one kernel.
+  private func step(_ parts: [Tensor], _ control: Tensor, _ state: inout State) -> Tensor? {
+    guard c.gatesOutput, let rates = decay.scalarRates, let weight = norm.weight?.value
+    else { return nil }
+    return engine.step(
+      .init(
+        q: parts[0].heads(keyHeads), k: parts[1].heads(keyHeads), v: parts[2].heads(heads),
+        gates: control, stepBias: rates.bias, logRate: rates.log,
+        outputGate: parts[3].heads(heads), weight: weight),
+      strength: c.negativeEigenvalues ? 2 : 1, normEpsilon: norm.epsilon, by: norm.activation,
+      state: &state)
+  }
+
   public func appendToken(
     _ input: TokenInput, to p: inout TokenProgram, state: State
   ) -> Bool {

@@ -98,25 +98,44 @@ public struct MLSTM: SequenceMixer {
     c.inputGate == .exponential ? exponential.stateSpec : bounded.stateSpec
   }
 
-  /// q, k, v and the open share of the output gate; then input and forget gates, capped.
-  private func maps(_ x: Tensor) -> (streams: [Tensor], gates: [Tensor]) {
+  /// q, k, v and the open share of the output gate, and, where they are one launch with it, the gates' map
+  /// without its bias.
+  private func maps(_ x: Tensor) -> (streams: [Tensor], gates: Tensor?) {
     let pieces = [sizes.keys, sizes.keys, sizes.values, sizes.values]
-    if !c.separate, projections[0].bias == nil,
+    if !c.separate, projections[0].bias == nil, gates.bias != nil,
       let together = x.linear(
-        projections[0].weight.value, pieces: pieces, besideCapped: gates, cap: c.gateCap)
+        projections[0].weight.value, openedPieces: pieces, besideUnbiased: gates)
     {
       return (together.pieces, together.other)
     }
     var parts = c.separate ? projections.map { $0(x) } : projections[0](x, pieces: pieces)
     parts[3] = parts[3].sigmoid()
-    return (parts, ((gates(x) / c.gateCap).tanh() * c.gateCap).split([c.heads, c.heads]))
+    return (parts, nil)
+  }
+
+  /// Input and forget gates, capped, of x or of their map without its bias.
+  private func capped(_ x: Tensor, _ z: Tensor?) -> [Tensor] {
+    let op = CappedGates(cap: c.gateCap)
+    if let z, let bias = gates.bias?.value {
+      if x.device.fuses(op) { return apply(op, [z, bias]) }
+      return (((z + bias) / c.gateCap).tanh() * c.gateCap).split([c.heads, c.heads])
+    }
+    return ((gates(x) / c.gateCap).tanh() * c.gateCap).split([c.heads, c.heads])
   }
 
   public func callAsFunction(_ x: Tensor, state: inout State, context: inout SequenceContext)
     -> Tensor
   {
-    let (parts, capped) = maps(x)
+    let (parts, z) = maps(x)
     let (q, k, v) = (parts[0].heads(c.heads), parts[1].heads(c.heads), parts[2].heads(c.heads))
+    let open = parts[3].heads(c.heads)
+    if c.inputGate == .exponential, context.reset == nil, let z, let bias = gates.bias?.value,
+      let y = exponential.step(
+        q: q, k: k, v: v, gates: z, bias: bias, cap: c.gateCap, state: &state)
+    {
+      return output(norm(y, times: open).mergedHeads())
+    }
+    let capped = capped(x, z)
     let y: Tensor
     switch c.inputGate {
     case .exponential:
@@ -124,13 +143,13 @@ public struct MLSTM: SequenceMixer {
         .init(q: q, k: k, v: v, inputGate: capped[0], forgetGate: capped[1]),
         state: &state, form: context.form, reset: context.reset)
     case .sigmoid:
-      let open = capped[0].sigmoid()
+      let input = capped[0].sigmoid()
       y = bounded(
         .init(
-          q: q, k: k * open.reshaped(Shape(open.shape.dimensions + [1])), v: v,
+          q: q, k: k * input.reshaped(Shape(input.shape.dimensions + [1])), v: v,
           decay: .scalar(capped[1].logSigmoid())),
         state: &state, form: context.form, reset: context.reset)
     }
-    return output(norm(y).mergedHeads() * parts[3])
+    return output(norm(y, times: open).mergedHeads())
   }
 }

@@ -50,6 +50,12 @@ public struct MinGRU: SequenceMixer {
   public func callAsFunction(_ x: Tensor, state: inout State, context: inout SequenceContext)
     -> Tensor
   {
+    // Two products of a token's rows take longer than one.
+    if x.shape[1] == 1, context.reset == nil, x.device.fuses(MinGRUToken()), Tape.current == nil,
+      let h = engine.token(gates(x), state: &state)
+    {
+      return output(h)
+    }
     let parts = gates(x, pieces: [channels, channels])
     let h = engine(
       .init(gate: parts[0], candidate: parts[1]), state: &state, form: context.form,

@@ -19,7 +19,7 @@ private func shiftMix(_ power: Double, _ layer: LayerPosition, _ width: Int) -> 
 /// state evolution", 2025. https://arxiv.org/abs/2503.14456
 ///
 /// State: `[H, K, V]` and the last token. Engine: `GeneralizedDeltaRule`.
-public struct RWKV7: SequenceMixer {
+public struct RWKV7: JoinsNorm {
   public static let kind = "rwkv7"
   public struct Configuration: MixerConfiguration {
     public var headSize = 64
@@ -167,7 +167,28 @@ public struct RWKV7: SequenceMixer {
     let (mixed, last) = x.tokenShiftMix(
       mixes.map(\.value), last: state["last"], reset: context.reset)
     state["last"] = last
+    return result(mixed, &state, &context)
+  }
+
+  public func joined(
+    adding part: Tensor, to x: Tensor, norm: NormLayer, state: inout State,
+    context: inout SequenceContext
+  ) -> (sum: Tensor, y: Tensor)? {
+    guard context.reset == nil, let last = state["last"],
+      let next = norm.mixes(adding: part, to: x, mixes.map(\.value), last: last)
+    else { return nil }
+    state["last"] = next.last
+    return (next.sum, result(next.mixed, &state, &context))
+  }
+
+  /// The layer's result for the mixed inputs.
+  private func result(
+    _ mixed: [Tensor], _ state: inout State, _ context: inout SequenceContext
+  ) -> Tensor {
     let maps = maps(mixed)
+    if context.reset == nil, let y = step(mixed, maps, &state, &context) {
+      return output(y.mergedHeads())
+    }
     let r = maps.receptance.heads(heads)
     let amount = residualValue.map { LowRank(map: $0, x: mixed[3], product: maps.low?[3]) }
     let v = values(maps.value, amount, &context)
@@ -192,9 +213,12 @@ public struct RWKV7: SequenceMixer {
 
   /// The maps of the mixed inputs: of full rank, and of low rank without bias (decay, rate, gate, value)
   /// where all of them are two launches.
-  private func maps(
-    _ x: [Tensor]
-  ) -> (receptance: Tensor, key: Tensor, value: Tensor, low: [Tensor]?) {
+  private struct Maps {
+    var receptance, key, value: Tensor
+    var low: [Tensor]?
+  }
+
+  private func maps(_ x: [Tensor]) -> Maps {
     var pairs = [(decay, x[1]), (rate, x[4]), (gate, x[5])]
     if let residualValue { pairs.append((residualValue, x[3])) }
     let down = pairs.compactMap { map, x in
@@ -206,9 +230,32 @@ public struct RWKV7: SequenceMixer {
       let second = LinearGroup.apply(
         zip(pairs, first[3...]).map { LinearGroup.Map($1, $0.0.up.weight.value) })
     {
-      return (first[0], first[1], first[2], second)
+      return Maps(receptance: first[0], key: first[1], value: first[2], low: second)
     }
-    return (receptance(x[0]), key(x[2]), value(x[3]), nil)
+    return Maps(receptance: receptance(x[0]), key: key(x[2]), value: value(x[3]), low: nil)
+  }
+
+  /// One token up to the last map; nil where that is not one kernel.
+  private func step(
+    _ x: [Tensor], _ maps: Maps, _ state: inout State, _ context: inout SequenceContext
+  ) -> Tensor? {
+    guard isWhole, !flips, x[0].shape[1] == 1, let rateBias = rate.up.bias,
+      let decayBias = decay.up.bias, let weight = norm.weight, let bias = norm.bias
+    else { return nil }
+    let first = residualValue == nil ? nil : context.shared["rwkv7.value"]
+    var inputs = GeneralizedDeltaRule.StepInputs(
+      r: maps.receptance, k: maps.key, v: maps.value,
+      rate: maps.low?[1] ?? rate.withoutBias(x[4]),
+      decay: maps.low?[0] ?? decay.withoutBias(x[1]), gate: maps.low?[2] ?? gate(x[5]),
+      parameters: [keyScale, keyRate, rateBias, decayBias, bonus, weight, bias].map(\.value),
+      blend: nil)
+    if let residualValue, let first, let bias = residualValue.up.bias {
+      inputs.blend = (first, maps.low?[3] ?? residualValue.withoutBias(x[3]), bias.value)
+    }
+    let y = engine.step(
+      inputs, keyEpsilon: keyEpsilon, normEpsilon: norm.epsilon, state: &state)
+    if y != nil, first == nil { context.shared["rwkv7.value"] = maps.value }
+    return y
   }
 
   /// `[B, T, H, V]`, mixed towards the first layer's values.
@@ -323,7 +370,7 @@ public struct RWKV7: SequenceMixer {
 
 /// RWKV-7's channel mixing: y = W_v relu(W_k x')² with x' a learned mix of the token and the one
 /// before.
-public struct RWKV7ChannelMix: SequenceMixer {
+public struct RWKV7ChannelMix: JoinsNorm {
   public static let kind = "rwkv7_channel_mix"
   public struct Configuration: MixerConfiguration {
     /// Width of the hidden layer; 0: four times the model's.
@@ -372,6 +419,17 @@ public struct RWKV7ChannelMix: SequenceMixer {
     let (mixed, last) = x.tokenShiftMix([mix.value], last: state["last"], reset: context.reset)
     state["last"] = last
     return value(key(mixed[0]).unary(activation))
+  }
+
+  public func joined(
+    adding part: Tensor, to x: Tensor, norm: NormLayer, state: inout State,
+    context: inout SequenceContext
+  ) -> (sum: Tensor, y: Tensor)? {
+    guard context.reset == nil, let last = state["last"],
+      let next = norm.mixes(adding: part, to: x, [mix.value], last: last)
+    else { return nil }
+    state["last"] = next.last
+    return (next.sum, value(key(next.mixed[0]).unary(activation)))
   }
 
   public func appendToken(

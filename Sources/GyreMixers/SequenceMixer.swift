@@ -82,6 +82,15 @@ public protocol SequenceMixer: Sendable {
   func appendToken(_ input: TokenInput, to program: inout TokenProgram, state: State) -> Bool
 }
 
+/// A layer whose first pass can also make the residual sum and the norm in front of it.
+public protocol JoinsNorm: SequenceMixer {
+  /// x + part, and the layer's result for its norm; nil where that pass is not one.
+  func joined(
+    adding part: Tensor, to x: Tensor, norm: NormLayer, state: inout State,
+    context: inout SequenceContext
+  ) -> (sum: Tensor, y: Tensor)?
+}
+
 /// What a layer's part of a token program starts from.
 public struct TokenInput: Sendable {
   /// The normalised residual stream.

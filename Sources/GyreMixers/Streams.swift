@@ -75,10 +75,11 @@ struct Streams: Sendable {
 /// The norm that most layers end with, over a head's value channels or over all of them, times an
 /// activation of a gate where there is one.
 struct OutputNorm: Sendable {
-  private let weight: Parameter?
+  let weight: Parameter?
   private let size: Int
-  private let epsilon: Double
-  private let activation: GatedNorm.Gate
+  let epsilon: Double
+  /// Of the gate.
+  let activation: GatedNorm.Gate
 
   /// - Parameter hasWeight: whether the norm has a weight `[size]`.
   init(
@@ -142,15 +143,14 @@ extension Tensor {
     return (Array(all.dropLast()), all[pieces.count])
   }
 
-  /// The same, the last piece through a sigmoid, the other map in two halves, each held to ±cap by
-  /// cap·tanh(·/cap); nil where they are not one launch.
+  /// The same, the last piece through a sigmoid and the other map without its bias; nil where they are not
+  /// one launch.
   func linear(
-    _ weight: Tensor, pieces: [Int], besideCapped other: Linear, cap: Double
-  ) -> (pieces: [Tensor], other: [Tensor])? {
-    let op = CappedGates(cap: cap)
-    guard let bias = other.bias, bias.shape.elementCount % 2 == 0, device.fuses(op),
+    _ weight: Tensor, openedPieces pieces: [Int], besideUnbiased other: Linear
+  ) -> (pieces: [Tensor], other: Tensor)? {
+    guard
       let all = together(weight, pieces: pieces, last: .sigmoid, beside: other.weight.value)
     else { return nil }
-    return (Array(all.dropLast()), apply(op, [all[pieces.count], bias.value]))
+    return (Array(all.dropLast()), all[pieces.count])
   }
 }

@@ -323,14 +323,28 @@ struct Block: Sendable {
         stream = ResidualStream(x: sublayer.startsBlock ? y : x + y)
         continue
       }
-      let normed = stream.normed(by: sublayer.norm)
-      let y = sublayer.map(normed, state: &states[i], context: &context)
-      let kept = residual == .preNorm ? stream.x : normed
+      let (y, kept) = result(of: sublayer, &stream, &states[i], &context)
       let (a, b) = sublayer.factors
       let part = b == 1 ? y : y * b
       // A plain stack has no stream.
       stream = a == 0 ? .init(x: part) : .init(x: a == 1 ? kept : kept * a, part: part)
     }
+  }
+
+  /// What the sublayer gives, and what it is added to.
+  private func result(
+    of sublayer: Sublayer, _ stream: inout ResidualStream, _ state: inout State,
+    _ context: inout SequenceContext
+  ) -> (y: Tensor, kept: Tensor) {
+    if residual == .preNorm, let part = stream.part, let map = sublayer.map as? any JoinsNorm,
+      let (sum, y) = map.joined(
+        adding: part, to: stream.x, norm: sublayer.norm, state: &state, context: &context)
+    {
+      return (y, sum)
+    }
+    let normed = stream.normed(by: sublayer.norm)
+    let y = sublayer.map(normed, state: &state, context: &context)
+    return (y, residual == .preNorm ? stream.x : normed)
   }
 
   /// The same, computed again in the backward pass instead of keeping what happens inside.

@@ -118,11 +118,12 @@ public final class RecordedStep {
       let logits = model.logits(hidden)
       result = logits
       if feedsItself { token.assign(logits.argmax().reshaped(token.shape)) }
-      for i in state.layers.indices {
-        for (name, tensor) in state.layers[i].tensors {
-          if let new = next.layers[i][name] { tensor.assign(new) }
-        }
-      }
+      Tensor.assign(
+        state.layers.indices.flatMap { i in
+          state.layers[i].tensors.compactMap { name, tensor in
+            next.layers[i][name].map { (target: tensor, source: $0) }
+          }
+        })
       position.assign(position.affine(1, 1))
     }
     guard let work, let result else { return nil }

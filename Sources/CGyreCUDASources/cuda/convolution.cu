@@ -188,6 +188,7 @@ convolution_half(const __grid_constant__ gyre_convolution_args a) {
 // One token, four taps, bfloat16 with weight and window in float32: all that a thread reads is on its way
 // before it uses any of it.
 GYRE_KERNEL __launch_bounds__(128) convolution_step(const __grid_constant__ gyre_convolution_args a) {
+  let_next_begin();
   const long d = ((long)blockIdx.x * blockDim.x + threadIdx.x) * 4, b = blockIdx.y;
   if (d >= a.width) return;
   const float4 *weight = (const float4 *)a.weight.data + d;

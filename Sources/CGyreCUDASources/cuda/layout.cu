@@ -27,6 +27,25 @@ GYRE_KERNEL copy_runs(gyre_runs_args a) {
   }
 }
 
+GYRE_KERNEL __launch_bounds__(256) copies(const __grid_constant__ gyre_copies_args a) {
+  begin_early();
+  const char *x = (const char *)a.x[blockIdx.y];
+  char *y = (char *)a.y[blockIdx.y];
+  const long bytes = a.bytes[blockIdx.y], step = (long)gridDim.x * blockDim.x;
+  const long first = (long)blockIdx.x * blockDim.x + threadIdx.x;
+  const long wide = (((unsigned long)x | (unsigned long)y) & 15) == 0 ? bytes / 16 : 0;
+  for (long i = first; i < wide; i += 4 * step) {
+    uint4 v[4];
+#pragma unroll
+    for (int u = 0; u < 4; u++)
+      if (i + u * step < wide) v[u] = ((const uint4 *)x)[i + u * step];
+#pragma unroll
+    for (int u = 0; u < 4; u++)
+      if (i + u * step < wide) ((uint4 *)y)[i + u * step] = v[u];
+  }
+  for (long i = wide * 16 + first; i < bytes; i += step) y[i] = x[i];
+}
+
 // The same element by element: converts, and adds where asked.
 GYRE_KERNEL convert_runs(gyre_runs_args a) {
   for (long i = (long)blockIdx.x * blockDim.x + threadIdx.x; i < a.outer * a.run;

@@ -22,18 +22,20 @@ GYRE_KERNEL min_gru_backward(gyre_scan_args s) { scan_backward<MinGRU>(s); }
 
 // One token, four channels a thread; h_final may be h0.
 template <bool HALF> GYRE_DEVICE void step(const gyre_scan_args &s) {
-  const long i = ((long)blockIdx.x * blockDim.x + threadIdx.x) * 4;
-  if (i >= s.batch * s.width) return;
-  const Raw4<HALF> first(s.a, i), second(s.u, i);
-  const bool fresh = !present(s.h0) || (s.reset && s.reset[i / s.width]);
-  Four h = fresh ? zero4() : load4<false>(s.h0, i);
-  const Four z = first.four(), c = second.four();
-  EACH_CHANNEL(j) {
-    const float open = sigmoid(z.c[j]);
-    h.c[j] = sigmoid(-z.c[j]) * h.c[j] + open * MinGRU::g(c.c[j]);
+  const long count = s.batch * s.width, stride = (long)gridDim.x * blockDim.x * 4;
+  for (long i = ((long)blockIdx.x * blockDim.x + threadIdx.x) * 4; i < count; i += stride) {
+    const long row = (unsigned)(i >> 2) / (unsigned)(s.width >> 2), at = i + row * (s.pitch - s.width);
+    const Raw4<HALF> first(s.a, at), second(s.u, at);
+    const bool fresh = !present(s.h0) || (s.reset && s.reset[row]);
+    Four h = fresh ? zero4() : load4<false>(s.h0, i);
+    const Four z = first.four(), c = second.four();
+    EACH_CHANNEL(j) {
+      const float open = sigmoid(z.c[j]);
+      h.c[j] = sigmoid(-z.c[j]) * h.c[j] + open * MinGRU::g(c.c[j]);
+    }
+    store4<HALF>(s.h, i, h);
+    store4<false>(s.h_final, i, h);
   }
-  store4<HALF>(s.h, i, h);
-  store4<false>(s.h_final, i, h);
 }
 GYRE_KERNEL min_gru_step_half(gyre_scan_args s) { step<true>(s); }
 GYRE_KERNEL min_gru_step(gyre_scan_args s) { step<false>(s); }

@@ -6,11 +6,11 @@
 
 GYRE_DEVICE float gate(const gyre_norm_args &a, long i) {
   float z = load(a.z, i);
-  return a.gate_is_silu ? silu(z) : sigmoid(z);
+  return a.gate_function == GYRE_GATE_SILU ? silu(z) : a.gate_function == GYRE_GATE_PLAIN ? z : sigmoid(z);
 }
 GYRE_DEVICE float gate_slope(const gyre_norm_args &a, long i) {
   float z = load(a.z, i);
-  if (a.gate_is_silu) return silu_slope(z);
+  if (a.gate_function == GYRE_GATE_SILU) return silu_slope(z);
   float s = sigmoid(z);
   return s * (1.f - s);
 }

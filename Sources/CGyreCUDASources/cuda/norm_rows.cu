@@ -55,12 +55,13 @@ GYRE_DEVICE float2 row_sum(float2 x, float2 *shared) {
 }
 
 GYRE_DEVICE float gate_value(const gyre_norm_args &a, float z) {
+  if (a.gate_function == GYRE_GATE_PLAIN) return z;
   float s = quick_sigmoid(z);
-  return a.gate_is_silu ? z * s : s;
+  return a.gate_function == GYRE_GATE_SILU ? z * s : s;
 }
 GYRE_DEVICE float gate_slope(const gyre_norm_args &a, float z) {
   float s = quick_sigmoid(z);
-  return a.gate_is_silu ? s * (1.f + z * (1.f - s)) : s * (1.f - s);
+  return a.gate_function == GYRE_GATE_SILU ? s * (1.f + z * (1.f - s)) : s * (1.f - s);
 }
 
 // x becomes (x - mean) * scale; the scale.
@@ -114,7 +115,7 @@ GYRE_DEVICE float stored(const gyre_array &a, float x) {
 }
 
 template <bool HALF> GYRE_DEVICE void forward(const gyre_norm_args &a) {
-  let_next_begin();
+  begin_early();
   __shared__ float2 shared[8];
   int group = threadIdx.x / LANES;
   long mine = (long)blockIdx.x * ROWS + group, step = (long)gridDim.x * ROWS;

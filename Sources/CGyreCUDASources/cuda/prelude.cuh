@@ -197,6 +197,18 @@ GYRE_DEVICE void let_next_begin() {
 #endif
 }
 
+// Until what kernels before wrote is there: in a kernel that is launched early all threads call it before they read
+// or write what another kernel does.
+GYRE_DEVICE void wait_for_before() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+GYRE_DEVICE void begin_early() {
+  let_next_begin();
+  wait_for_before();
+}
+
 // Within a few units in the last place, in five instructions; subnormal results are 0.
 GYRE_DEVICE float quick_sigmoid(float x) {
   float e, r;

@@ -76,11 +76,12 @@ DEV void copy_tiles(const Share &w, const Shared &s) {
     load_rows_for(to + box * DEPTH, w.of->x, channel, row + box, s.full + stage, rows);
     if (w.columns == 1) load_rows_for(to + 64 * DEPTH, w.of->x, channel, row + 64, s.full + stage, rows);
   };
+  asm volatile("prefetch.tensormap [%0];" ::"l"(&w.of->x) : "memory");
   for (int i = 0; i < ahead; i++) {
     barrier_expect(s.full + i, STAGE * 2);
     weights(i, i);
   }
-  asm volatile("griddepcontrol.wait;" ::: "memory");
+  wait_for_before();
   for (int i = 0; i < ahead; i++) inputs(i, i);
   Ring ring;
 #pragma unroll 1

@@ -144,6 +144,14 @@ typedef struct gyre_runs_args {
   gyre_array x, y;
 } gyre_runs_args;
 
+// Copies of whole arrays, each with a row of blocks.
+#define GYRE_COPIES 128
+typedef struct gyre_copies_args {
+  GYRE_CUDA_PTR(const void) x[GYRE_COPIES];
+  GYRE_CUDA_PTR(void) y[GYRE_COPIES];
+  long bytes[GYRE_COPIES];
+} gyre_copies_args;
+
 // y[i] = x[permuted i], units of 1, 2, 4, 8 or 16 bytes.
 typedef struct gyre_permute_args {
   long count;
@@ -220,11 +228,13 @@ typedef struct gyre_total_args {
 
 enum { GYRE_NORM_RMS = 0, GYRE_NORM_LAYER = 1, GYRE_NORM_L2 = 2 };
 enum { GYRE_GATE_NONE = 0, GYRE_GATE_AFTER = 1, GYRE_GATE_BEFORE = 2 };
+// Of z; z itself has no gradients here.
+enum { GYRE_GATE_SIGMOID, GYRE_GATE_SILU, GYRE_GATE_PLAIN };
 
 // Norms of rows. Weight and bias have `period` elements, a multiple of `columns`.
 typedef struct gyre_norm_args {
   long rows, columns, period;
-  int kind, gate, gate_is_silu;
+  int kind, gate, gate_function;
   float epsilon;
   long each;  // rows of a sequence where weight and bias are sequences' own, otherwise 0
   gyre_array x, z, weight, bias, y;
@@ -466,6 +476,18 @@ typedef struct gyre_token_mixes_args {
   long more_of;
   GYRE_CUDA_PTR(float) sums;  // [batch * chunks, mixes, width]
 } gyre_token_mixes_args;
+
+// One token: sum = x + added, n = its norm, y_m = n + (last - n) mix_m; rows [batch, width].
+typedef struct gyre_normed_mixes_args {
+  long batch, width;
+  int mixes, centers;
+  float epsilon;
+  int unused;
+  gyre_array x, added, weight, bias, last;
+  gyre_array sum, last_final;
+  gyre_array mix[GYRE_MIXES];
+  gyre_array y[GYRE_MIXES];
+} gyre_normed_mixes_args;
 // MARK: row_products.cu
 
 // y = f(x W') of up to 256 rows for a few x and W in one launch. A cluster of blocks has two parts of the rows,

@@ -14,6 +14,7 @@ typedef struct gyre_scan_args {
   gyre_array h, h_final;
   gyre_array dh, dh_final;
   gyre_array da, du, dh0;  // da of a constant: [batch, width], to be summed
+  long pitch;              // of one token of minGRU: between rows of a and of u
 } gyre_scan_args;
 
 // MARK: complex_scan.cu
@@ -165,6 +166,31 @@ typedef struct gyre_head_args {
   GYRE_CUDA_PTR(float) partial_bonus;   // [tiles, B, H, K], added to over segments
   gyre_array dv;
 } gyre_head_args;
+
+// MARK: head_step.cu
+
+// What a step does besides the recurrence, before and after it.
+enum {
+  GYRE_STEP_PLAIN,
+  // q and k of unit length; g = -e^rate softplus(z + bias), beta = strength sigmoid(z') of z [B, 2 H]; behind it
+  // y / sqrt(mean y^2 + eps) * weight, times silu or sigmoid of gate.
+  GYRE_STEP_DELTA,
+  // Input gate c tanh((z + bias) / c), g = log sigmoid of the same of z'; c is `strength`, bias [2 H].
+  GYRE_STEP_MLSTM,
+  // rwkv7.cu's keys, blend.cu with the first layer's values and rwkv7.cu's readout.
+  GYRE_STEP_RWKV7,
+};
+typedef struct gyre_head_step_args {
+  gyre_head_args of;
+  int surrounds, gate_is_silu;
+  float strength, key_epsilon, norm_epsilon;
+  int unused;
+  gyre_array z, bias, log_rate;
+  gyre_array gate, weight, norm_bias;             // [B, H, V]; [V], of RWKV-7 [H, V]
+  gyre_array rate, decay, key_scale, key_rate;    // [B, H, K] and [H, K]; rate's bias is `bias`
+  gyre_array decay_bias, bonus;                   // [H, K]
+  gyre_array first, amount, amount_bias;          // [B, H, V] and [H, V], or absent
+} gyre_head_step_args;
 
 // Sums of partials into gradients, for the tokens of a segment.
 typedef struct gyre_head_sum_args {

@@ -280,7 +280,7 @@ extension DeltaRuleForward {
     }
     return make("no gate", gate: nil, keyHeads: 1) + make("scalar", gate: [B, T, H])
       + make("vector", gate: [B, T, H, K])
-      + make("general", gate: [B, T, H, K], general: true) + halfCases
+      + make("general", gate: [B, T, H, K], general: true) + halfCases + stepCases
   }()
 
   /// Values in bfloat16, whose products devices may form in it: two chunks and a bit.

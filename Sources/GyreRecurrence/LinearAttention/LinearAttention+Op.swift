@@ -334,7 +334,7 @@ extension LinearAttentionForward {
       + make("vector, closed gates", .vector, gate: .uniform(-60, 0))
       + make("bonus", .vector, bonus: true)
       + make("sum", .scalar, .sum(epsilon: 1)) + make("floor", .none, .floor(1, epsilon: 1e-6))
-      + make("exponential", .scalar, .exponential(epsilon: 1e-6)) + halfCases
+      + make("exponential", .scalar, .exponential(epsilon: 1e-6)) + halfCases + stepCases
   }()
 
   /// Values in bfloat16, whose products devices may form in it, and float32 ones whose products are asked

@@ -71,7 +71,11 @@ struct Bench: ParsableCommand {
   var ops = false
   @Option(help: "Only whole training steps of these presets, kernel by kernel.")
   var profile: String?
-  @Option(help: "With --profile: rows of a batch, several separated by commas.") var batch = "4"
+  @Option(
+    help:
+      "With --profile and --decode: rows of a batch, several separated by commas; 4, and 1 and 256."
+  )
+  var batch: String?
   @Option(help: "With --profile: tokens of a row.") var length = 4096
   @Option(help: "With --profile: steps to measure.") var steps = 10
   @Option(help: "With --profile: kernels to list.") var kernels = 30
@@ -108,13 +112,17 @@ struct Bench: ParsableCommand {
     }
   }
 
-  private func measureSteps(_ presets: String, _ device: any Device) throws {
-    let batches = batch.split(separator: ",", omittingEmptySubsequences: false).map {
-      Int($0) ?? 0
-    }
-    guard batches.allSatisfy({ (1...1 << 20).contains($0) }) else {
+  private func batches() throws -> [Int]? {
+    guard let batch else { return nil }
+    let found = batch.split(separator: ",", omittingEmptySubsequences: false).map { Int($0) ?? 0 }
+    guard found.allSatisfy({ (1...1 << 20).contains($0) }) else {
       throw Failure("--batch must be positive numbers separated by commas, is '\(batch)'")
     }
+    return found
+  }
+
+  private func measureSteps(_ presets: String, _ device: any Device) throws {
+    let batches = try batches() ?? [4]
     guard (1...1 << 24).contains(length), (1...100_000).contains(steps) else {
       throw Failure("--length and --steps must be positive")
     }
@@ -155,6 +163,7 @@ struct Bench: ParsableCommand {
   }
 
   private func measureDecoding(_ device: any Device) throws {
+    let batches = try batches() ?? DecodeRows.batches
     let rows = try ComputePrecision.$current.withValue(dtype.compute) {
       let machine = try MachinePeaks(on: device)
       if !json {
@@ -162,7 +171,9 @@ struct Bench: ParsableCommand {
           "\(Devices.detail(of: device)), \(dtype.rawValue): \(Format.count(machine.bandwidth, "B/s")), "
             + "\(Format.count(machine.flops, "FLOP/s"))")
       }
-      return try DecodeRows(on: device, machine, only: only, longTokens: longTokens) {
+      return try DecodeRows(
+        on: device, machine, only: only, batches: batches, longTokens: longTokens
+      ) {
         if Terminal.isErrorInteractive { Terminal.writeError("\r\u{1B}[2K\($0)") }
       }
     }

@@ -33,14 +33,14 @@ struct DecodeRows: Encodable {
 
   /// - Parameter longTokens: also decodes so many tokens with the demonstration's model.
   init(
-    on device: any Device, _ machine: MachinePeaks, only: String?, longTokens: Int,
-    progress: (String) -> Void
+    on device: any Device, _ machine: MachinePeaks, only: String?, batches: [Int],
+    longTokens: Int, progress: (String) -> Void
   ) throws {
     for name in Presets.names
     where only.map({ name.contains($0) }) ?? DecodeRows.names.contains(name) {
       progress(name)
       let model = try DecodeRows.model(name, vocabulary: DecodeRows.vocabulary, on: device)
-      for batch in DecodeRows.batches {
+      for batch in batches {
         progress("\(name), batch \(batch)")
         rows.append(try DecodeRows.row(name, model, batch, machine))
       }
