@@ -5,14 +5,12 @@ extension CUDAKernel {
   private static let forward = CUDAFunction("norm", "norm_forward")
   private static let backward = CUDAFunction("norm", "norm_backward")
   private static let weightGradient = CUDAFunction("norm", "norm_weight_gradient")
-  private static let rowsForward = rowFunctions("norm_rows_forward", isEarly: true)
+  private static let rowsForward = rowFunctions("norm_rows_forward")
   private static let rowsBackward = rowFunctions("norm_rows_backward")
-  private static func rowFunctions(
-    _ name: String, isEarly: Bool = false
-  ) -> [Int: CUDAFunction] {
+  private static func rowFunctions(_ name: String) -> [Int: CUDAFunction] {
     var table: [Int: CUDAFunction] = [:]
     for lanes in [8, 16, 32, 64, 128, 256] {
-      table[lanes] = CUDAFunction("norm_rows", name, ["-DLANES=\(lanes)"], isEarly: isEarly)
+      table[lanes] = CUDAFunction("norm_rows", name, ["-DLANES=\(lanes)"])
     }
     return table
   }

@@ -115,7 +115,7 @@ GYRE_DEVICE float stored(const gyre_array &a, float x) {
 }
 
 template <bool HALF> GYRE_DEVICE void forward(const gyre_norm_args &a) {
-  begin_early();
+  let_next_begin();
   __shared__ float2 shared[8];
   int group = threadIdx.x / LANES;
   long mine = (long)blockIdx.x * ROWS + group, step = (long)gridDim.x * ROWS;
