@@ -6,6 +6,8 @@ import GyreTensors
 public protocol HeadStepOp: Op {
   var keySize: Int { get }
   var valueSize: Int { get }
+  /// What the values read are multiplied by.
+  var scale: Double { get }
   /// Whether what stands behind the recurrence needs all values of a head.
   var readsWholeRows: Bool { get }
   /// Where among the inputs the state is.
