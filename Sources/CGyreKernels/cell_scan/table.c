@@ -1,16 +1,11 @@
 // Which kernels a level gets.
 #include "ck_cell_scan.h"
 
-#define DECLARE(level)                                                                        \
-  void ck_cell_scan_forward_##level(const struct ck_cell_scan_forward_args *);                \
-  void ck_cell_scan_backward_##level(const struct ck_cell_scan_backward_args *);              \
-  size_t ck_cell_scan_packed_byte_count_##level(const struct ck_cell_scan_shape *);           \
-  void ck_cell_scan_pack_forward_##level(const struct ck_cell_scan_shape *, void *);          \
-  void ck_cell_scan_pack_backward_##level(const struct ck_cell_scan_shape *, void *);         \
-  static const struct ck_cell_scan_table level##_table = {                                    \
-      ck_cell_scan_forward_##level, ck_cell_scan_backward_##level,                            \
-      ck_cell_scan_packed_byte_count_##level, ck_cell_scan_pack_forward_##level,              \
-      ck_cell_scan_pack_backward_##level};
+#define DECLARE(level)                                                           \
+  void ck_cell_scan_forward_##level(const struct ck_cell_scan_forward_args *);    \
+  void ck_cell_scan_backward_##level(const struct ck_cell_scan_backward_args *);  \
+  static const struct ck_cell_scan_table level##_table = {                        \
+      ck_cell_scan_forward_##level, ck_cell_scan_backward_##level};
 
 DECLARE(generic)
 #if defined(__x86_64__)
@@ -20,28 +15,15 @@ DECLARE(avx512bf16)
 DECLARE(amx)
 
 // float32 kernels of one level, bfloat16 ones of another.
-#define MIXED(name, level)                                                                        \
-  static const struct ck_cell_scan_table *name##_by(enum ck_cell_precision precision) {           \
-    return precision == CK_CELL_BFLOAT16 ? &level##_table : &avx512_table;                        \
-  }                                                                                               \
-  static void name##_forward(const struct ck_cell_scan_forward_args *a) {                         \
-    name##_by(a->shape.precision)->forward(a);                                                    \
-  }                                                                                               \
-  static void name##_backward(const struct ck_cell_scan_backward_args *a) {                       \
-    name##_by(a->shape.precision)->backward(a);                                                   \
-  }                                                                                               \
-  static size_t name##_packed_byte_count(const struct ck_cell_scan_shape *shape) {                \
-    return name##_by(shape->precision)->packed_byte_count(shape);                                 \
-  }                                                                                               \
-  static void name##_pack_forward(const struct ck_cell_scan_shape *shape, void *packed) {         \
-    name##_by(shape->precision)->pack_forward(shape, packed);                                     \
-  }                                                                                               \
-  static void name##_pack_backward(const struct ck_cell_scan_shape *shape, void *packed) {        \
-    name##_by(shape->precision)->pack_backward(shape, packed);                                    \
-  }                                                                                               \
-  static const struct ck_cell_scan_table name##_table = {                                         \
-      name##_forward, name##_backward, name##_packed_byte_count, name##_pack_forward,             \
-      name##_pack_backward};
+#define MIXED(name, level)                                                                                   \
+  static const struct ck_cell_scan_table *name##_by(const struct ck_cell_scan_shape *s) {                    \
+    return s->precision == CK_CELL_BFLOAT16 ? &level##_table : &avx512_table;                                \
+  }                                                                                                          \
+  static void name##_forward(const struct ck_cell_scan_forward_args *a) { name##_by(&a->shape)->forward(a); } \
+  static void name##_backward(const struct ck_cell_scan_backward_args *a) {                                  \
+    name##_by(&a->shape)->backward(a);                                                                       \
+  }                                                                                                          \
+  static const struct ck_cell_scan_table name##_table = {name##_forward, name##_backward};
 MIXED(mixed_dot, avx512bf16)
 MIXED(mixed_tiles, amx)
 #elif defined(__aarch64__)

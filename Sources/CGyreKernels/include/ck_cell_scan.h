@@ -45,8 +45,6 @@ struct ck_cell_scan_shape {
   long heads;               // recurrent matrix is block-diagonal with `heads` blocks; 1 = dense
   long units;               // units per head Hh; H = heads * units
   const float *recurrent;   // R [heads, G * Hh, Hh], rows = outputs, gate-major inside a head
-  // R as written by `pack`; NULL: packed inside the call. Forward and backward have different ones.
-  const void *packed;
   const int32_t *reset;     // [B, T], nonzero: the state is zero before this token; or NULL
 };
 
@@ -99,11 +97,6 @@ struct ck_cell_scan_backward_args {
 struct ck_cell_scan_table {
   void (*forward)(const struct ck_cell_scan_forward_args *);
   void (*backward)(const struct ck_cell_scan_backward_args *);
-  // Packed recurrent weights, to be kept while the weights do not change (decoding). The level and
-  // precision must be those of the call that reads them.
-  size_t (*packed_byte_count)(const struct ck_cell_scan_shape *);
-  void (*pack_forward)(const struct ck_cell_scan_shape *, void *packed);
-  void (*pack_backward)(const struct ck_cell_scan_shape *, void *packed);
 };
 
 /// Gates G of a cell.
