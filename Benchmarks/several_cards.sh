@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Training on one and on several cards: the same losses, and tokens a second.
 # usage: several_cards.sh GYRE CARDS [PRESET]
+# ROWS (8): rows of 4,096 tokens a card. ONLY: runs whose name begins so, and no rank that dies.
 set -euo pipefail
-gyre=$1 cards=$2 preset=${3:-gated-deltanet-350m}
+gyre=$1 cards=$2 preset=${3:-gated-deltanet-350m} rows=${ROWS:-8} only=${ONLY:-}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
@@ -10,6 +11,7 @@ trap 'rm -rf "$work"' EXIT
 run() {
   local name=$1
   shift
+  [[ $name == "$only"* ]] || return 0
   "$gyre" train --model "$preset" --device cuda:0 --eval-every 0 --checkpoint-every 0 --seed 3 \
     --json --out "$work/$name" "$@" > "$work/$name.jsonl" 2> "$work/$name.err" ||
     { tail -n 3 "$work/$name.err"; return 0; }
@@ -23,8 +25,8 @@ print(f"{sys.argv[1]:24} {speed:10.0f} tokens/s   first losses {losses}", flush=
 PY
 }
 
-run data-1 --dtype bf16 --batch 4 --length 4096 --steps 12
-run "data-$cards" --dtype bf16 --batch $((4 * cards)) --length 4096 --steps 12 --devices "$cards"
+run data-1 --dtype bf16 --batch "$rows" --length 4096 --steps 12
+run "data-$cards" --dtype bf16 --batch $((rows * cards)) --length 4096 --steps 12 --devices "$cards"
 run same-1 --dtype bf16 --batch $((2 * cards)) --length 2048 --steps 6
 run "same-$cards-rows" --dtype bf16 --batch $((2 * cards)) --length 2048 --steps 6 --devices "$cards"
 run "same-$cards-parts" --dtype bf16 --batch $((2 * cards)) --length 2048 --steps 6 \
@@ -32,6 +34,8 @@ run "same-$cards-parts" --dtype bf16 --batch $((2 * cards)) --length 2048 --step
 run long-1 --dtype bf16 --batch 1 --length 262144 --steps 4 --rematerialize
 run "long-$cards" --dtype bf16 --batch 1 --length 262144 --steps 4 --rematerialize \
   --devices "$cards" --sequence-parts "$cards"
+
+[ -z "$only" ] || exit 0
 
 # A rank that dies: the others end with its name.
 "$gyre" train --model "$preset" --device cuda:0 --devices "$cards" --batch "$cards" --length 2048 \

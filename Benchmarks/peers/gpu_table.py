@@ -113,9 +113,12 @@ def run_peer(name, shape, timed):
 
 
 def tune(seconds, chosen):
-    """All peers at all shapes at once; what is not done in time is ended."""
-    jobs = [subprocess.Popen([sys.executable, __file__, "--child", p, "--shape", str(shape)],
-                             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for p, shape in problems(chosen)]
+    """All peers at all shapes at once, over all cards; what is not done in time is ended."""
+    cards, jobs = torch.cuda.device_count(), []
+    for p, shape in problems(chosen):
+        card = dict(os.environ, CUDA_VISIBLE_DEVICES=str(len(jobs) % cards)) if cards > 1 else None
+        jobs.append(subprocess.Popen([sys.executable, __file__, "--child", p, "--shape", str(shape)], env=card,
+                                     stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
     return jobs, time.time() + seconds
 
 
@@ -191,6 +194,27 @@ def lengths(dev):
               f"{long / ns[1, 4096]:.2f} |", flush=True)
 
 
+def time_peers(chosen, deadline):
+    """Rows of all peers. Some crash their compiler and with it the process: another goes on behind them."""
+    peers, first, count = {}, 0, len(list(problems(chosen)))
+    while first < count and time.time() < deadline:
+        child = subprocess.Popen([sys.executable, __file__, "--child", "all", "--peers", chosen, "--first", str(first)],
+                                 stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        threading.Timer(deadline - time.time(), child.kill).start()
+        first = count
+        for line in child.stdout:
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            if "begins" in row:
+                first = row["begins"] + 1
+                continue
+            print(line.strip(), flush=True)
+            peers[row["peer"], row["shape"]] = row
+    return peers
+
+
 def main():
     ap = argparse.ArgumentParser()
     ap.add_argument("--cubins")
@@ -202,9 +226,13 @@ def main():
     ap.add_argument("--json")
     ap.add_argument("--child")
     ap.add_argument("--shape", type=int, default=0)
+    ap.add_argument("--first", type=int, default=0)
     o = ap.parse_args()
     if o.child == "all":  # one process, so that libraries are loaded once
-        for p, shape in problems(o.peers):
+        for i, (p, shape) in enumerate(problems(o.peers)):
+            if i < o.first:
+                continue
+            print(json.dumps(dict(begins=i)), flush=True)
             run_peer(p, shape, True)
             torch.cuda.empty_cache()
         return
@@ -232,17 +260,7 @@ def main():
     if o.parts:
         ours.time_all(dev, lambda name: name in o.parts.split(","), False, [0, 1])
     lengths(dev)
-    peers = {}
-    child = subprocess.Popen([sys.executable, __file__, "--child", "all", "--peers", o.peers], stdout=subprocess.PIPE,
-                             stderr=subprocess.DEVNULL, text=True)
-    threading.Timer(o.limit, child.kill).start()
-    for line in child.stdout:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        print(line.strip(), flush=True)
-        peers[row["peer"], row["shape"]] = row
+    peers = time_peers(o.peers, time.time() + o.limit)
     print(torch.cuda.get_device_name())
     table(own, peers)
     if o.json:
