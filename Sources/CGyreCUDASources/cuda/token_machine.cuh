@@ -32,7 +32,6 @@ extern __shared__ __align__(128) char token_memory[];
 static_assert(sizeof(gyre_token_shared) % 128 == 0, "the ring begins with a line");
 #define TOKEN_SHARED (*(gyre_token_shared *)token_memory)
 GYRE_DEVICE char *ring_of_block() { return token_memory + sizeof(gyre_token_shared); }
-GYRE_DEVICE char *operands_of(int depth) { return ring_of_block() + depth * GYRE_TOKEN_STAGE; }
 
 // MARK: - Stages of the ring
 
@@ -140,6 +139,15 @@ GYRE_DEVICE int word_kept(const void *p) {
 GYRE_DEVICE void word_write(void *p, int x) {
   asm volatile("st.release.cta.shared.s32 [%0], %1;" ::"r"(shared_address(p)), "r"(x) : "memory");
 }
+
+// The same of the block's state, whose address is found anew: kept over calls it would go to the stack.
+GYRE_DEVICE gyre_token_shared &shared_anew() {
+  unsigned at;
+  asm volatile("mov.u32 %0, token_memory;" : "=r"(at));
+  return *(gyre_token_shared *)__cvta_shared_to_generic(at);
+}
+#define TOKEN_WORD(field) word_kept(&shared_anew().field)
+GYRE_DEVICE char *operands_of_block() { return token_memory + TOKEN_WORD(operands); }
 
 // MARK: - Numbers with stamps
 

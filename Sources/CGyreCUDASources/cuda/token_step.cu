@@ -180,6 +180,7 @@ GYRE_DEVICE void attend(const gyre_token_step_args &a, unsigned base) {
     copy_phase(&next, a.phases + ahead, lane, 32);
     __syncwarp();
     plan(next, lane);
+    if (next.kind == GYRE_TOKEN_MATRIX_PHASE && lane == 0) plan_tiles(next.matrix, a.batch);
     __syncwarp();
     if (lane == 0) word_write(&s.ready, ahead);
     for (int i = 0; i < next.ranges; i++) fetch_share(next.range[i].data, next.range[i].bytes, lane);
@@ -189,7 +190,7 @@ GYRE_DEVICE void attend(const gyre_token_step_args &a, unsigned base) {
 // From the barrier after operands to outputs.
 GYRE_DEVICE void product_phase(const gyre_token_step_args &a) {
   gyre_token_shared &s = TOKEN_SHARED;
-  if (this_thread() == 64) word_write(&s.progress, now());
+  if (this_thread() == 64) word_write(&shared_anew().progress, now());
   multiply_rows(a.depth, a.operand_floats);
   int n = now();
   const gyre_token_phase &p = described(n);
@@ -198,19 +199,17 @@ GYRE_DEVICE void product_phase(const gyre_token_step_args &a) {
     while (word_read(&s.moved) < n) {}
   copies_await();
   block_barrier();
-  const float *partials = (const float *)operands_of(a.depth) + a.operand_floats;
-  end_outputs(p, a.batch, s, partials, word_kept(&s.base), a.counts + word_kept(&s.half) + n);
+  const float *partials = (const float *)operands_of_block() + a.operand_floats;
+  end_outputs(p, a.batch, s, partials, TOKEN_WORD(base), a.counts + TOKEN_WORD(half) + n);
 }
 
 GYRE_DEVICE void other_phase(const gyre_token_step_args &a) {
   gyre_token_shared &s = TOKEN_SHARED;
-  int n = now(), base = word_kept(&s.base);
+  int n = now(), base = TOKEN_WORD(base);
   const gyre_token_phase &p = described(n);
-  unsigned *count = a.counts + word_kept(&s.half) + n;
-  char *work = operands_of(a.depth);
-  if (p.kind == GYRE_TOKEN_MATRIX_PHASE)
-    matrix_step(p.matrix, a.batch, base, count, *(MatrixWork *)work);
-  else if (p.kind == GYRE_TOKEN_ATTENTION_PHASE)
+  unsigned *count = a.counts + TOKEN_WORD(half) + n;
+  char *work = operands_of_block();
+  if (p.kind == GYRE_TOKEN_ATTENTION_PHASE)
     attention_step(p.attention, a.batch, *a.position, base, count, *(AttentionWork *)work);
   else
     embed(p.embedding, a.tokens, a.batch, base, (float *)work, s.sums);
@@ -230,13 +229,14 @@ GYRE_DEVICE void compute(const gyre_token_step_args &a) {
         block_barrier();
       }
       if (phase_now().makes)
-        make_operands(phase_now(), a.batch, word_kept(&s.base), operands_of(a.depth), s.sums);
+        make_operands(phase_now(), a.batch, TOKEN_WORD(base), operands_of_block(), s.sums);
       else block_barrier();
       product_phase(a);
     } else {
       block_barrier();
-      if (this_thread() == 64) word_write(&s.progress, n);
-      other_phase(a);
+      if (this_thread() == 64) word_write(&shared_anew().progress, n);
+      if (phase_now().kind == GYRE_TOKEN_MATRIX_PHASE) matrix_step(a.batch);
+      else other_phase(a);
       block_barrier();
     }
     int thread = this_thread();
@@ -255,6 +255,8 @@ extern "C" __global__ void __launch_bounds__(GYRE_TOKEN_LAUNCH, 1)
     s.progress = s.ready = s.moved = -1, s.rotated = -1;
     s.base = (unsigned)*a.position * (unsigned)a.phase_count + 1;
     s.half = (*a.position & 1) * a.phase_count;
+    s.counts = a.counts + s.half;
+    s.operands = sizeof(gyre_token_shared) + a.depth * GYRE_TOKEN_STAGE;
   }
   __syncthreads();
   if (threadIdx.x < GYRE_TOKEN_THREADS) {
