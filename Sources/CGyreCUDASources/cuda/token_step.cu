@@ -130,9 +130,10 @@ GYRE_DEVICE void end_outputs(
   }
 }
 
-static __device__ __noinline__ void embed(
-    const gyre_token_embedding &e, const int *tokens, int batch, unsigned base, float *work,
-    float *shared) {
+static __device__ __noinline__ void embed(const int *tokens, int batch) {
+  const gyre_token_embedding &e = phase_now().embedding;
+  float *work = (float *)operands_of_block(), *shared = TOKEN_SHARED.sums;
+  unsigned base = TOKEN_WORD(base);
   for (int b = blockIdx.x; b < batch; b += gridDim.x) {
     float sum = 0.f, square = 0.f;
     for (int i = threadIdx.x; i < e.size; i += GYRE_TOKEN_THREADS) {
@@ -203,18 +204,6 @@ GYRE_DEVICE void product_phase(const gyre_token_step_args &a) {
   end_outputs(p, a.batch, s, partials, TOKEN_WORD(base), a.counts + TOKEN_WORD(half) + n);
 }
 
-GYRE_DEVICE void other_phase(const gyre_token_step_args &a) {
-  gyre_token_shared &s = TOKEN_SHARED;
-  int n = now(), base = TOKEN_WORD(base);
-  const gyre_token_phase &p = described(n);
-  unsigned *count = a.counts + TOKEN_WORD(half) + n;
-  char *work = operands_of_block();
-  if (p.kind == GYRE_TOKEN_ATTENTION_PHASE)
-    attention_step(p.attention, a.batch, *a.position, base, count, *(AttentionWork *)work);
-  else
-    embed(p.embedding, a.tokens, a.batch, base, (float *)work, s.sums);
-}
-
 GYRE_DEVICE void compute(const gyre_token_step_args &a) {
   gyre_token_shared &s = TOKEN_SHARED;
   for (;;) {
@@ -223,20 +212,16 @@ GYRE_DEVICE void compute(const gyre_token_step_args &a) {
     while (word_read(&s.ready) < n) {}
     if (word_kept(&described(n).kind) == GYRE_TOKEN_PRODUCT_PHASE) {
       ask(described(n), a.batch, this_thread(), s);
-      if (phase_now().enough) {
-        const gyre_token_phase &p = phase_now();
-        if (this_thread() == 0) await_count(a.counts + s.half + p.awaited, p.enough);
-        block_barrier();
-      }
-      if (phase_now().makes)
-        make_operands(phase_now(), a.batch, TOKEN_WORD(base), operands_of_block(), s.sums);
+      if (phase_now().makes) make_operands(a.batch);
       else block_barrier();
       product_phase(a);
     } else {
       block_barrier();
       if (this_thread() == 64) word_write(&shared_anew().progress, n);
-      if (phase_now().kind == GYRE_TOKEN_MATRIX_PHASE) matrix_step(a.batch);
-      else other_phase(a);
+      int kind = word_kept(&phase_now().kind);
+      if (kind == GYRE_TOKEN_MATRIX_PHASE) matrix_step(a.batch);
+      else if (kind == GYRE_TOKEN_ATTENTION_PHASE) attention_step(a.batch, *a.position);
+      else embed(a.tokens, a.batch);
       block_barrier();
     }
     int thread = this_thread();
