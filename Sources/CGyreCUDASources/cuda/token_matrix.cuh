@@ -80,12 +80,6 @@ GYRE_DEVICE float warp_dot(const float *x, const float *y, int n) {
   for (int i = this_thread() & 31; i < n; i += 32) sum += x[i] * y[i];
   return warp_sum(sum);
 }
-GYRE_DEVICE float sum_of_eight(const float *p) {
-  static_assert(WARPS == 8, "two fours");
-  float4 x = ((const float4 *)p)[0], y = ((const float4 *)p)[1];
-  return ((x.x + x.y) + (x.z + x.w)) + ((y.x + y.y) + (y.z + y.w));
-}
-
 // ln(1 + e^x), a few roundings off: one thread of a block makes it while all others wait.
 GYRE_DEVICE float quick_softplus(float x) {
   // ln(1 + e) = 2 artanh(e / (2 + e)), at most 1/3.

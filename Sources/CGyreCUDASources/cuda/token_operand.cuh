@@ -39,7 +39,7 @@ GYRE_DEVICE float2 plus(float2 x, float2 y) { return make_float2(x.x + y.x, x.y 
 GYRE_DEVICE float2 plus(float2 x, float y) { return make_float2(x.x + y, x.y + y); }
 
 // How an operand is made; `plan` chooses. Code that a phase walks through once is paid by its length.
-enum { ONE_BY_ONE, NORM_OF_ALL, NORM_AND_SHIFT, NORM_OF_GROUPS, COPIED, JOINED };
+enum { ONE_BY_ONE, NORM_OF_ALL, SCALED_LATER, NORM_AND_SHIFT, NORM_OF_GROUPS, COPIED, JOINED };
 #define RUN 128  // elements of a warp: two of a lane, and two more 64 behind
 // First of the two elements of a thread's first pair, and from there to pair j: STEP elements of all
 // threads are two pairs.
@@ -159,7 +159,8 @@ GYRE_DEVICE int path_of(const gyre_token_phase &p, int which) {
   if (o.group == o.size) {
     if (o.period != o.size || present(o.v)) return ONE_BY_ONE;
     if (o.mix) return o.size <= 512 * PAIRS && o.gate == 0 ? NORM_AND_SHIFT : ONE_BY_ONE;
-    return o.size <= 512 * MOST_PAIRS && !present(o.keep) ? NORM_OF_ALL : ONE_BY_ONE;
+    if (o.size > 512 * MOST_PAIRS || present(o.keep)) return ONE_BY_ONE;
+    return which == 0 && !o.centers && !o.bias ? SCALED_LATER : NORM_OF_ALL;
   }
   return o.group <= RUN && o.group >= 2 && is_power(o.group) && !o.mix && !present(o.keep) &&
                  (o.period == o.size || (is_power(o.period) && o.period >= 2 && o.period <= RUN))
@@ -217,6 +218,47 @@ template <int N, bool GATED> static __device__ __noinline__ void norm_all(int wh
     if (gate == 1) y = times(y, z[j]);
     put_two(k.to, k.plane, e, y.x, y.y);
   }
+}
+// A norm without centers and biases: W (s x w) = s (W (x w)), so nobody waits for the sum of squares before the
+// products; outputs take the scale.
+template <int N, bool GATED> static __device__ __noinline__ void scaled_later(int sequence) {
+  Making k(0, sequence);
+  const gyre_token_operand &o = k.o;
+  int size = o.size, gate = GATED ? o.gate : 0, own = first_pair();
+  float inverse = __fdividef(1.f, (float)size), square = 0.f;
+  float2 x[N], z[N], weight[N];
+  load_pairs(o.weight, own, size, 1.f, weight);
+  Source source(o.x, k.b, own, size, k.base);
+  if (gate) {
+    int function = o.function;
+    take_pairs(o.z, k.b, own, size, k.base, z);
+#pragma unroll
+    for (int j = 0; j < N; j++) z[j] = gate_two(function, z[j]);
+  }
+  if (gate == 1) {
+#pragma unroll
+    for (int j = 0; j < N; j++) weight[j] = times(weight[j], z[j]);
+  }
+  k.await_numbers();
+  source.take(x);
+#pragma unroll
+  for (int j = 0; j < N; j++) {
+    if (gate == 2) x[j] = times(x[j], z[j]);
+    square += x[j].x * x[j].x + x[j].y * x[j].y;
+    int e = own + pair_after(j);
+    if (e < size) put_two(k.to, k.plane, e, x[j].x * weight[j].x, x[j].y * weight[j].y);
+  }
+  square = warp_sum(square) * inverse;
+  int thread = this_thread();
+  if ((thread & 31) == 0) TOKEN_SHARED.squares[M == 1 ? 0 : k.b][thread >> 5] = square;
+}
+GYRE_DEVICE float sum_of_eight(const float *p) {
+  static_assert(WARPS == 8, "two fours");
+  float4 x = ((const float4 *)p)[0], y = ((const float4 *)p)[1];
+  return ((x.x + x.y) + (x.z + x.w)) + ((y.x + y.y) + (y.z + y.w));
+}
+GYRE_DEVICE float later_scale(const gyre_token_operand &o, long b) {
+  return rsqrtf(sum_of_eight(TOKEN_SHARED.squares[b]) + o.epsilon);
 }
 // With token shift: operand i is y + (last - y) * mix of operand i. The mixes wait in the operands' own places,
 // which hold as many bytes, so that no registers are theirs.
@@ -531,6 +573,10 @@ GYRE_DEVICE void make_operands(int batch) {
           if (is_long || o.gate) norm_all<MOST_PAIRS, true>(i, b);
           else norm_all<PAIRS, false>(i, b);
           break;
+        case SCALED_LATER:
+          if (is_long || o.gate) scaled_later<MOST_PAIRS, true>(b);
+          else scaled_later<PAIRS, false>(b);
+          break;
         case NORM_AND_SHIFT: norm_and_shift(b); break;
         case NORM_OF_GROUPS:
           if (o.centers || o.bias || o.gate == 2 || present(o.v)) norm_groups_of_warps<PAIRS, false>(i, b);
@@ -559,6 +605,7 @@ GYRE_DEVICE void plan(gyre_token_phase &p, int lane) {
     p.operand[lane].offset = offset;
     p.operand[lane].path = path_of(p, lane);
   }
+  __syncwarp();
   if (lane < p.products) {
     int first, last, before = 0;
     share(p.product[p.products - 1].first + p.product[p.products - 1].rows, first, last);
@@ -569,6 +616,7 @@ GYRE_DEVICE void plan(gyre_token_phase &p, int lane) {
       if (i < lane) before += q.paired ? 2 * own : own;
       else q.from = from, q.own = own, q.before = before, q.own_rows = q.paired ? 2 * own : own;
     }
+    mine.scaled = mine.operand == 0 && p.operand[0].path == SCALED_LATER;
     mine.offset = 0;
     for (int i = 0; i < mine.operand; i++) mine.offset += M * extent_of(p.operand[i].size);
   }

@@ -96,9 +96,7 @@ GYRE_DEVICE void ask(const gyre_token_phase &p, int batch, int j, gyre_token_sha
 // The sum of an output's parts from all warps.
 GYRE_DEVICE float warps_sum(const float *at) {
 #if M == 1
-  float4 x = ((const float4 *)at)[0], y = ((const float4 *)at)[1];
-  static_assert(WARPS == 8, "two fours");
-  return ((x.x + x.y) + (x.z + x.w)) + ((y.x + y.y) + (y.z + y.w));
+  return sum_of_eight(at);
 #else
   float all = 0.f;
 #pragma unroll
@@ -121,6 +119,10 @@ GYRE_DEVICE void end_outputs(
     extra.take(s, thread, q, b, q.from + row);
     const float *at = partials + (q.before + row) * PARTIAL_ROW + b;
     float x = warps_sum(at), second = q.paired ? warps_sum(at + q.own * PARTIAL_ROW) : 0.f;
+    if (q.scaled) {
+      float scale = later_scale(p.operand[0], b);
+      x *= scale, second *= scale;
+    }
     finish(q, b, q.from + row, base, x, second, extra);
     if ((thread & 31) == 0) count_given(count, min(outputs - j, 32));
     j += GYRE_TOKEN_THREADS;
