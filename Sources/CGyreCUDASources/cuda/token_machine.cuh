@@ -160,7 +160,7 @@ struct Stamped {
   unsigned stamp;
 };
 GYRE_DEVICE bool present(const gyre_token_vector &v) { return v.data != nullptr; }
-GYRE_DEVICE const char *place(const gyre_token_vector &v, long b, long i) {
+GYRE_DEVICE char *place(const gyre_token_vector &v, long b, long i) {
   return v.data + (b * v.stride + i) * 8;
 }
 GYRE_DEVICE Stamped read_stamped(const char *p) {
@@ -221,15 +221,15 @@ GYRE_DEVICE float2 take_two(const gyre_token_vector &v, long b, long i, unsigned
   for (int waits = 0; !s.has(stamp); wait_again(waits)) s = read_two(p);
   return make_float2(s.x, s.y);
 }
+GYRE_DEVICE void write_stamped(char *p, float x, unsigned stamp) {
+  asm volatile("{ .reg .b64 a; mov.b64 a, {%1, %2}; st.relaxed.gpu.global.b64 [%0], a; }" ::"l"(p), "f"(x),
+               "r"(stamp)
+               : "memory");
+}
 // Writes element i of sequence b.
 GYRE_DEVICE void give(const gyre_token_vector &v, long b, long i, unsigned base, float x) {
-  if (v.phase < 0)
-    ((float *)v.data)[b * v.stride + i] = x;
-  else
-    asm volatile("{ .reg .b64 a; mov.b64 a, {%1, %2}; st.relaxed.gpu.global.b64 [%0], a; }" ::"l"(
-                     place(v, b, i)),
-                 "f"(x), "r"(base + v.phase)
-                 : "memory");
+  if (v.phase < 0) ((float *)v.data)[b * v.stride + i] = x;
+  else write_stamped(place(v, b, i), x, base + v.phase);
 }
 
 // Asking for numbers that are not there keeps the weights' stream waiting. So phases count what they

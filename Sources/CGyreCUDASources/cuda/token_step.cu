@@ -38,31 +38,6 @@ struct Extra {
   }
 };
 
-// y of one output from its sums; `second` of the other half of a pair.
-GYRE_DEVICE void finish(
-    const gyre_token_product &p, long b, int n, unsigned base, float x, float second,
-    const Extra &extra) {
-  x += extra.bias;
-  second += extra.second;
-  float y = x;
-  if (p.rule == GYRE_TOKEN_ADD) {
-    float old = extra.old.stamp == base + p.old.phase ? extra.old.x : take(p.old, b, n, base);
-    y = p.alpha * old + p.beta * x;
-  } else if (p.rule == GYRE_TOKEN_MIN_GRU) {
-    float z = sigmoid(x);
-    y = (1.f - z) * extra.old.x + z * (second >= 0.f ? second + 0.5f : sigmoid(second));
-    give(p.old, b, n, base, y);
-  } else if (p.rule == GYRE_TOKEN_CAP) {
-    y = p.alpha * tanhf(x / p.alpha);
-  } else {
-    if (p.function == RELU_SQUARED) y = x > 0.f ? x * x : 0.f;
-    else if (is_usual(p.function)) y = usual(p.function, x);
-    else y = unary(p.function, x);
-    if (p.rule == GYRE_TOKEN_GATED) y *= second;
-  }
-  give(p.y, b, n, base, y);
-}
-
 // The block's output j of a phase.
 struct Output {
   int product, row;
@@ -105,26 +80,74 @@ GYRE_DEVICE float warps_sum(const float *at) {
 #endif
 }
 
-// After `multiply_rows`, and `ask` of the thread's first output.
-GYRE_DEVICE void end_outputs(
-    const gyre_token_phase &p, int batch, gyre_token_shared &s, const float *partials, unsigned base,
-    unsigned *count) {
-  int outputs = p.product[0].outputs * batch;
-#pragma unroll 1
-  for (int j = this_thread(); j < outputs;) {
-    int thread = this_thread(), which = s.output[thread][0], row = s.output[thread][1];
-    const gyre_token_product &q = p.product[which & 255];
-    long b = M == 1 ? 0 : which >> 8;
-    Extra extra;
-    extra.take(s, thread, q, b, q.from + row);
-    const float *at = partials + (q.before + row) * PARTIAL_ROW + b;
-    float x = warps_sum(at), second = q.paired ? warps_sum(at + q.own * PARTIAL_ROW) : 0.f;
-    if (q.scaled) {
-      float scale = later_scale(p.operand[0], b);
-      x *= scale, second *= scale;
+// The thread's output, its sums aside: read before the barrier behind which those are there.
+struct Ending {
+  const gyre_token_product &p;
+  int row, n, rule, function;
+  long b;
+  float alpha, beta;
+  const float *at;
+  int second;  // from its sums to those of the other half of a pair, or 0
+  bool scaled, plain;
+  char *to;
+  unsigned stamp;
+  Extra extra;
+  GYRE_DEVICE Ending(const gyre_token_phase &phase, const gyre_token_shared &s, const float *partials, unsigned base)
+      : p(phase.product[max(s.output[this_thread()][0], 0) & 255]) {
+    int thread = this_thread();
+    row = s.output[thread][1], n = p.from + row, b = M == 1 ? 0 : max(s.output[thread][0], 0) >> 8;
+    rule = p.rule, function = p.function, alpha = p.alpha, beta = p.beta, scaled = p.scaled;
+    at = partials + (p.before + row) * PARTIAL_ROW + b;
+    second = p.paired ? p.own * PARTIAL_ROW : 0;
+    plain = p.y.phase < 0, stamp = base + p.y.phase;
+    to = p.y.data + (b * p.y.stride + n) * (plain ? 4 : 8);
+    extra.take(s, thread, p, b, n);
+  }
+  // From the sums.
+  GYRE_DEVICE void finish(unsigned base, float x, float other) const {
+    x += extra.bias;
+    other += extra.second;
+    float y = x;
+    if (rule == GYRE_TOKEN_ADD) {
+      float old = extra.old.stamp == base + p.old.phase ? extra.old.x : take(p.old, b, n, base);
+      y = alpha * old + beta * x;
+    } else if (rule == GYRE_TOKEN_MIN_GRU) {
+      float z = sigmoid(x);
+      y = (1.f - z) * extra.old.x + z * (other >= 0.f ? other + 0.5f : sigmoid(other));
+      give(p.old, b, n, base, y);
+    } else if (rule == GYRE_TOKEN_CAP) {
+      y = alpha * tanhf(x / alpha);
+    } else {
+      if (function == RELU_SQUARED) y = x > 0.f ? x * x : 0.f;
+      else if (is_usual(function)) y = usual(function, x);
+      else y = unary(function, x);
+      if (rule == GYRE_TOKEN_GATED) y *= other;
     }
-    finish(q, b, q.from + row, base, x, second, extra);
-    if ((thread & 31) == 0) count_given(count, min(outputs - j, 32));
+    if (plain) *(float *)to = y;
+    else write_stamped(to, y, stamp);
+  }
+};
+
+// After `multiply_rows`, and `ask` of the thread's first output.
+GYRE_DEVICE void end_outputs(const gyre_token_phase &p, int batch, int operand_floats) {
+  gyre_token_shared &s = TOKEN_SHARED;
+  const float *partials = (const float *)operands_of_block() + operand_floats;
+  unsigned base = TOKEN_WORD(base), *count = s.counts + now();
+  int outputs = p.product[0].outputs * batch, j = this_thread();
+  copies_await();
+  // All lanes of a warp come to one barrier, with an output or none.
+  if ((j & ~31) >= outputs) return block_barrier();
+  for (bool first = true;; first = false) {
+    Ending e(p, s, partials, base);
+    if (first) block_barrier();
+    if (j >= outputs) return;
+    float x = warps_sum(e.at), other = e.second ? warps_sum(e.at + e.second) : 0.f;
+    if (e.scaled) {
+      float scale = later_scale(p.operand[0], e.b);
+      x *= scale, other *= scale;
+    }
+    e.finish(base, x, other);
+    if ((this_thread() & 31) == 0) count_given(count, min(outputs - j, 32));
     j += GYRE_TOKEN_THREADS;
     if (j >= outputs) return;
     ask(p, batch, j, s);
@@ -200,10 +223,7 @@ GYRE_DEVICE void product_phase(const gyre_token_step_args &a) {
   // What the moves read is overwritten by those who wait for this phase.
   if (p.moves)
     while (word_read(&s.moved) < n) {}
-  copies_await();
-  block_barrier();
-  const float *partials = (const float *)operands_of_block() + a.operand_floats;
-  end_outputs(p, a.batch, s, partials, TOKEN_WORD(base), a.counts + TOKEN_WORD(half) + n);
+  end_outputs(p, a.batch, a.operand_floats);
 }
 
 GYRE_DEVICE void compute(const gyre_token_step_args &a) {
