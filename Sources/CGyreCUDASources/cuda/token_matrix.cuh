@@ -88,6 +88,11 @@ GYRE_DEVICE float quick_softplus(float x) {
   return fmaxf(x, 0.f) + 2.f * (s + s * tail);
 }
 
+// Once a tile's outputs are given.
+GYRE_DEVICE void count_tile(const Tile &t) {
+  if (this_thread() == 0) count_given(TOKEN_SHARED.counts + now(), t.own);
+}
+
 // A tile of a head, for linear attention (Mamba-2) and the gated delta rule. A warp has ROWS rows; one thread a
 // channel makes q, k, v; two the scalars. All that the token does not change is asked for before its numbers.
 // The sums that y needs are those of the old state: S' q = d S' q + (k' q) b v, so one barrier is between
@@ -95,6 +100,8 @@ GYRE_DEVICE float quick_softplus(float x) {
 template <int ROWS, bool USUAL>
 GYRE_DEVICE void gated_tile(const gyre_token_matrix &m, Tile t, unsigned base, MatrixWork &w) {
   const int N = (2 * ROWS * WARPS + TILE + GYRE_TOKEN_THREADS - 1) / GYRE_TOKEN_THREADS;
+  // The first warps come last: they end the outputs of the phase before.
+  const int last = GYRE_TOKEN_THREADS - 1;
   int tid = this_thread(), row = (tid >> 5) * ROWS, c = tid & 31, keys = m.keys;
   bool exists = c < t.own, is_delta = m.rule == GYRE_TOKEN_DELTA;
   long b = t.b;
@@ -109,7 +116,7 @@ GYRE_DEVICE void gated_tile(const gyre_token_matrix &m, Tile t, unsigned base, M
   unsigned stamps[N], stamp = base + m.x.phase;
 #pragma unroll
   for (int n = 0; n < N; n++) {
-    int i = tid + n * GYRE_TOKEN_THREADS;
+    int i = last - tid + n * GYRE_TOKEN_THREADS;
     int channel = i < keys       ? m.q + t.key_head * keys + i
                   : i < 2 * keys ? m.k + (t.key_head - 1) * keys + i
                                  : m.v + t.h * m.values + t.first + i - 2 * keys;
@@ -125,18 +132,18 @@ GYRE_DEVICE void gated_tile(const gyre_token_matrix &m, Tile t, unsigned base, M
   float skip = 0.f;
   if (m.skip && tid < t.own) skip = m.skip[m.skip_per_channel ? t.h * m.values + t.first + c : t.h];
   // By warps that have no channels of heads of up to 64 keys.
-  if (tid == GYRE_TOKEN_THREADS - 1) {
+  if (tid == 64) {
     float rate = -expf(m.log_rate[t.h]), bias = m.step_bias ? m.step_bias[t.h] : 0.f;
     float step = quick_softplus(take(m.gate, b, t.h, base) + bias);
     step = fminf(fmaxf(step, m.step_low), m.step_high);
     w.scalar[0] = __expf(rate * step);
     if (!is_delta) w.scalar[1] = step;
-  } else if (tid == GYRE_TOKEN_THREADS - 33 && is_delta) {
+  } else if (tid == 32 && is_delta) {
     w.scalar[1] = quick_sigmoid(take(m.write, b, t.h, base)) * (m.writes_twice ? 2.f : 1.f);
   }
 #pragma unroll
   for (int n = 0; n < N; n++) {
-    int i = tid + n * GYRE_TOKEN_THREADS;
+    int i = last - tid + n * GYRE_TOKEN_THREADS;
     if (i >= 2 * keys + t.own) continue;
     float sum = past[n].sum();
     for (int waits = 0; stamps[n] != stamp; wait_again(waits)) {
@@ -173,6 +180,7 @@ GYRE_DEVICE void gated_tile(const gyre_token_matrix &m, Tile t, unsigned base, M
     if (is_delta) scale *= rsqrtf(sum_of_eight(w.dots[0]) + m.epsilon);
     give(m.y, b, t.h * m.values + t.first + c, base, y * scale + v * skip);
   }
+  count_tile(t);
 #pragma unroll
   for (int i = 0; i < ROWS; i++)
     if (i < rows) state[i * pitch] = decay * s[i] + w.k[row + i] * added;
@@ -191,7 +199,8 @@ GYRE_DEVICE void rwkv7_tile(const gyre_token_matrix &m, Tile t, unsigned base, M
     int r = warp + i * WARPS;
     s[i] = exists && r < keys ? fresh(state + (long)r * m.values) : 0.f;
   }
-  for (int i = tid; i < keys; i += GYRE_TOKEN_THREADS) {
+  // The first warps come last: they end the outputs of the phase before.
+  for (int i = GYRE_TOKEN_THREADS - 1 - tid; i < keys; i += GYRE_TOKEN_THREADS) {
     int c = h * keys + i;
     float scale = m.key_scale[c], key_rate = m.key_rate[c], bonus = m.bonus[c];
     Asked asked_k(m.x, b, m.k + c, base), asked_q(m.x, b, m.q + c, base);
@@ -205,7 +214,7 @@ GYRE_DEVICE void rwkv7_tile(const gyre_token_matrix &m, Tile t, unsigned base, M
     w.decay[i] = expf(-0.6065306597126334f * quick_sigmoid(before_decay.get()));
     w.agreed[i] = own_k * bonus;
   }
-  int i = tid - (GYRE_TOKEN_THREADS - TILE);
+  int i = tid - GYRE_TOKEN_THREADS / 2;
   if (i >= 0 && i < own) {
     int c = h * m.values + first + i;
     Asked asked(m.x, b, m.v + c, base);
@@ -246,6 +255,7 @@ GYRE_DEVICE void rwkv7_tile(const gyre_token_matrix &m, Tile t, unsigned base, M
   }
   y = column_sum(w, 1, y) * m.scale;
   if (warp == 0 && exists) give(m.y, b, h * m.values + first + column, base, y);
+  count_tile(t);
 }
 
 // Calls keep registers in memory, so what is common stands in place.
@@ -262,14 +272,16 @@ static __device__ __noinline__ void matrix_step(int batch) {
   MatrixWork &w = *(MatrixWork *)operands_of_block();
   Tile t(m);
   bool is_small = m.keys <= 8 * WARPS;
+  if (t.own == 0) block_barrier();
   for (int unit = blockIdx.x; t.own > 0;) {
     if (is_small && m.rule == GYRE_TOKEN_RWKV7) rwkv7_tile<8>(m, t, base, w);
     else if (is_small && is_usual(m.function)) gated_tile<8, true>(m, t, base, w);
     else other_tile(m, t, base, w);
-    if (this_thread() == 0) count_given(TOKEN_SHARED.counts + now(), t.own);
     unit += gridDim.x;
-    if (unit >= units_of(m, batch)) return;
+    if (unit >= units_of(m, batch)) break;
     block_barrier();
     t.find(m, unit);
   }
+  // Behind a barrier, so all warps are past the phase before.
+  if (this_thread() == 64) word_write(&shared_anew().progress, now());
 }

@@ -132,7 +132,8 @@ struct Making {
   // there earlier is asked for ahead of it.
   GYRE_DEVICE void await_numbers() const {
     if (!waits) return;
-    if (p.enough && this_thread() == 0) await_count(TOKEN_SHARED.counts + p.awaited, p.enough);
+    // By a warp that has seldom outputs to end, and so is here first.
+    if (p.enough && this_thread() == GYRE_TOKEN_THREADS - 32) await_count(TOKEN_SHARED.counts + p.awaited, p.enough);
     block_barrier();
   }
 };

@@ -238,12 +238,15 @@ GYRE_DEVICE void compute(const gyre_token_step_args &a) {
       else block_barrier();
       product_phase(a);
     } else {
-      block_barrier();
-      if (this_thread() == 64) word_write(&shared_anew().progress, n);
       int kind = word_kept(&phase_now().kind);
-      if (kind == GYRE_TOKEN_MATRIX_PHASE) matrix_step(a.batch);
-      else if (kind == GYRE_TOKEN_ATTENTION_PHASE) attention_step(a.batch, *a.position);
-      else embed(a.tokens, a.batch);
+      if (kind == GYRE_TOKEN_MATRIX_PHASE) {
+        matrix_step(a.batch);
+      } else {
+        block_barrier();
+        if (this_thread() == 64) word_write(&shared_anew().progress, n);
+        if (kind == GYRE_TOKEN_ATTENTION_PHASE) attention_step(a.batch, *a.position);
+        else embed(a.tokens, a.batch);
+      }
       block_barrier();
     }
     int thread = this_thread();
