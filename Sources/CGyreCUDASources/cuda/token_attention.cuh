@@ -61,10 +61,11 @@ GYRE_DEVICE void store_cached(char *p, long i, float x) {
   else ((unsigned short *)p)[i] = float_to_bf16(x);
 }
 
-static __device__ __noinline__ void attention_step(
-    const gyre_token_attention &a, int batch, long position, unsigned base, unsigned *count,
-    AttentionWork &w) {
+static __device__ __noinline__ void attention_step(int batch, long position) {
   gyre_token_shared &s = TOKEN_SHARED;
+  const gyre_token_attention &a = phase_now().attention;
+  AttentionWork &w = *(AttentionWork *)operands_of_block();
+  unsigned base = TOKEN_WORD(base), *count = s.counts + now();
   int lane = threadIdx.x & (LANES - 1), team = threadIdx.x / LANES;
   int warp = threadIdx.x >> 5;
   find_turn(a, (double)position, s);

@@ -32,7 +32,6 @@ extern __shared__ __align__(128) char token_memory[];
 static_assert(sizeof(gyre_token_shared) % 128 == 0, "the ring begins with a line");
 #define TOKEN_SHARED (*(gyre_token_shared *)token_memory)
 GYRE_DEVICE char *ring_of_block() { return token_memory + sizeof(gyre_token_shared); }
-GYRE_DEVICE char *operands_of(int depth) { return ring_of_block() + depth * GYRE_TOKEN_STAGE; }
 
 // MARK: - Stages of the ring
 
@@ -141,6 +140,15 @@ GYRE_DEVICE void word_write(void *p, int x) {
   asm volatile("st.release.cta.shared.s32 [%0], %1;" ::"r"(shared_address(p)), "r"(x) : "memory");
 }
 
+// The same of the block's state, whose address is found anew: kept over calls it would go to the stack.
+GYRE_DEVICE gyre_token_shared &shared_anew() {
+  unsigned at;
+  asm volatile("mov.u32 %0, token_memory;" : "=r"(at));
+  return *(gyre_token_shared *)__cvta_shared_to_generic(at);
+}
+#define TOKEN_WORD(field) word_kept(&shared_anew().field)
+GYRE_DEVICE char *operands_of_block() { return token_memory + TOKEN_WORD(operands); }
+
 // MARK: - Numbers with stamps
 
 // The stamp of a phase is `base` + the phase; no two launches share one. A number and its stamp are
@@ -152,7 +160,7 @@ struct Stamped {
   unsigned stamp;
 };
 GYRE_DEVICE bool present(const gyre_token_vector &v) { return v.data != nullptr; }
-GYRE_DEVICE const char *place(const gyre_token_vector &v, long b, long i) {
+GYRE_DEVICE char *place(const gyre_token_vector &v, long b, long i) {
   return v.data + (b * v.stride + i) * 8;
 }
 GYRE_DEVICE Stamped read_stamped(const char *p) {
@@ -213,15 +221,15 @@ GYRE_DEVICE float2 take_two(const gyre_token_vector &v, long b, long i, unsigned
   for (int waits = 0; !s.has(stamp); wait_again(waits)) s = read_two(p);
   return make_float2(s.x, s.y);
 }
+GYRE_DEVICE void write_stamped(char *p, float x, unsigned stamp) {
+  asm volatile("{ .reg .b64 a; mov.b64 a, {%1, %2}; st.relaxed.gpu.global.b64 [%0], a; }" ::"l"(p), "f"(x),
+               "r"(stamp)
+               : "memory");
+}
 // Writes element i of sequence b.
 GYRE_DEVICE void give(const gyre_token_vector &v, long b, long i, unsigned base, float x) {
-  if (v.phase < 0)
-    ((float *)v.data)[b * v.stride + i] = x;
-  else
-    asm volatile("{ .reg .b64 a; mov.b64 a, {%1, %2}; st.relaxed.gpu.global.b64 [%0], a; }" ::"l"(
-                     place(v, b, i)),
-                 "f"(x), "r"(base + v.phase)
-                 : "memory");
+  if (v.phase < 0) ((float *)v.data)[b * v.stride + i] = x;
+  else write_stamped(place(v, b, i), x, base + v.phase);
 }
 
 // Asking for numbers that are not there keeps the weights' stream waiting. So phases count what they

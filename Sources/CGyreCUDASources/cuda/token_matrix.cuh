@@ -1,5 +1,5 @@
 // One token of a recurrence with a matrix state a head. A block takes up to 32 columns of one head's
-// state: a lane a column, a warp every 8th row; what all columns share lies in shared memory.
+// state: a lane a column, a warp some rows; what all columns share lies in shared memory.
 #pragma once
 #include "token_operand.cuh"
 
@@ -8,45 +8,71 @@
 struct MatrixWork {
   float q[GYRE_TOKEN_KEYS], k[GYRE_TOKEN_KEYS], raw[GYRE_TOKEN_KEYS];
   float rate[GYRE_TOKEN_KEYS], decay[GYRE_TOKEN_KEYS], agreed[GYRE_TOKEN_KEYS];  // RWKV-7
-  float v[TILE], sums[2][WARPS][TILE];
+  float v[TILE], sums[2][WARPS][TILE], dots[3][WARPS];
   float scalar[2];
 };
 
-// Channel c of the streams, through the short convolution where there is one.
-GYRE_DEVICE float stream_value(const gyre_token_matrix &m, long b, int c, unsigned base) {
-  // The past is added up while the token's number is on its way.
-  Asked now(m.x, b, c, base);
-  float past = 0.f, last = 1.f;
-  if (m.taps > 0) {
+// Columns of a head of a sequence: what a block takes.
+struct Tile {
+  int b, h, key_head, first, own;
+  GYRE_DEVICE Tile(const gyre_token_matrix &m)
+      : b(m.sequence), h(m.head), key_head(m.key_head), first(m.column), own(m.own) {}
+  GYRE_DEVICE void find(const gyre_token_matrix &m, int unit) {
+    b = unit / m.tiles / m.heads, h = unit / m.tiles % m.heads, first = unit % m.tiles * m.width;
+    key_head = h / (m.heads / max(m.key_heads, 1));
+    own = min(m.width, m.values - first);
+  }
+};
+GYRE_DEVICE int units_of(const gyre_token_matrix &m, int batch) { return batch * m.heads * m.tiles; }
+
+// The tiles and the block's first one, a phase ahead: divisions take as long as a load.
+GYRE_DEVICE void plan_tiles(gyre_token_matrix &m, int batch) {
+  // As many tiles a head as blocks can take at once; a tile is at most a warp wide.
+  int tiles = max((m.values + TILE - 1) / TILE, (int)gridDim.x / (batch * m.heads));
+  m.width = (m.values + tiles - 1) / tiles;
+  m.tiles = (m.values + m.width - 1) / m.width;
+  Tile t(m);
+  t.find(m, blockIdx.x);
+  m.sequence = t.b, m.head = t.h, m.key_head = t.key_head, m.column = t.first;
+  m.own = (int)blockIdx.x < units_of(m, batch) ? t.own : 0;
+}
+
+// What a channel's short convolution has from tokens before, asked for and later added up, and the weight of
+// this one's number.
+struct Past {
+  float x[3] = {0.f, 0.f, 0.f}, w[3] = {1.f, 1.f, 1.f}, bias = 0.f, last = 1.f;
+  GYRE_DEVICE void ask(const gyre_token_matrix &m, long b, int c) {
+    if (m.taps == 0) return;
     const float *window = m.window + b * (m.taps - 1) * m.channels + c;
     const float *weight = m.taps_weight + (long)c * m.taps;
-    if (m.taps_bias) past = m.taps_bias[c];
+    if (m.taps_bias) bias = m.taps_bias[c];
     if (m.taps == 4) {
-      float x[3], w[3];
 #pragma unroll
       for (int j = 0; j < 3; j++) x[j] = fresh(window + (long)j * m.channels), w[j] = weight[j];
-#pragma unroll
-      for (int j = 0; j < 3; j++) past += x[j] * w[j];
-    } else {
-#pragma unroll 1
-      for (int j = 0; j + 1 < m.taps; j++) past += fresh(window + (long)j * m.channels) * weight[j];
+      last = weight[3];
+      return;
     }
     last = weight[m.taps - 1];
+#pragma unroll 1
+    for (int j = 0; j + 1 < m.taps; j++) x[0] += fresh(window + (long)j * m.channels) * weight[j];
   }
-  float x = past + now.get() * last;
-  return m.function == SILU ? quick_silu(x) : unary(m.function, x);
-}
+  GYRE_DEVICE float sum() const { return bias + x[0] * w[0] + x[1] * w[1] + x[2] * w[2]; }
+};
 
 // The sum over the K rows of each column, to all its threads. Two uses in turn need no second barrier:
 // each has its place.
-GYRE_DEVICE float column_sum(MatrixWork &w, int place, float x) {
-  int thread = this_thread(), warp = thread >> 5, lane = thread & 31;
-  w.sums[place][warp][lane] = x;
-  block_barrier();
-  x = 0.f;
+GYRE_DEVICE float added_up(const MatrixWork &w, int place) {
+  int lane = this_thread() & 31;
+  float x = 0.f;
 #pragma unroll
   for (int i = 0; i < WARPS; i++) x += w.sums[place][i][lane];
   return x;
+}
+GYRE_DEVICE float column_sum(MatrixWork &w, int place, float x) {
+  int thread = this_thread();
+  w.sums[place][thread >> 5][thread & 31] = x;
+  block_barrier();
+  return added_up(w, place);
 }
 // The sum of x[i] * y[i] over the keys, to all lanes.
 GYRE_DEVICE float warp_dot(const float *x, const float *y, int n) {
@@ -54,71 +80,116 @@ GYRE_DEVICE float warp_dot(const float *x, const float *y, int n) {
   for (int i = this_thread() & 31; i < n; i += 32) sum += x[i] * y[i];
   return warp_sum(sum);
 }
+// ln(1 + e^x), a few roundings off: one thread of a block makes it while all others wait.
+GYRE_DEVICE float quick_softplus(float x) {
+  // ln(1 + e) = 2 artanh(e / (2 + e)), at most 1/3.
+  float e = __expf(-fabsf(x)), s = __fdividef(e, 2.f + e), u = s * s;
+  float tail = u * (1.f / 3 + u * (1.f / 5 + u * (1.f / 7 + u * (1.f / 9 + u * (1.f / 11 + u * (1.f / 13))))));
+  return fmaxf(x, 0.f) + 2.f * (s + s * tail);
+}
 
-// A tile of a head, for linear attention (Mamba-2) and the gated delta rule: one thread a channel makes
-// q, k, v; one the scalars.
-template <int ROWS>
-GYRE_DEVICE void gated_tile(
-    const gyre_token_matrix &m, long b, int h, int first, int own, unsigned base, MatrixWork &w) {
-  int tid = this_thread(), warp = tid >> 5, c = tid & 31, keys = m.keys;
-  bool exists = c < own, is_delta = m.rule == GYRE_TOKEN_DELTA;
-  float *state = m.state + (b * m.heads + h) * keys * m.values + first + c;
+// Once a tile's outputs are given.
+GYRE_DEVICE void count_tile(const Tile &t) {
+  if (this_thread() == 0) count_given(TOKEN_SHARED.counts + now(), t.own);
+}
+
+// A tile of a head, for linear attention (Mamba-2) and the gated delta rule. A warp has ROWS rows; one thread a
+// channel makes q, k, v; two the scalars. All that the token does not change is asked for before its numbers.
+// The sums that y needs are those of the old state: S' q = d S' q + (k' q) b v, so one barrier is between
+// the channels and y, and the state changes after it.
+template <int ROWS, bool USUAL>
+GYRE_DEVICE void gated_tile(const gyre_token_matrix &m, Tile t, unsigned base, MatrixWork &w) {
+  const int N = (2 * ROWS * WARPS + TILE + GYRE_TOKEN_THREADS - 1) / GYRE_TOKEN_THREADS;
+  // The first warps come last: they end the outputs of the phase before.
+  const int last = GYRE_TOKEN_THREADS - 1;
+  int tid = this_thread(), row = (tid >> 5) * ROWS, c = tid & 31, keys = m.keys;
+  bool exists = c < t.own, is_delta = m.rule == GYRE_TOKEN_DELTA;
+  long b = t.b;
+  float *state = m.state + ((b * m.heads + t.h) * keys + row) * m.values + t.first + c;
+  int rows = exists ? keys - row : 0, pitch = m.values;
   float s[ROWS];
 #pragma unroll
-  for (int i = 0; i < ROWS; i++) {
-    int r = warp + i * WARPS;
-    s[i] = exists && r < keys ? fresh(state + (long)r * m.values) : 0.f;
+  for (int i = 0; i < ROWS; i++) s[i] = i < rows ? fresh(state + i * pitch) : 0.f;
+  Past past[N];
+  const char *from[N];
+  float now[N];
+  unsigned stamps[N], stamp = base + m.x.phase;
+#pragma unroll
+  for (int n = 0; n < N; n++) {
+    int i = last - tid + n * GYRE_TOKEN_THREADS;
+    int channel = i < keys       ? m.q + t.key_head * keys + i
+                  : i < 2 * keys ? m.k + (t.key_head - 1) * keys + i
+                                 : m.v + t.h * m.values + t.first + i - 2 * keys;
+    from[n] = place(m.x, b, channel);
+    now[n] = 0.f, stamps[n] = stamp;
+    if (i >= 2 * keys + t.own) continue;
+    past[n].ask(m, b, channel);
+    Stamped first = read_stamped(from[n]);
+    now[n] = first.x, stamps[n] = first.stamp;
   }
-  int key_head = h / (m.heads / m.key_heads);
-  if (tid == GYRE_TOKEN_THREADS - 1) {
-    Asked gate(m.gate, b, h, base), write(is_delta ? m.write : m.gate, b, h, base);
-    float rate = expf(m.log_rate[h]), bias = m.step_bias ? m.step_bias[h] : 0.f;
-    float step = value<SOFTPLUS>(gate.get() + bias);
+#pragma unroll 1
+  for (int i = keys + tid; i < ROWS * WARPS; i += GYRE_TOKEN_THREADS) w.q[i] = w.k[i] = 0.f;
+  float skip = 0.f;
+  if (m.skip && tid < t.own) skip = m.skip[m.skip_per_channel ? t.h * m.values + t.first + c : t.h];
+  // By warps that have no channels of heads of up to 64 keys.
+  if (tid == 64) {
+    float rate = -expf(m.log_rate[t.h]), bias = m.step_bias ? m.step_bias[t.h] : 0.f;
+    float step = quick_softplus(take(m.gate, b, t.h, base) + bias);
     step = fminf(fmaxf(step, m.step_low), m.step_high);
-    w.scalar[0] = expf(-rate * step);
-    w.scalar[1] = is_delta ? sigmoid(write.get()) * (m.writes_twice ? 2.f : 1.f) : step;
+    w.scalar[0] = __expf(rate * step);
+    if (!is_delta) w.scalar[1] = step;
+  } else if (tid == 32 && is_delta) {
+    w.scalar[1] = quick_sigmoid(take(m.write, b, t.h, base)) * (m.writes_twice ? 2.f : 1.f);
   }
-  for (int i = tid; i < 2 * keys + own; i += GYRE_TOKEN_THREADS) {
-    int channel = i < keys       ? m.q + key_head * keys + i
-                  : i < 2 * keys ? m.k + (key_head - 1) * keys + i
-                                 : m.v + h * m.values + first + i - 2 * keys;
+#pragma unroll
+  for (int n = 0; n < N; n++) {
+    int i = last - tid + n * GYRE_TOKEN_THREADS;
+    if (i >= 2 * keys + t.own) continue;
+    float sum = past[n].sum();
+    for (int waits = 0; stamps[n] != stamp; wait_again(waits)) {
+      Stamped again = read_stamped(from[n]);
+      now[n] = again.x, stamps[n] = again.stamp;
+    }
+    float x = sum + now[n] * past[n].last;
     float *to = i < keys ? w.q + i : i < 2 * keys ? w.k + i - keys : w.v + i - 2 * keys;
-    *to = stream_value(m, b, channel, base);
+    *to = USUAL ? usual(m.function, x) : unary(m.function, x);
   }
   block_barrier();
-  float decay = w.scalar[0], write = w.scalar[1], v = exists ? w.v[c] : 0.f;
-  float of_q = m.scale, of_k = 1.f, y = 0.f, added;
-  float k[ROWS];
+  float of_k = 0.f, of_q = 0.f, qq = 0.f, kk = 0.f, qk = 0.f;
+#pragma unroll
+  for (int i = 0; i < ROWS; i += 4) {
+    float4 q4 = *(const float4 *)(w.q + row + i), k4 = *(const float4 *)(w.k + row + i);
+    float q[4] = {q4.x, q4.y, q4.z, q4.w}, k[4] = {k4.x, k4.y, k4.z, k4.w};
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+      of_k += k[j] * s[i + j], of_q += q[j] * s[i + j];
+      qq += q[j] * q[j], kk += k[j] * k[j], qk += q[j] * k[j];
+    }
+  }
+  w.sums[0][tid >> 5][c] = of_k, w.sums[1][tid >> 5][c] = of_q;
+  if (c == 0) w.dots[0][tid >> 5] = qq, w.dots[1][tid >> 5] = kk, w.dots[2][tid >> 5] = qk;
+  block_barrier();
+  float decay = w.scalar[0], v = exists ? w.v[c] : 0.f, added = v, unit = 1.f;
   if (is_delta) {
-    of_q *= rsqrtf(warp_dot(w.q, w.q, keys) + m.epsilon);
-    of_k = rsqrtf(warp_dot(w.k, w.k, keys) + m.epsilon);
+    unit = rsqrtf(sum_of_eight(w.dots[1]) + m.epsilon);
+    added -= decay * unit * added_up(w, 0);
   }
-  float read = 0.f;
+  added *= w.scalar[1] * unit;
+  if (tid < t.own) {
+    float y = decay * added_up(w, 1) + sum_of_eight(w.dots[2]) * added, scale = m.scale;
+    if (is_delta) scale *= rsqrtf(sum_of_eight(w.dots[0]) + m.epsilon);
+    give(m.y, b, t.h * m.values + t.first + c, base, y * scale + v * skip);
+  }
+  count_tile(t);
 #pragma unroll
-  for (int i = 0; i < ROWS; i++) {
-    int r = warp + i * WARPS;
-    k[i] = r < keys ? w.k[r] * of_k : 0.f;
-    read += k[i] * s[i];
-  }
-  added = is_delta ? write * (v - decay * column_sum(w, 0, read)) : write * v;
-#pragma unroll
-  for (int i = 0; i < ROWS; i++) {
-    int r = warp + i * WARPS;
-    if (r >= keys) break;
-    s[i] = decay * s[i] + k[i] * added;
-    y += w.q[r] * s[i];
-    if (exists) state[(long)r * m.values] = s[i];
-  }
-  y = column_sum(w, 1, y) * of_q;
-  if (warp == 0 && exists) {
-    if (m.skip) y += v * m.skip[m.skip_per_channel ? h * m.values + first + c : h];
-    give(m.y, b, h * m.values + first + c, base, y);
-  }
+  for (int i = 0; i < ROWS; i++)
+    if (i < rows) state[i * pitch] = decay * s[i] + w.k[row + i] * added;
 }
 
 template <int ROWS>
-GYRE_DEVICE void rwkv7_tile(
-    const gyre_token_matrix &m, long b, int h, int first, int own, unsigned base, MatrixWork &w) {
+GYRE_DEVICE void rwkv7_tile(const gyre_token_matrix &m, Tile t, unsigned base, MatrixWork &w) {
+  int h = t.h, first = t.first, own = t.own;
+  long b = t.b;
   int tid = this_thread(), warp = tid >> 5, column = tid & 31, keys = m.keys;
   bool exists = column < own;
   float *state = m.state + (b * m.heads + h) * keys * m.values + first + column;
@@ -128,7 +199,8 @@ GYRE_DEVICE void rwkv7_tile(
     int r = warp + i * WARPS;
     s[i] = exists && r < keys ? fresh(state + (long)r * m.values) : 0.f;
   }
-  for (int i = tid; i < keys; i += GYRE_TOKEN_THREADS) {
+  // The first warps come last: they end the outputs of the phase before.
+  for (int i = GYRE_TOKEN_THREADS - 1 - tid; i < keys; i += GYRE_TOKEN_THREADS) {
     int c = h * keys + i;
     float scale = m.key_scale[c], key_rate = m.key_rate[c], bonus = m.bonus[c];
     Asked asked_k(m.x, b, m.k + c, base), asked_q(m.x, b, m.q + c, base);
@@ -142,7 +214,7 @@ GYRE_DEVICE void rwkv7_tile(
     w.decay[i] = expf(-0.6065306597126334f * quick_sigmoid(before_decay.get()));
     w.agreed[i] = own_k * bonus;
   }
-  int i = tid - (GYRE_TOKEN_THREADS - TILE);
+  int i = tid - GYRE_TOKEN_THREADS / 2;
   if (i >= 0 && i < own) {
     int c = h * m.values + first + i;
     Asked asked(m.x, b, m.v + c, base);
@@ -183,30 +255,33 @@ GYRE_DEVICE void rwkv7_tile(
   }
   y = column_sum(w, 1, y) * m.scale;
   if (warp == 0 && exists) give(m.y, b, h * m.values + first + column, base, y);
+  count_tile(t);
 }
 
 // Calls keep registers in memory, so what is common stands in place.
-static __device__ __noinline__ void large_tile(
-    const gyre_token_matrix &m, long b, int h, int first, int own, unsigned base, MatrixWork &w) {
-  if (m.rule == GYRE_TOKEN_RWKV7) rwkv7_tile<GYRE_TOKEN_KEYS / WARPS>(m, b, h, first, own, base, w);
-  else gated_tile<GYRE_TOKEN_KEYS / WARPS>(m, b, h, first, own, base, w);
+static __device__ __noinline__ void other_tile(
+    const gyre_token_matrix &m, Tile t, unsigned base, MatrixWork &w) {
+  if (m.rule == GYRE_TOKEN_RWKV7) rwkv7_tile<GYRE_TOKEN_KEYS / WARPS>(m, t, base, w);
+  else gated_tile<GYRE_TOKEN_KEYS / WARPS, false>(m, t, base, w);
 }
 
-GYRE_DEVICE void matrix_step(
-    const gyre_token_matrix &m, int batch, unsigned base, unsigned *count, MatrixWork &w) {
-  // As many tiles a head as blocks can take at once; a tile is at most a warp wide.
-  int tiles = max((m.values + TILE - 1) / TILE, (int)gridDim.x / (batch * m.heads));
-  int width = (m.values + tiles - 1) / tiles;
-  tiles = (m.values + width - 1) / width;
+// Called: so it has registers of its own.
+static __device__ __noinline__ void matrix_step(int batch) {
+  const gyre_token_matrix &m = phase_now().matrix;
+  unsigned base = TOKEN_WORD(base);
+  MatrixWork &w = *(MatrixWork *)operands_of_block();
+  Tile t(m);
   bool is_small = m.keys <= 8 * WARPS;
-  for (int unit = blockIdx.x; unit < batch * m.heads * tiles; unit += gridDim.x) {
-    if (unit != blockIdx.x) block_barrier();
-    int first = unit % tiles * width, h = unit / tiles % m.heads;
-    long b = unit / tiles / m.heads;
-    int own = min(width, m.values - first);
-    if (is_small && m.rule == GYRE_TOKEN_RWKV7) rwkv7_tile<8>(m, b, h, first, own, base, w);
-    else if (is_small) gated_tile<8>(m, b, h, first, own, base, w);
-    else large_tile(m, b, h, first, own, base, w);
-    if (threadIdx.x == 0) count_given(count, own);
+  if (t.own == 0) block_barrier();
+  for (int unit = blockIdx.x; t.own > 0;) {
+    if (is_small && m.rule == GYRE_TOKEN_RWKV7) rwkv7_tile<8>(m, t, base, w);
+    else if (is_small && is_usual(m.function)) gated_tile<8, true>(m, t, base, w);
+    else other_tile(m, t, base, w);
+    unit += gridDim.x;
+    if (unit >= units_of(m, batch)) break;
+    block_barrier();
+    t.find(m, unit);
   }
+  // Behind a barrier, so all warps are past the phase before.
+  if (this_thread() == 64) word_write(&shared_anew().progress, now());
 }

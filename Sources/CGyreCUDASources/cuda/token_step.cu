@@ -38,31 +38,6 @@ struct Extra {
   }
 };
 
-// y of one output from its sums; `second` of the other half of a pair.
-GYRE_DEVICE void finish(
-    const gyre_token_product &p, long b, int n, unsigned base, float x, float second,
-    const Extra &extra) {
-  x += extra.bias;
-  second += extra.second;
-  float y = x;
-  if (p.rule == GYRE_TOKEN_ADD) {
-    float old = extra.old.stamp == base + p.old.phase ? extra.old.x : take(p.old, b, n, base);
-    y = p.alpha * old + p.beta * x;
-  } else if (p.rule == GYRE_TOKEN_MIN_GRU) {
-    float z = sigmoid(x);
-    y = (1.f - z) * extra.old.x + z * (second >= 0.f ? second + 0.5f : sigmoid(second));
-    give(p.old, b, n, base, y);
-  } else if (p.rule == GYRE_TOKEN_CAP) {
-    y = p.alpha * tanhf(x / p.alpha);
-  } else {
-    if (p.function == RELU_SQUARED) y = x > 0.f ? x * x : 0.f;
-    else if (is_usual(p.function)) y = usual(p.function, x);
-    else y = unary(p.function, x);
-    if (p.rule == GYRE_TOKEN_GATED) y *= second;
-  }
-  give(p.y, b, n, base, y);
-}
-
 // The block's output j of a phase.
 struct Output {
   int product, row;
@@ -96,9 +71,7 @@ GYRE_DEVICE void ask(const gyre_token_phase &p, int batch, int j, gyre_token_sha
 // The sum of an output's parts from all warps.
 GYRE_DEVICE float warps_sum(const float *at) {
 #if M == 1
-  float4 x = ((const float4 *)at)[0], y = ((const float4 *)at)[1];
-  static_assert(WARPS == 8, "two fours");
-  return ((x.x + x.y) + (x.z + x.w)) + ((y.x + y.y) + (y.z + y.w));
+  return sum_of_eight(at);
 #else
   float all = 0.f;
 #pragma unroll
@@ -107,22 +80,74 @@ GYRE_DEVICE float warps_sum(const float *at) {
 #endif
 }
 
+// The thread's output, its sums aside: read before the barrier behind which those are there.
+struct Ending {
+  const gyre_token_product &p;
+  int row, n, rule, function;
+  long b;
+  float alpha, beta;
+  const float *at;
+  int second;  // from its sums to those of the other half of a pair, or 0
+  bool scaled, plain;
+  char *to;
+  unsigned stamp;
+  Extra extra;
+  GYRE_DEVICE Ending(const gyre_token_phase &phase, const gyre_token_shared &s, const float *partials, unsigned base)
+      : p(phase.product[max(s.output[this_thread()][0], 0) & 255]) {
+    int thread = this_thread();
+    row = s.output[thread][1], n = p.from + row, b = M == 1 ? 0 : max(s.output[thread][0], 0) >> 8;
+    rule = p.rule, function = p.function, alpha = p.alpha, beta = p.beta, scaled = p.scaled;
+    at = partials + (p.before + row) * PARTIAL_ROW + b;
+    second = p.paired ? p.own * PARTIAL_ROW : 0;
+    plain = p.y.phase < 0, stamp = base + p.y.phase;
+    to = p.y.data + (b * p.y.stride + n) * (plain ? 4 : 8);
+    extra.take(s, thread, p, b, n);
+  }
+  // From the sums.
+  GYRE_DEVICE void finish(unsigned base, float x, float other) const {
+    x += extra.bias;
+    other += extra.second;
+    float y = x;
+    if (rule == GYRE_TOKEN_ADD) {
+      float old = extra.old.stamp == base + p.old.phase ? extra.old.x : take(p.old, b, n, base);
+      y = alpha * old + beta * x;
+    } else if (rule == GYRE_TOKEN_MIN_GRU) {
+      float z = sigmoid(x);
+      y = (1.f - z) * extra.old.x + z * (other >= 0.f ? other + 0.5f : sigmoid(other));
+      give(p.old, b, n, base, y);
+    } else if (rule == GYRE_TOKEN_CAP) {
+      y = alpha * tanhf(x / alpha);
+    } else {
+      if (function == RELU_SQUARED) y = x > 0.f ? x * x : 0.f;
+      else if (is_usual(function)) y = usual(function, x);
+      else y = unary(function, x);
+      if (rule == GYRE_TOKEN_GATED) y *= other;
+    }
+    if (plain) *(float *)to = y;
+    else write_stamped(to, y, stamp);
+  }
+};
+
 // After `multiply_rows`, and `ask` of the thread's first output.
-GYRE_DEVICE void end_outputs(
-    const gyre_token_phase &p, int batch, gyre_token_shared &s, const float *partials, unsigned base,
-    unsigned *count) {
-  int outputs = p.product[0].outputs * batch;
-#pragma unroll 1
-  for (int j = this_thread(); j < outputs;) {
-    int thread = this_thread(), which = s.output[thread][0], row = s.output[thread][1];
-    const gyre_token_product &q = p.product[which & 255];
-    long b = M == 1 ? 0 : which >> 8;
-    Extra extra;
-    extra.take(s, thread, q, b, q.from + row);
-    const float *at = partials + (q.before + row) * PARTIAL_ROW + b;
-    float x = warps_sum(at), second = q.paired ? warps_sum(at + q.own * PARTIAL_ROW) : 0.f;
-    finish(q, b, q.from + row, base, x, second, extra);
-    if ((thread & 31) == 0) count_given(count, min(outputs - j, 32));
+GYRE_DEVICE void end_outputs(const gyre_token_phase &p, int batch, int operand_floats) {
+  gyre_token_shared &s = TOKEN_SHARED;
+  const float *partials = (const float *)operands_of_block() + operand_floats;
+  unsigned base = TOKEN_WORD(base), *count = s.counts + now();
+  int outputs = p.product[0].outputs * batch, j = this_thread();
+  copies_await();
+  // All lanes of a warp come to one barrier, with an output or none.
+  if ((j & ~31) >= outputs) return block_barrier();
+  for (bool first = true;; first = false) {
+    Ending e(p, s, partials, base);
+    if (first) block_barrier();
+    if (j >= outputs) return;
+    float x = warps_sum(e.at), other = e.second ? warps_sum(e.at + e.second) : 0.f;
+    if (e.scaled) {
+      float scale = later_scale(p.operand[0], e.b);
+      x *= scale, other *= scale;
+    }
+    e.finish(base, x, other);
+    if ((this_thread() & 31) == 0) count_given(count, min(outputs - j, 32));
     j += GYRE_TOKEN_THREADS;
     if (j >= outputs) return;
     ask(p, batch, j, s);
@@ -130,9 +155,10 @@ GYRE_DEVICE void end_outputs(
   }
 }
 
-static __device__ __noinline__ void embed(
-    const gyre_token_embedding &e, const int *tokens, int batch, unsigned base, float *work,
-    float *shared) {
+static __device__ __noinline__ void embed(const int *tokens, int batch) {
+  const gyre_token_embedding &e = phase_now().embedding;
+  float *work = (float *)operands_of_block(), *shared = TOKEN_SHARED.sums;
+  unsigned base = TOKEN_WORD(base);
   for (int b = blockIdx.x; b < batch; b += gridDim.x) {
     float sum = 0.f, square = 0.f;
     for (int i = threadIdx.x; i < e.size; i += GYRE_TOKEN_THREADS) {
@@ -180,6 +206,7 @@ GYRE_DEVICE void attend(const gyre_token_step_args &a, unsigned base) {
     copy_phase(&next, a.phases + ahead, lane, 32);
     __syncwarp();
     plan(next, lane);
+    if (next.kind == GYRE_TOKEN_MATRIX_PHASE && lane == 0) plan_tiles(next.matrix, a.batch);
     __syncwarp();
     if (lane == 0) word_write(&s.ready, ahead);
     for (int i = 0; i < next.ranges; i++) fetch_share(next.range[i].data, next.range[i].bytes, lane);
@@ -189,31 +216,14 @@ GYRE_DEVICE void attend(const gyre_token_step_args &a, unsigned base) {
 // From the barrier after operands to outputs.
 GYRE_DEVICE void product_phase(const gyre_token_step_args &a) {
   gyre_token_shared &s = TOKEN_SHARED;
-  if (this_thread() == 64) word_write(&s.progress, now());
+  if (this_thread() == 64) word_write(&shared_anew().progress, now());
   multiply_rows(a.depth, a.operand_floats);
   int n = now();
   const gyre_token_phase &p = described(n);
   // What the moves read is overwritten by those who wait for this phase.
   if (p.moves)
     while (word_read(&s.moved) < n) {}
-  copies_await();
-  block_barrier();
-  const float *partials = (const float *)operands_of(a.depth) + a.operand_floats;
-  end_outputs(p, a.batch, s, partials, word_kept(&s.base), a.counts + word_kept(&s.half) + n);
-}
-
-GYRE_DEVICE void other_phase(const gyre_token_step_args &a) {
-  gyre_token_shared &s = TOKEN_SHARED;
-  int n = now(), base = word_kept(&s.base);
-  const gyre_token_phase &p = described(n);
-  unsigned *count = a.counts + word_kept(&s.half) + n;
-  char *work = operands_of(a.depth);
-  if (p.kind == GYRE_TOKEN_MATRIX_PHASE)
-    matrix_step(p.matrix, a.batch, base, count, *(MatrixWork *)work);
-  else if (p.kind == GYRE_TOKEN_ATTENTION_PHASE)
-    attention_step(p.attention, a.batch, *a.position, base, count, *(AttentionWork *)work);
-  else
-    embed(p.embedding, a.tokens, a.batch, base, (float *)work, s.sums);
+  end_outputs(p, a.batch, a.operand_floats);
 }
 
 GYRE_DEVICE void compute(const gyre_token_step_args &a) {
@@ -224,19 +234,19 @@ GYRE_DEVICE void compute(const gyre_token_step_args &a) {
     while (word_read(&s.ready) < n) {}
     if (word_kept(&described(n).kind) == GYRE_TOKEN_PRODUCT_PHASE) {
       ask(described(n), a.batch, this_thread(), s);
-      if (phase_now().enough) {
-        const gyre_token_phase &p = phase_now();
-        if (this_thread() == 0) await_count(a.counts + s.half + p.awaited, p.enough);
-        block_barrier();
-      }
-      if (phase_now().makes)
-        make_operands(phase_now(), a.batch, word_kept(&s.base), operands_of(a.depth), s.sums);
+      if (phase_now().makes) make_operands(a.batch);
       else block_barrier();
       product_phase(a);
     } else {
-      block_barrier();
-      if (this_thread() == 64) word_write(&s.progress, n);
-      other_phase(a);
+      int kind = word_kept(&phase_now().kind);
+      if (kind == GYRE_TOKEN_MATRIX_PHASE) {
+        matrix_step(a.batch);
+      } else {
+        block_barrier();
+        if (this_thread() == 64) word_write(&shared_anew().progress, n);
+        if (kind == GYRE_TOKEN_ATTENTION_PHASE) attention_step(a.batch, *a.position);
+        else embed(a.tokens, a.batch);
+      }
       block_barrier();
     }
     int thread = this_thread();
@@ -255,6 +265,8 @@ extern "C" __global__ void __launch_bounds__(GYRE_TOKEN_LAUNCH, 1)
     s.progress = s.ready = s.moved = -1, s.rotated = -1;
     s.base = (unsigned)*a.position * (unsigned)a.phase_count + 1;
     s.half = (*a.position & 1) * a.phase_count;
+    s.counts = a.counts + s.half;
+    s.operands = sizeof(gyre_token_shared) + a.depth * GYRE_TOKEN_STAGE;
   }
   __syncthreads();
   if (threadIdx.x < GYRE_TOKEN_THREADS) {

@@ -331,7 +331,7 @@ static __device__ __noinline__ void multiply_rows(int depth, int operand_floats)
     for (int from = 0, left; from < (left = word_kept(&q->columns) * ELEMENT); from += walk.stride) {
       int slice = word_kept(&q->slice) * ELEMENT, bytes = min(slice, left - from);
       int each = (slice + WARPS * LINE - 1) / (WARPS * LINE) * LINE, rows = word_kept(&q->own_rows);
-      const char *operands = operands_of(depth), *x = operands + word_kept(&q->offset) + from;
+      const char *operands = operands_of_block(), *x = operands + word_kept(&q->offset) + from;
       float *to = (float *)operands + operand_floats + word_kept(&q->before) * PARTIAL_ROW + warp * M;
       walk.stride = slice;
       walk.per = word_kept(&q->step) / GYRE_TOKEN_ROWS;

@@ -70,6 +70,7 @@ typedef struct gyre_token_product {
   // Made on the card: the block's first output, outputs, rows before them, rows (two an output of a pair), the
   // operand's place; of the first, the block's outputs of all.
   int from, own, before, own_rows, offset, outputs;
+  int scaled, unused;  // whether the operand lacks its norm's scale, which outputs take
 } gyre_token_product;
 
 // The same as the stream of weights sees it.
@@ -108,6 +109,9 @@ typedef struct gyre_token_matrix {
   GYRE_CUDA_PTR(const float) key_scale;
   GYRE_CUDA_PTR(const float) key_rate;
   GYRE_CUDA_PTR(const float) bonus;
+  // Made on the card: tiles of a head and their columns; the block's first tile: its sequence, head, the head of
+  // its keys, first column, columns.
+  int tiles, width, sequence, head, key_head, column, own, unused;
 } gyre_token_matrix;
 
 typedef struct gyre_token_attention {
@@ -175,7 +179,11 @@ typedef struct gyre_token_shared {
   // A computing warp's place in the ring and its phase; the launch's first stamp, its half of the counts. In
   // registers they would go to the stack at every call, for which there is hardly a cache beside the ring.
   int place[GYRE_TOKEN_THREADS / 32], now[GYRE_TOKEN_THREADS / 32];
-  int base, half, unused[14];
+  int base, half;
+  GYRE_CUDA_PTR(unsigned) counts;  // the launch's half
+  int operands, unused[3];         // where operands begin
+  // Of an operand whose norm's scale outputs take: squares of each sequence over the size, a sum a warp.
+  float squares[4][GYRE_TOKEN_THREADS / 32];
   // What outputs take besides their sums, and which they are.
   float old[GYRE_TOKEN_THREADS][4], bias[GYRE_TOKEN_THREADS][2];
   int output[GYRE_TOKEN_THREADS][2];
