@@ -91,6 +91,9 @@ public struct LanguageModel: Sendable {
   /// What each sublayer remembers of a sequence, once for each time that the stack is run over.
   public var stateSpecs: [StateSpec] { passes.flatMap { $0.sublayers.map(\.map.stateSpec) } }
 
+  /// Whether some layer's state grows with the text and has no limit.
+  public var hasUnboundedState: Bool { stateSpecs.contains(where: \.isUnbounded) }
+
   /// The blocks in the order in which a token passes them.
   var passes: [Block] {
     configuration.loops == 1

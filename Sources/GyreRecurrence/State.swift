@@ -42,6 +42,11 @@ public struct StateSpec: Sendable, Hashable {
       })
   }
 
+  /// Whether the state grows with the tokens seen and has no limit: attention over all of them.
+  public var isUnbounded: Bool {
+    entries.contains { if case .cache(limit: nil, _) = $0.kind { true } else { false } }
+  }
+
   /// Bytes of float32 state per sequence; caches are counted at their limit, or at `tokenCount`
   /// tokens where they have none.
   public func byteCount(tokenCount: Int) -> Int {

@@ -17,6 +17,9 @@ public struct Evaluation: Sendable, Codable, Equatable {
     case perplexity, tokens, bytes
   }
 
+  /// Where a model whose state has no limit begins anew when nothing else is known of it.
+  public static let usualContext = 2048
+
   /// From bits of all tokens together.
   public init(bits: Double, tokens: Int, bytes: Int) {
     bitsPerByte = bits / Double(max(bytes, 1))
@@ -25,18 +28,25 @@ public struct Evaluation: Sendable, Codable, Equatable {
     self.bytes = bytes
   }
 
-  /// Scores a shard as one stream with carried state, in pieces of `length` tokens: constant memory.
+  /// Scores a shard as one stream with carried state, in pieces of `length` tokens: constant memory and time
+  /// a token.
   ///
-  /// - Parameter cache: mixes the model with the continuous cache pointer.
+  /// - Parameters:
+  ///   - cache: mixes the model with the continuous cache pointer.
+  ///   - context: tokens after which a model whose state has no limit (attention over everything) begins
+  ///     anew: its cost a token grows with them, and few such models read further than they were trained to.
   public init(
     _ model: LanguageModel, _ shard: TokenShard, length: Int = 1024,
-    precision: ComputePrecision = .float32, cache: NeuralCache? = nil
+    precision: ComputePrecision = .float32, cache: NeuralCache? = nil,
+    context: Int = Evaluation.usualContext
   ) throws {
-    var state = model.makeState(batch: 1)
+    let context = model.hasUnboundedState ? max(context, 1) : Int.max
+    var (state, seen) = (model.makeState(batch: 1), 0)
     var pointer = cache.map { CachePointer($0) }
     var (nats, counted, at) = (0.0, 0, 0)
     while at < shard.count - 1 {
-      let n = min(length, shard.count - 1 - at)
+      if seen == context { (state, seen) = (model.makeState(batch: 1), 0) }
+      let n = min(length, shard.count - 1 - at, context - seen)
       let row = shard.tokens(at..<at + n + 1)
       let (device, shape) = (model.device, Shape([1, n]))
       let targets = Array(row.dropFirst())
@@ -51,6 +61,7 @@ public struct Evaluation: Sendable, Codable, Equatable {
         nats += try loss.mean.item() * Double(n)
       }
       counted += n
+      seen += n
       at += n
     }
     let bytesScored = Double(counted) * shard.bytesPerToken

@@ -27,6 +27,7 @@ public protocol TrainingData: Sendable {
 public struct TextData: TrainingData {
   public let train, validation: TokenShard
   public let batches: any BatchSource
+  private let length: Int
   public var vocabulary: Int { train.vocabulary }
   public var bytesPerToken: Double { train.bytesPerToken }
 
@@ -35,6 +36,7 @@ public struct TextData: TrainingData {
     _ shards: (train: TokenShard, validation: TokenShard), _ c: TrainingConfiguration
   ) throws(TrainingError) {
     (train, validation) = shards
+    length = c.length
     batches =
       switch c.data {
       case .stream:
@@ -46,6 +48,7 @@ public struct TextData: TrainingData {
 
   public func score(_ model: LanguageModel, precision: ComputePrecision) throws -> HeldOutScore {
     HeldOutScore(
-      bitsPerByte: try Evaluation(model, validation, precision: precision).bitsPerByte)
+      bitsPerByte: try Evaluation(model, validation, precision: precision, context: length)
+        .bitsPerByte)
   }
 }

@@ -31,6 +31,12 @@ struct Evaluate: ParsableCommand {
 
   @Argument(help: "A run folder.") var folder: String
   @Argument(help: "The text to score.") var file: String?
+  @Option(
+    help: """
+      Tokens after which a model that attends to everything begins anew (default: as many as its run's rows \
+      have, else \(Evaluation.usualContext)).
+      """)
+  var context: Int?
   @Option(help: "Hidden states that the cache pointer remembers.") var cache: Int?
   @Option(help: "With --cache: how much similar states count for more.") var theta = 0.3
   @Option(help: "With --cache: the pointer's part of the probability.") var lambda = 0.1
@@ -72,8 +78,15 @@ struct Evaluate: ParsableCommand {
     if file != nil, task != nil || lengths != nil {
       throw ValidationError("--task and --lengths go without a text")
     }
+    if let context, context < 1 { throw ValidationError("--context must be at least 1") }
     if !(1...(1 << 20)).contains(rows) { throw ValidationError("--rows must be in 1...2^20") }
     _ = try lengthList()
+  }
+
+  /// Tokens of a row that a run was trained on; nil where the folder is not a run.
+  private static func rowLength(_ folder: String) -> Int? {
+    let run = RunFolder(folder)
+    return Files.kind(run.training) == nil ? nil : try? run.trainingConfiguration().length
   }
 
   private func lengthList() throws -> [Int]? {
@@ -134,9 +147,11 @@ struct Evaluate: ParsableCommand {
       let model = try StoredModel.load(
         folder: folder, device: device, matrices: matrices,
         compatibility: compatibility.faults)
-      evaluation = try Evaluation(model, text, precision: precision)
+      let context = context ?? Self.rowLength(folder) ?? Evaluation.usualContext
+      evaluation = try Evaluation(model, text, precision: precision, context: context)
       cached = try pointer.map {
-        try Evaluation(model, text, length: 256, precision: precision, cache: $0)
+        try Evaluation(
+          model, text, length: 256, precision: precision, cache: $0, context: context)
       }
     }
     let run = RunFolder(folder)

@@ -86,7 +86,11 @@ struct Train: ParsableCommand {
   @Option(help: "Highest learning rate.") var lr: Double?
   @Option(help: "constant, linear, cosine or wsd.") var schedule: Schedule.Kind?
   @Option(help: "adamw, sgd, muon or ntasgd.") var optimizer: TrainingConfiguration.OptimizerKind?
-  @Option(help: "stream (carried state) or packed (shuffled windows).")
+  @Option(
+    help: """
+      stream (carried state) or packed (shuffled windows, the default where attention would carry all it \
+      has read).
+      """)
   var data: TrainingConfiguration.Data?
   @Option(help: "Precision of matrix products: f32 or bf16. Without texts: the faster one.")
   var dtype: Precision?
@@ -267,8 +271,12 @@ struct Train: ParsableCommand {
     if dtype == nil, texts.isEmpty, Devices.hasFastBFloat16(device) {
       training.precision = .bfloat16
     }
-    try change(&training)
     try configuration.validate()
+    // Whoever keeps everything it reads would take longer at every step.
+    let shape = try LanguageModel(
+      configuration, source: UninitializedParameters(device: NullDevice()), device: NullDevice())
+    if shape.hasUnboundedState { training.data = .packed }
+    try change(&training)
     try folder.create(
       corpus: corpus, tokenizer: encoder, model: configuration, training: training)
     return (configuration, training)
