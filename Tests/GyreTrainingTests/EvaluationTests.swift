@@ -14,7 +14,9 @@ import Testing
 
   init() throws { device = try CPUDevice() }
 
-  private func model(_ mixer: String, _ options: [String: JSONValue] = [:]) throws -> LanguageModel {
+  private func model(
+    _ mixer: String, _ options: [String: JSONValue] = [:]
+  ) throws -> LanguageModel {
     var c = ModelConfiguration()
     c.width = 16
     c.layers = 2
