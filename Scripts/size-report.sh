@@ -2,7 +2,7 @@
 # The longest source files; fails over 600 lines.
 set -eu
 cd "$(dirname "$0")/.."
-git ls-files 'Sources/*.swift' 'Sources/*.c' 'Sources/*.h' 'Sources/*.inc' 'Tests/*.swift' \
+git ls-files 'Sources/*.swift' 'Sources/*.c' 'Sources/*.h' 'Sources/*.inc' 'Sources/*.cu' 'Sources/*.cuh' 'Tests/*.swift' \
   | xargs wc -l | awk '$2 != "total"' | sort -rn > /tmp/gyre-sizes.$$
 trap 'rm -f /tmp/gyre-sizes.$$' EXIT
 printf 'lines  file (longest ten of %s)\n' "$(wc -l < /tmp/gyre-sizes.$$)"

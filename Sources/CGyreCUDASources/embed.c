@@ -262,6 +262,12 @@ static const char token_machine_cuh[] = {
 static const char token_stream_cuh[] = {
 #embed "cuda/token_stream.cuh" suffix(, 0)
 };
+static const char token_pairs_cuh[] = {
+#embed "cuda/token_pairs.cuh" suffix(, 0)
+};
+static const char token_norm_cuh[] = {
+#embed "cuda/token_norm.cuh" suffix(, 0)
+};
 static const char token_operand_cuh[] = {
 #embed "cuda/token_operand.cuh" suffix(, 0)
 };
@@ -393,6 +399,8 @@ static const gyre_cuda_source headers[] = {
     {"chunk_solve.cuh", chunk_solve_cuh},
     {"token_machine.cuh", token_machine_cuh},
     {"token_stream.cuh", token_stream_cuh},
+    {"token_pairs.cuh", token_pairs_cuh},
+    {"token_norm.cuh", token_norm_cuh},
     {"token_operand.cuh", token_operand_cuh},
     {"token_matrix.cuh", token_matrix_cuh},
     {"token_attention.cuh", token_attention_cuh},

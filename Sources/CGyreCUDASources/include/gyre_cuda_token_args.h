@@ -173,7 +173,7 @@ typedef struct gyre_token_step_args {
   int depth, flight;  // stages of the ring; of them, at most under way
 } gyre_token_step_args;
 
-// Behind ring, operands and the warps' sums in shared memory.
+// At the beginning of shared memory; the ring, operands and the warps' sums follow.
 typedef struct gyre_token_shared {
   float sums[32];  // read in fours
   // A computing warp's place in the ring and its phase; the launch's first stamp, its half of the counts. In
