@@ -9,6 +9,7 @@
 #define CELL_ROWS 16
 #define CELL_AMX 1
 CK_LEVEL_BEGIN
+#include "../common/half_pairs.h"
 #include "../common/vmath.h"
 #include "body.inc"
 CK_LEVEL_END

@@ -1,0 +1,55 @@
+// Pairs of bfloat16 in registers, what the products' operands are made of. For level files that have AVX-512 and
+// bfloat16 conversions and include immintrin.h.
+#pragma once
+#define CK_PAIR_INLINE static inline __attribute__((always_inline, unused))
+
+CK_PAIR_INLINE __mmask16 CK_NAME(ck_half_lanes)(long count) {
+  return count >= 16 ? (__mmask16)0xFFFF : count <= 0 ? (__mmask16)0 : (__mmask16)((1u << count) - 1);
+}
+
+// Pairs (row[j], next[j]) of 16 columns.
+CK_PAIR_INLINE __m512i CK_NAME(ck_half_zip)(__m512 row, __m512 next) {
+  const __m512i order = _mm512_set_epi16(
+      31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3,
+      18, 2, 17, 1, 16, 0);
+  return _mm512_permutexvar_epi16(order, (__m512i)_mm512_cvtne2ps_pbh(next, row));
+}
+
+// Pairs along one row of `count` numbers, zeros behind them.
+CK_PAIR_INLINE __m512i CK_NAME(ck_half_row)(const float *row, long count, __m512 alpha) {
+  const __m512 low = _mm512_maskz_loadu_ps(CK_NAME(ck_half_lanes)(count), row);
+  const __m512 high = _mm512_maskz_loadu_ps(CK_NAME(ck_half_lanes)(count - 16), row + 16);
+  return (__m512i)_mm512_cvtne2ps_pbh(_mm512_mul_ps(high, alpha), _mm512_mul_ps(low, alpha));
+}
+
+// 16 x 16 words in registers.
+CK_PAIR_INLINE void CK_NAME(ck_half_transpose)(__m512i *v) {
+  __m512i t[16];
+#pragma clang loop unroll(full)
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_epi32(v[i], v[i + 1]);
+    t[i + 1] = _mm512_unpackhi_epi32(v[i], v[i + 1]);
+  }
+#pragma clang loop unroll(full)
+  for (int i = 0; i < 16; i += 4) {
+    v[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+    v[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+    v[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+    v[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+  }
+  // v[4 i + c]: column 4 l + c of rows 4 i to 4 i + 3 in the 128 bits l.
+#pragma clang loop unroll(full)
+  for (int c = 0; c < 4; c++) {
+    t[c] = _mm512_shuffle_i32x4(v[c], v[4 + c], 0x88);
+    t[4 + c] = _mm512_shuffle_i32x4(v[c], v[4 + c], 0xDD);
+    t[8 + c] = _mm512_shuffle_i32x4(v[8 + c], v[12 + c], 0x88);
+    t[12 + c] = _mm512_shuffle_i32x4(v[8 + c], v[12 + c], 0xDD);
+  }
+#pragma clang loop unroll(full)
+  for (int c = 0; c < 4; c++) {
+    v[c] = _mm512_shuffle_i32x4(t[c], t[8 + c], 0x88);
+    v[8 + c] = _mm512_shuffle_i32x4(t[c], t[8 + c], 0xDD);
+    v[4 + c] = _mm512_shuffle_i32x4(t[4 + c], t[12 + c], 0x88);
+    v[12 + c] = _mm512_shuffle_i32x4(t[4 + c], t[12 + c], 0xDD);
+  }
+}
