@@ -85,6 +85,15 @@ public struct LanguageModel: Sendable {
     parameters = p.parameters
   }
 
+  /// The model without numbers: names, shapes and states, for who counts or checks them. Nothing is allocated.
+  ///
+  /// - Throws: the field that cannot be built.
+  public init(
+    outline configuration: ModelConfiguration, on device: NullDevice = NullDevice()
+  ) throws(ConfigurationError) {
+    try self.init(configuration, source: UninitializedParameters(device: device), device: device)
+  }
+
   public var parameterCount: Int { parameters.reduce(0) { $0 + $1.shape.elementCount } }
   public var device: any Device { embedding.value.device }
 

@@ -84,9 +84,9 @@ struct Evaluate: ParsableCommand {
   }
 
   /// Tokens of a row that a run was trained on; nil where the folder is not a run.
-  private static func rowLength(_ folder: String) -> Int? {
+  private static func rowLength(_ folder: String) throws -> Int? {
     let run = RunFolder(folder)
-    return Files.kind(run.training) == nil ? nil : try? run.trainingConfiguration().length
+    return Files.kind(run.training) == nil ? nil : try run.trainingConfiguration().length
   }
 
   private func lengthList() throws -> [Int]? {
@@ -147,7 +147,7 @@ struct Evaluate: ParsableCommand {
       let model = try StoredModel.load(
         folder: folder, device: device, matrices: matrices,
         compatibility: compatibility.faults)
-      let context = context ?? Self.rowLength(folder) ?? Evaluation.usualContext
+      let context = try context ?? Self.rowLength(folder) ?? Evaluation.usualContext
       evaluation = try Evaluation(model, text, precision: precision, context: context)
       cached = try pointer.map {
         try Evaluation(

@@ -51,8 +51,7 @@ struct Inspect: ParsableCommand {
     let (configuration, tensors) = try open()
     var result = Result(path: path)
     if let configuration {
-      let model = try LanguageModel(
-        configuration, source: UninitializedParameters(device: NullDevice()), device: NullDevice())
+      let model = try LanguageModel(outline: configuration)
       result.architecture = Architecture(configuration)
       result.stateBytes = model.stateByteCount(tokenCount: length)
       result.memory = try TrainingMemory(configuration, batch: batch, length: length)

@@ -271,11 +271,8 @@ struct Train: ParsableCommand {
     if dtype == nil, texts.isEmpty, Devices.hasFastBFloat16(device) {
       training.precision = .bfloat16
     }
-    try configuration.validate()
     // Whoever keeps everything it reads would take longer at every step.
-    let shape = try LanguageModel(
-      configuration, source: UninitializedParameters(device: NullDevice()), device: NullDevice())
-    if shape.hasUnboundedState { training.data = .packed }
+    if try LanguageModel(outline: configuration).hasUnboundedState { training.data = .packed }
     try change(&training)
     try folder.create(
       corpus: corpus, tokenizer: encoder, model: configuration, training: training)

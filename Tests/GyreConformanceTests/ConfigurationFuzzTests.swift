@@ -97,10 +97,7 @@ import Testing
   /// Builds the model where nothing is allocated; what stops it must say which field.
   private func build(_ value: JSONValue, _ what: String) {
     do throws(ConfigurationError) {
-      let device = NullDevice()
-      let configuration = try ModelConfiguration(value)
-      let model = try LanguageModel(
-        configuration, source: UninitializedParameters(device: device), device: device)
+      let model = try LanguageModel(outline: try ModelConfiguration(value))
       #expect(model.parameterCount > 0, "\(what)")
     } catch { #expect(!error.path.isEmpty && !error.reason.isEmpty, "\(what): \(error)") }
   }

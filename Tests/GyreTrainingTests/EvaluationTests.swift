@@ -39,7 +39,7 @@ import Testing
       let row = Array(shard.tokens(start..<min(start + 20, shard.count - 1) + 1))
       let (read, next) = (Array(row.dropLast()), Array(row.dropFirst()))
       var state = attention.makeState(batch: 1)
-      let loss = try attention.loss(
+      let loss = attention.loss(
         Tensor(read, shape: [1, read.count], on: device),
         targets: Tensor(next, shape: [1, next.count], on: device), state: &state)
       nats += try loss.rows.doubles().reduce(0, +)

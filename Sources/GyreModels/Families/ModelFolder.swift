@@ -207,10 +207,8 @@ extension ModelConfiguration {
   ///
   /// - Throws: the field that cannot be built.
   public func parameterShapes() throws(ConfigurationError) -> [String: Shape] {
-    let device = NullDevice()
-    let model = try LanguageModel(
-      self, source: UninitializedParameters(device: device), device: device)
-    return Dictionary(
-      model.parameters.map { ($0.name, $0.shape) }, uniquingKeysWith: { first, _ in first })
+    Dictionary(
+      try LanguageModel(outline: self).parameters.map { ($0.name, $0.shape) },
+      uniquingKeysWith: { first, _ in first })
   }
 }

@@ -1,4 +1,3 @@
-import GyreLayers
 import GyreModels
 import GyreTensors
 
@@ -8,8 +7,7 @@ struct TrainingMemory: Encodable {
 
   init(_ configuration: ModelConfiguration, batch: Int, length: Int) throws {
     let device = NullDevice()
-    let model = try LanguageModel(
-      configuration, source: UninitializedParameters(device: device), device: device)
+    let model = try LanguageModel(outline: configuration, on: device)
     parameters = device.memory.inUse
     var step = TrainingStep(model)
     optimizer = device.memory.inUse - parameters
