@@ -6,7 +6,7 @@ public struct ConfigurationError: Error, Sendable, Equatable, CustomStringConver
     self.path = path
     self.reason = reason
   }
-  public var description: String { "\(path): \(reason)" }
+  public var description: String { path.isEmpty ? reason : "\(path): \(reason)" }
 
   /// The same error below a field.
   public func under(_ prefix: String) -> ConfigurationError {

@@ -1,5 +1,6 @@
 import FoundationEssentials
 import GyreCheckpoints
+import GyreLayers
 import GyreModels
 import GyreRecurrence
 import GyreTensors
@@ -92,10 +93,20 @@ public struct RunFolder: Sendable {
   }
 
   public func modelConfiguration() throws -> ModelConfiguration {
-    try ModelConfiguration(json: try bytes(configuration))
+    try parsed(configuration, ModelConfiguration.init(json:))
   }
   public func trainingConfiguration() throws -> TrainingConfiguration {
-    try TrainingConfiguration(json: try bytes(training))
+    try parsed(training, TrainingConfiguration.init(json:))
+  }
+
+  /// What a file of settings says; an error names the file.
+  private func parsed<T>(
+    _ path: String, _ parse: ([UInt8]) throws(ConfigurationError) -> T
+  ) throws(TrainingError) -> T {
+    let bytes = try bytes(path)
+    do throws(ConfigurationError) { return try parse(bytes) } catch {
+      throw .data(path: path, reason: "\(error)")
+    }
   }
 
   private func bytes(_ path: String) throws(TrainingError) -> [UInt8] {

@@ -125,6 +125,28 @@ func weights(_ trainer: Trainer) throws -> [[Float]] {
     #expect(try weights(first) == weights(second))
   }
 
+  /// An error names the file, and the field where there is one.
+  @Test func damagedSettingsAreNamed() throws {
+    let run = try TemporaryRun()
+    _ = try makeTrainer(run.folder, settings())
+    for (file, text, field) in [
+      (run.folder.training, "{", ""), (run.folder.training, #"{"batch": 0}"#, "batch"),
+      (run.folder.configuration, "[", ""), (run.folder.configuration, #"{"width": -1}"#, "width"),
+    ] {
+      try AtomicFile.write(Array(text.utf8), to: file)
+      let error = #expect(throws: TrainingError.self) {
+        if file == run.folder.training {
+          _ = try run.folder.trainingConfiguration()
+        } else {
+          _ = try run.folder.modelConfiguration()
+        }
+      }
+      let message = error?.description ?? ""
+      #expect(message.hasPrefix(file + ": ") && message.contains(field), "\(message)")
+      #expect(!message.contains(": :"), "\(message)")
+    }
+  }
+
   @Test func damagedCheckpointIsPassedOver() throws {
     let training = settings()
     let run = try TemporaryRun()
