@@ -18,7 +18,7 @@ package struct TokenTables {
   /// Bytes of shared memory of a block.
   package var sharedBytes: Int {
     Int(GYRE_TOKEN_STAGE) * depth + 4 * (operandFloats + partialFloats)
-      + MemoryLayout<gyre_token_shared>.stride
+      + (MemoryLayout<gyre_token_shared>.stride + 127) / 128 * 128
   }
   /// Stages that are under way at most: enough to keep memory busy; more delay what blocks say.
   package var flight: Int { min(depth, 2) }

@@ -29,9 +29,9 @@ GYRE_DEVICE unsigned shared_address(const void *p) { return (unsigned)__cvta_gen
 // A block's shared memory: what its warps tell each other, at an address that everybody knows without a
 // register; the ring of weights, operands, the warps' sums.
 extern __shared__ __align__(128) char token_memory[];
-static_assert(sizeof(gyre_token_shared) % 128 == 0, "the ring begins with a line");
+#define SHARED_BYTES ((int)(sizeof(gyre_token_shared) + 127) & ~127)  // the ring begins with a line
 #define TOKEN_SHARED (*(gyre_token_shared *)token_memory)
-GYRE_DEVICE char *ring_of_block() { return token_memory + sizeof(gyre_token_shared); }
+GYRE_DEVICE char *ring_of_block() { return token_memory + SHARED_BYTES; }
 
 // MARK: - Stages of the ring
 

@@ -4,7 +4,15 @@
 #include "token_norm.cuh"
 
 // How an operand is made; `plan` chooses. Code that a phase walks through once is paid by its length.
-enum { ONE_BY_ONE, NORM_OF_ALL, SCALED_LATER, NORM_AND_SHIFT, NORM_OF_GROUPS, COPIED, JOINED };
+enum {
+  ONE_BY_ONE,
+  NORM_OF_ALL,
+  SCALED_LATER,
+  NORM_AND_SHIFT,
+  NORM_OF_GROUPS,
+  COPIED,
+  JOINED,
+};
 
 GYRE_DEVICE bool lies_at(const void *p, int bytes) { return ((unsigned long)p & (bytes - 1)) == 0; }
 // Whether pairs can be read at once.

@@ -227,13 +227,12 @@ GYRE_DEVICE void product_phase(const gyre_token_step_args &a) {
 }
 
 GYRE_DEVICE void compute(const gyre_token_step_args &a) {
-  gyre_token_shared &s = TOKEN_SHARED;
   for (;;) {
     int n = now();
     if (n >= a.phase_count) return;
-    while (word_read(&s.ready) < n) {}
+    while (word_read(&shared_anew().ready) < n) {}
     if (word_kept(&described(n).kind) == GYRE_TOKEN_PRODUCT_PHASE) {
-      ask(described(n), a.batch, this_thread(), s);
+      ask(described(n), a.batch, this_thread(), shared_anew());
       if (phase_now().makes) make_operands(a.batch);
       else block_barrier();
       product_phase(a);
@@ -250,7 +249,7 @@ GYRE_DEVICE void compute(const gyre_token_step_args &a) {
       block_barrier();
     }
     int thread = this_thread();
-    if ((thread & 31) == 0) s.now[thread >> 5]++;
+    if ((thread & 31) == 0) shared_anew().now[thread >> 5]++;
     __syncwarp();
   }
 }
@@ -266,7 +265,7 @@ extern "C" __global__ void __launch_bounds__(GYRE_TOKEN_LAUNCH, 1)
     s.base = (unsigned)*a.position * (unsigned)a.phase_count + 1;
     s.half = (*a.position & 1) * a.phase_count;
     s.counts = a.counts + s.half;
-    s.operands = sizeof(gyre_token_shared) + a.depth * GYRE_TOKEN_STAGE;
+    s.operands = SHARED_BYTES + a.depth * GYRE_TOKEN_STAGE;
   }
   __syncthreads();
   if (threadIdx.x < GYRE_TOKEN_THREADS) {

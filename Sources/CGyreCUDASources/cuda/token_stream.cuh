@@ -240,8 +240,8 @@ template <int LINES> struct Unit {
 #endif
 
 // The warp's phase, read anew after calls: see `gyre_token_shared`.
-GYRE_DEVICE int now() { return word_kept(TOKEN_SHARED.now + (this_thread() >> 5)); }
-GYRE_DEVICE gyre_token_phase &described(int n) { return TOKEN_SHARED.phase[n % GYRE_TOKEN_DESCRIBED]; }
+GYRE_DEVICE int now() { return word_kept(shared_anew().now + (this_thread() >> 5)); }
+GYRE_DEVICE gyre_token_phase &described(int n) { return shared_anew().phase[n % GYRE_TOKEN_DESCRIBED]; }
 GYRE_DEVICE const gyre_token_phase &phase_now() { return described(now()); }
 
 // A warp's way through the stages of a product's columns.
