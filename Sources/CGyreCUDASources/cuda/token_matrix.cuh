@@ -7,8 +7,8 @@
 
 struct MatrixWork {
   float q[GYRE_TOKEN_KEYS], k[GYRE_TOKEN_KEYS], raw[GYRE_TOKEN_KEYS];
-  float rate[GYRE_TOKEN_KEYS], decay[GYRE_TOKEN_KEYS], agreed[GYRE_TOKEN_KEYS];  // RWKV-7
-  float v[TILE], sums[2][WARPS][TILE], dots[3][WARPS];
+  float rate[GYRE_TOKEN_KEYS], decay[GYRE_TOKEN_KEYS], agreed[GYRE_TOKEN_KEYS];  // RWKV-7; rates times raw keys
+  float v[TILE], sums[2][WARPS][TILE], dots[4][WARPS];
   float scalar[2];
 };
 
@@ -59,26 +59,13 @@ struct Past {
   GYRE_DEVICE float sum() const { return bias + x[0] * w[0] + x[1] * w[1] + x[2] * w[2]; }
 };
 
-// The sum over the K rows of each column, to all its threads. Two uses in turn need no second barrier:
-// each has its place.
+// The sum over the K rows of each column, to all its threads.
 GYRE_DEVICE float added_up(const MatrixWork &w, int place) {
   int lane = this_thread() & 31;
   float x = 0.f;
 #pragma unroll
   for (int i = 0; i < WARPS; i++) x += w.sums[place][i][lane];
   return x;
-}
-GYRE_DEVICE float column_sum(MatrixWork &w, int place, float x) {
-  int thread = this_thread();
-  w.sums[place][thread >> 5][thread & 31] = x;
-  block_barrier();
-  return added_up(w, place);
-}
-// The sum of x[i] * y[i] over the keys, to all lanes.
-GYRE_DEVICE float warp_dot(const float *x, const float *y, int n) {
-  float sum = 0.f;
-  for (int i = this_thread() & 31; i < n; i += 32) sum += x[i] * y[i];
-  return warp_sum(sum);
 }
 // ln(1 + e^x), a few roundings off: one thread of a block makes it while all others wait.
 GYRE_DEVICE float quick_softplus(float x) {
@@ -186,21 +173,21 @@ GYRE_DEVICE void gated_tile(const gyre_token_matrix &m, Tile t, unsigned base, M
     if (i < rows) state[i * pitch] = decay * s[i] + w.k[row + i] * added;
 }
 
+// RWKV-7: S' = diag(d) S + a r (−r' S) / r² + k v' with r the raw key and a its rate; y too needs sums of the old
+// state alone: S'' q = (d q)' S + (a r)' q (−r' S) / r² + k' q v.
 template <int ROWS>
 GYRE_DEVICE void rwkv7_tile(const gyre_token_matrix &m, Tile t, unsigned base, MatrixWork &w) {
   int h = t.h, first = t.first, own = t.own;
   long b = t.b;
-  int tid = this_thread(), warp = tid >> 5, column = tid & 31, keys = m.keys;
-  bool exists = column < own;
-  float *state = m.state + (b * m.heads + h) * keys * m.values + first + column;
+  int tid = this_thread(), warp = tid >> 5, row = warp * ROWS, column = tid & 31, keys = m.keys;
+  int rows = column < own ? keys - row : 0, pitch = m.values;
+  float *state = m.state + ((b * m.heads + h) * keys + row) * m.values + first + column;
   float s[ROWS];
 #pragma unroll
-  for (int i = 0; i < ROWS; i++) {
-    int r = warp + i * WARPS;
-    s[i] = exists && r < keys ? fresh(state + (long)r * m.values) : 0.f;
-  }
+  for (int i = 0; i < ROWS; i++) s[i] = i < rows ? fresh(state + i * pitch) : 0.f;
   // The first warps come last: they end the outputs of the phase before.
-  for (int i = GYRE_TOKEN_THREADS - 1 - tid; i < keys; i += GYRE_TOKEN_THREADS) {
+  int i = GYRE_TOKEN_THREADS - 1 - tid;
+  if (i < keys) {
     int c = h * keys + i;
     float scale = m.key_scale[c], key_rate = m.key_rate[c], bonus = m.bonus[c];
     Asked asked_k(m.x, b, m.k + c, base), asked_q(m.x, b, m.q + c, base);
@@ -209,12 +196,14 @@ GYRE_DEVICE void rwkv7_tile(const gyre_token_matrix &m, Tile t, unsigned base, M
     float rate = quick_sigmoid(before_rate.get()), own_k = k * ((rate - 1.f) * key_rate + 1.f);
     w.q[i] = q;
     w.raw[i] = k * scale;
-    w.rate[i] = rate;
+    w.rate[i] = rate * k * scale;
     w.k[i] = own_k;
-    w.decay[i] = expf(-0.6065306597126334f * quick_sigmoid(before_decay.get()));
+    w.decay[i] = __expf(-0.6065306597126334f * quick_sigmoid(before_decay.get()));
     w.agreed[i] = own_k * bonus;
+  } else if (i < ROWS * WARPS) {
+    w.q[i] = w.raw[i] = w.rate[i] = w.k[i] = w.decay[i] = w.agreed[i] = 0.f;
   }
-  int i = tid - GYRE_TOKEN_THREADS / 2;
+  i = tid - GYRE_TOKEN_THREADS / 2;
   if (i >= 0 && i < own) {
     int c = h * m.values + first + i;
     Asked asked(m.x, b, m.v + c, base);
@@ -231,31 +220,31 @@ GYRE_DEVICE void rwkv7_tile(const gyre_token_matrix &m, Tile t, unsigned base, M
     give(m.value, b, c, base, v);
   }
   block_barrier();
-  float squared = 1.f / (warp_dot(w.raw, w.raw, keys) + m.epsilon);
-  if (first == 0 && warp == WARPS - 1) {
-    float score = warp_dot(w.q, w.agreed, keys);
-    if ((tid & 31) == 0) give(m.score, b, h, base, score);
-  }
-  float read = 0.f, y = 0.f, v = exists ? w.v[column] : 0.f;
+  float read = 0.f, kept = 0.f, rr = 0.f, qr = 0.f, qk = 0.f, score = 0.f;
 #pragma unroll
-  for (int n = 0; n < ROWS; n++) {
-    int r = warp + n * WARPS;
-    if (r >= keys) break;
-    read += w.raw[r] * s[n];
+  for (int i = 0; i < ROWS; i++) {
+    int r = row + i;
+    float q = w.q[r], raw = w.raw[r];
+    read += raw * s[i], kept += q * w.decay[r] * s[i];
+    rr += raw * raw, qr += q * w.rate[r], qk += q * w.k[r], score += q * w.agreed[r];
   }
+  w.sums[0][warp][column] = read, w.sums[1][warp][column] = kept;
+  if (column == 0) w.dots[0][warp] = rr, w.dots[1][warp] = qr, w.dots[2][warp] = qk, w.dots[3][warp] = score;
+  block_barrier();
+  float v = column < own ? w.v[column] : 0.f;
   // Both directions are of unit length.
-  read = -squared * column_sum(w, 0, read);
-#pragma unroll
-  for (int n = 0; n < ROWS; n++) {
-    int r = warp + n * WARPS;
-    if (r >= keys) break;
-    s[n] = w.decay[r] * s[n] + w.rate[r] * w.raw[r] * read + w.k[r] * v;
-    y += w.q[r] * s[n];
-    if (exists) state[(long)r * m.values] = s[n];
+  read = -__fdividef(added_up(w, 0), sum_of_eight(w.dots[0]) + m.epsilon);
+  if (tid < own) {
+    float y = added_up(w, 1) + sum_of_eight(w.dots[1]) * read + sum_of_eight(w.dots[2]) * v;
+    give(m.y, b, h * m.values + first + column, base, y * m.scale);
   }
-  y = column_sum(w, 1, y) * m.scale;
-  if (warp == 0 && exists) give(m.y, b, h * m.values + first + column, base, y);
+  if (first == 0 && tid == GYRE_TOKEN_THREADS - 32) give(m.score, b, h, base, sum_of_eight(w.dots[3]));
   count_tile(t);
+#pragma unroll
+  for (int i = 0; i < ROWS; i++) {
+    int r = row + i;
+    if (i < rows) state[i * pitch] = w.decay[r] * s[i] + w.rate[r] * read + w.k[r] * v;
+  }
 }
 
 // Calls keep registers in memory, so what is common stands in place.
