@@ -388,6 +388,7 @@ package struct TokenTables {
       o.gate = gate.place == .before ? 2 : 1
       o.z = read(gate.vector, operand.size)
       o.function = function(gate.activation)
+      if gate.place == .before, gatesState(o) { (o.gate, o.z, o.function) = (0, .init(), -1) }
     }
     if let added = norm.added {
       o.v = read(added.values, operand.size)
@@ -395,6 +396,20 @@ package struct TokenTables {
     }
     parameters += [norm.weight, norm.bias].compactMap { $0 }
     return o
+  }
+
+  /// Whether the matrix step before gives its outputs times the operand's gate: so every block reads half of the
+  /// numbers.
+  private mutating func gatesState(_ o: gyre_token_operand) -> Bool {
+    let usual = [Unary.Kind.silu, .sigmoid].map { Int32($0.rawValue) }
+    guard let last = phases.indices.last, usual.contains(o.function), o.z.phase < last,
+      phases[last].kind == Int32(GYRE_TOKEN_MATRIX_PHASE),
+      phases[last].matrix.rule != Int32(GYRE_TOKEN_RWKV7), phases[last].matrix.outer.data == 0,
+      phases[last].matrix.y.data == o.x.data, o.x.phase == Int32(last),
+      phases[last].matrix.heads * phases[last].matrix.values == o.size
+    else { return false }
+    (phases[last].matrix.outer, phases[last].matrix.outer_function) = (o.z, o.function)
+    return true
   }
 
   private mutating func add(_ step: TokenProgram.MatrixStep) {

@@ -75,6 +75,27 @@ GYRE_DEVICE float quick_softplus(float x) {
   return fmaxf(x, 0.f) + 2.f * (s + s * tail);
 }
 
+// What a thread has of a tile besides channels: a number of others and up to two parameters.
+struct Scalar {
+  const char *from = nullptr;
+  unsigned stamp = 0;
+  Stamped given = {0.f, 0};
+  float first = 0.f, second = 0.f;
+  GYRE_DEVICE void ask(
+      const gyre_token_vector &v, long b, int i, unsigned base, const float *one, const float *two) {
+    if (present(v)) {
+      from = place(v, b, i), stamp = base + v.phase;
+      given = read_stamped(from);
+    }
+    if (one) first = *one;
+    if (two) second = *two;
+  }
+  GYRE_DEVICE float get() {
+    for (int waits = 0; given.stamp != stamp; wait_again(waits)) given = read_stamped(from);
+    return given.x;
+  }
+};
+
 // Once a tile's outputs are given.
 GYRE_DEVICE void count_tile(const Tile &t) {
   if (this_thread() == 0) count_given(TOKEN_SHARED.counts + now(), t.own);
@@ -94,6 +115,13 @@ GYRE_DEVICE void gated_tile(const gyre_token_matrix &m, Tile t, unsigned base, M
   long b = t.b;
   float *state = m.state + ((b * m.heads + t.h) * keys + row) * m.values + t.first + c;
   int rows = exists ? keys - row : 0, pitch = m.values;
+  // What others give is asked for first: those of warps that have no channels of heads of up to 64 keys.
+  Scalar scalar;
+  if (tid == 64) scalar.ask(m.gate, b, t.h, base, m.log_rate + t.h, m.step_bias ? m.step_bias + t.h : nullptr);
+  if (tid == 32 && is_delta) scalar.ask(m.write, b, t.h, base, nullptr, nullptr);
+  if (tid < t.own)
+    scalar.ask(m.outer, b, t.h * m.values + t.first + c, base,
+               m.skip ? m.skip + (m.skip_per_channel ? t.h * m.values + t.first + c : t.h) : nullptr, nullptr);
   float s[ROWS];
 #pragma unroll
   for (int i = 0; i < ROWS; i++) s[i] = i < rows ? fresh(state + i * pitch) : 0.f;
@@ -116,18 +144,16 @@ GYRE_DEVICE void gated_tile(const gyre_token_matrix &m, Tile t, unsigned base, M
   }
 #pragma unroll 1
   for (int i = keys + tid; i < ROWS * WARPS; i += GYRE_TOKEN_THREADS) w.q[i] = w.k[i] = 0.f;
-  float skip = 0.f;
-  if (m.skip && tid < t.own) skip = m.skip[m.skip_per_channel ? t.h * m.values + t.first + c : t.h];
-  // By warps that have no channels of heads of up to 64 keys.
+  float gate = 1.f;
   if (tid == 64) {
-    float rate = -expf(m.log_rate[t.h]), bias = m.step_bias ? m.step_bias[t.h] : 0.f;
-    float step = quick_softplus(take(m.gate, b, t.h, base) + bias);
+    float rate = -expf(scalar.first), step = quick_softplus(scalar.get() + scalar.second);
     step = fminf(fmaxf(step, m.step_low), m.step_high);
     w.scalar[0] = __expf(rate * step);
     if (!is_delta) w.scalar[1] = step;
   } else if (tid == 32 && is_delta) {
-    w.scalar[1] = quick_sigmoid(take(m.write, b, t.h, base)) * (m.writes_twice ? 2.f : 1.f);
+    w.scalar[1] = quick_sigmoid(scalar.get()) * (m.writes_twice ? 2.f : 1.f);
   }
+  if (tid < t.own && present(m.outer)) gate = usual(m.outer_function, scalar.get());
 #pragma unroll
   for (int n = 0; n < N; n++) {
     int i = last - tid + n * GYRE_TOKEN_THREADS;
@@ -165,7 +191,7 @@ GYRE_DEVICE void gated_tile(const gyre_token_matrix &m, Tile t, unsigned base, M
   if (tid < t.own) {
     float y = decay * added_up(w, 1) + sum_of_eight(w.dots[2]) * added, scale = m.scale;
     if (is_delta) scale *= rsqrtf(sum_of_eight(w.dots[0]) + m.epsilon);
-    give(m.y, b, t.h * m.values + t.first + c, base, y * scale + v * skip);
+    give(m.y, b, t.h * m.values + t.first + c, base, (y * scale + v * scalar.first) * gate);
   }
   count_tile(t);
 #pragma unroll

@@ -224,7 +224,8 @@ GYRE_DEVICE void make_operands(int batch) {
           else norm_all<PAIRS, false>(i, b);
           break;
         case SCALED_LATER:
-          if (is_long || o.gate) scaled_later<MOST_PAIRS, true>(b);
+          if (o.gate) scaled_later<MOST_PAIRS, true>(b);
+          else if (is_long) scaled_later<MOST_PAIRS, false>(b);
           else scaled_later<PAIRS, false>(b);
           break;
         case NORM_AND_SHIFT: norm_and_shift(b); break;

@@ -104,6 +104,7 @@ typedef struct gyre_token_matrix {
   float step_low, step_high, scale, epsilon;
   GYRE_CUDA_PTR(float) state;  // [B, H, K, V]
   gyre_token_vector y;
+  gyre_token_vector outer;  // y is multiplied by a usual function of it, or absent
   // RWKV-7: x holds r, k, v at q, k, v.
   gyre_token_vector decay, rate, mixed, first, value, score;
   GYRE_CUDA_PTR(const float) key_scale;
@@ -111,7 +112,8 @@ typedef struct gyre_token_matrix {
   GYRE_CUDA_PTR(const float) bonus;
   // Made on the card: tiles of a head and their columns; the block's first tile: its sequence, head, the head of
   // its keys, first column, columns.
-  int tiles, width, sequence, head, key_head, column, own, unused;
+  int tiles, width, sequence, head, key_head, column, own;
+  int outer_function;
 } gyre_token_matrix;
 
 typedef struct gyre_token_attention {
