@@ -94,26 +94,28 @@ GYRE_DEVICE float sum_of_eight(const float *p) {
 GYRE_DEVICE float later_scale(const gyre_token_operand &o, long b) {
   return rsqrtf(sum_of_eight(TOKEN_SHARED.squares[b]) + o.epsilon);
 }
-// With token shift: operand i is y + (last - y) * mix of operand i. The mixes wait in the operands' own places,
-// which hold as many bytes, so that no registers are theirs.
+GYRE_DEVICE int lowest(int bits) { return __ffs(bits) - 1; }
+// With token shift: operand i is y + (last - y) * mix of operand i, for those that the block needs; seldom more than
+// two, whose mixes are asked for ahead.
 static __device__ __noinline__ void norm_and_shift(int sequence) {
+  const int N = PAIRS, BOTH = 2;
   Making k(0, sequence);
   const gyre_token_operand &o = k.o;
   char *to = k.to;
-  int size = o.size, operands = k.p.operands, own = first_pair();
-  const int N = PAIRS, HALF = GYRE_TOKEN_OPERANDS / 2;
-#pragma unroll 1
-  for (int i = 0; i < operands; i++)
-    for (int e = this_thread() * 4; e < size; e += GYRE_TOKEN_THREADS * 4)
-      copy_aside<16>(to + i * k.stride + e * 4, (const char *)(k.p.operand[i].mix + e));
-  float2 x[N], step[N], weight[N], bias[N];
+  int size = o.size, own = first_pair(), left = k.p.needed;
+  float2 x[N], step[N], weight[N], bias[N], mix[BOTH][N];
+  int operand[BOTH];
   load_pairs(o.weight, own, size, 1.f, weight);
   load_pairs(o.bias, own, size, 0.f, bias);
   load_pairs(o.last + k.b * size, own, size, 0.f, step);
+#pragma unroll
+  for (int i = 0; i < BOTH; i++, left &= left - 1) {
+    operand[i] = lowest(left);
+    load_pairs(left ? k.p.operand[operand[i]].mix : nullptr, own, size, 0.f, mix[i]);
+  }
   Source source(o.x, k.b, own, size, k.base);
   k.await_numbers();
   source.take(x);
-  copies_await();  // for others behind the barrier of the norm
   normalize(o, own, size, x);
 #pragma unroll
   for (int j = 0; j < N; j++) {
@@ -121,28 +123,23 @@ static __device__ __noinline__ void norm_and_shift(int sequence) {
     step[j] = plus(step[j], times(x[j], -1.f));
   }
 #pragma unroll 1
-  for (int first = 0; first < operands; first += HALF) {
-    float2 mix[HALF][N];
+  for (;;) {
 #pragma unroll
-    for (int i = 0; i < HALF; i++)
-#pragma unroll
-      for (int j = 0; j < N; j++) {
-        int e = own + pair_after(j);
-        bool exists = first + i < operands && e < size;
-        mix[i][j] = exists ? *(const float2 *)(to + i * k.stride + e * 4) : make_float2(0.f, 0.f);
-      }
-    block_barrier();
-#pragma unroll
-    for (int i = 0; i < HALF; i++) {
-      if (first + i >= operands) continue;
+    for (int i = 0; i < BOTH; i++) {
+      if (operand[i] < 0) continue;
 #pragma unroll
       for (int j = 0; j < N; j++) {
         float2 y = plus(x[j], times(step[j], mix[i][j]));
         int e = own + pair_after(j);
-        if (e < size) put_two(to + i * k.stride, k.plane, e, y.x, y.y);
+        if (e < size) put_two(to + operand[i] * k.stride, k.plane, e, y.x, y.y);
       }
     }
-    to += HALF * k.stride;
+    if (!left) break;
+#pragma unroll
+    for (int i = 0; i < BOTH; i++, left &= left - 1) {
+      operand[i] = lowest(left);
+      load_pairs(left ? k.p.operand[operand[i]].mix : nullptr, own, size, 0.f, mix[i]);
+    }
   }
   if (blockIdx.x > 0) return;
 #pragma unroll
@@ -191,15 +188,30 @@ static __device__ __noinline__ void norm_groups_of_warps(int which, int sequence
       }
     }
     if (round == 0) k.await_numbers();
-    source.take(x);
+    StampedTwo numbers[N];
+    source.ask(numbers);
     if (added) {
-      take_pairs(o.v, b, own, size, base, v);
+      // All is asked for before something is waited for.
+      StampedTwo values[N];
+      Stamped scores[N];
+      Source of_values(o.v, b, own, size, base);
+      of_values.ask(values);
+      unsigned stamp = base + o.score.phase;
 #pragma unroll
       for (int j = 0; j < N; j++) {
         int e = own + pair_after(j);
-        if (e < size) v[j] = times(v[j], take(o.score, b, e >> shift, base));
+        scores[j] = Stamped{0.f, stamp};
+        if (e < size) scores[j] = read_stamped(place(o.score, b, e >> shift));
+      }
+      of_values.get(values, v);
+#pragma unroll
+      for (int j = 0; j < N; j++) {
+        const char *from = place(o.score, b, (own + pair_after(j)) >> shift);
+        for (int waits = 0; scores[j].stamp != stamp; wait_again(waits)) scores[j] = read_stamped(from);
+        v[j] = times(v[j], scores[j].x);
       }
     }
+    source.get(numbers, x);
     if (!PLAIN && gate == 2) {
 #pragma unroll
       for (int j = 0; j < N; j++) x[j] = times(x[j], z[j]);

@@ -9,6 +9,7 @@ enum {
   NORM_OF_ALL,
   SCALED_LATER,
   NORM_AND_SHIFT,
+  ALL_COPIED,
   NORM_OF_GROUPS,
   COPIED,
   JOINED,
@@ -62,6 +63,32 @@ template <int N> static __device__ __noinline__ void copy_pairs(int which, int s
     }
   }
 }
+// Short vectors as they are, all of a phase at once. What the block's products do not take is waited for as well:
+// who wrote it must be past what this phase's moves overwrite.
+static __device__ __noinline__ void copy_all(int sequence) {
+  const int N = GYRE_TOKEN_OPERANDS;
+  Making k(0, sequence);
+  const gyre_token_phase &p = k.p;
+  int e = this_thread() * 2, operands = p.operands;
+  k.await_numbers();
+  StampedTwo s[N];
+#pragma unroll
+  for (int i = 0; i < N; i++) {
+    const gyre_token_operand &o = p.operand[i];
+    if (i < operands && e < o.size) s[i] = read_two(place(o.x, k.b, e));
+  }
+#pragma unroll
+  for (int i = 0; i < N; i++) {
+    const gyre_token_operand &o = p.operand[i];
+    if (i >= operands || e >= o.size) continue;
+    unsigned stamp = k.base + o.x.phase;
+    for (int waits = 0; !s[i].has(stamp); wait_again(waits)) s[i] = read_two(place(o.x, k.b, e));
+    if (!(p.needed >> i & 1)) continue;
+    int plane = plane_of(o.size);
+    put_two(operands_of_block() + o.offset + k.b * PARTS * plane, plane, e, s[i].x, s[i].y);
+  }
+}
+
 // Times a gate.
 static __device__ __noinline__ void copy_gated(int which, int sequence) {
   Making k(which, sequence);
@@ -233,10 +260,14 @@ GYRE_DEVICE void make_operands(int batch) {
           if (o.centers || o.bias || o.gate == 2 || present(o.v)) norm_groups_of_warps<PAIRS, false>(i, b);
           else norm_groups_of_warps<PAIRS + 2, true>(i, b);
           break;
+        case ALL_COPIED:
+          if (i == 0) copy_all(b);
+          break;
         case COPIED:
           if (o.gate) copy_gated(i, b);
-          else if (is_long) copy_pairs<3 * PAIRS>(i, b);
-          else copy_pairs<PAIRS>(i, b);
+          else if (!is_long) copy_pairs<PAIRS>(i, b);
+          else if (word_kept(&o.size) <= 3 * 512 * PAIRS) copy_pairs<3 * PAIRS>(i, b);
+          else copy_pairs<4 * PAIRS>(i, b);
           break;
         case JOINED: join_attention(i, b); break;
         default: make_one_by_one(i, b);
@@ -271,8 +302,13 @@ GYRE_DEVICE void plan(gyre_token_phase &p, int lane) {
     mine.offset = 0;
     for (int i = 0; i < mine.operand; i++) mine.offset += M * extent_of(p.operand[i].size);
   }
-  int outputs = __reduce_add_sync(~0u, lane < p.products ? p.product[lane].own : 0);
-  if (lane == 0) p.product[0].outputs = outputs;
+  bool is_product = lane < p.products, is_operand = lane < p.operands;
+  int outputs = __reduce_add_sync(~0u, is_product ? p.product[lane].own : 0);
+  int needed = __reduce_or_sync(~0u, is_product && p.product[lane].own ? 1 << p.product[lane].operand : 0);
+  bool is_short = is_operand && p.operand[lane].path == COPIED && !p.operand[lane].gate && p.operand[lane].size <= 512;
+  bool all_copied = p.operands > 1 && __all_sync(~0u, is_short || !is_operand);
+  if (is_operand && all_copied) p.operand[lane].path = ALL_COPIED;
+  if (lane == 0) p.product[0].outputs = outputs, p.needed = needed;
 }
 
 // Work beside the phase's own, over the whole grid; by a warp a block.

@@ -58,12 +58,18 @@ struct Source {
       : from(place(v, b, own)), stamp(base + v.phase), left(size - own) {}
   template <int N> GYRE_DEVICE void take(float2 (&x)[N]) const {
     StampedTwo s[N];
+    ask(s);
+    get(s, x);
+  }
+  template <int N> GYRE_DEVICE void ask(StampedTwo (&s)[N]) const {
 #pragma unroll
     for (int j = 0; j < N; j++) {
       int e = pair_after(j);
       s[j].x = s[j].y = 0.f, s[j].stamp_x = s[j].stamp_y = stamp;
       if (e < left) s[j] = read_two(from + e * 8);
     }
+  }
+  template <int N> GYRE_DEVICE void get(StampedTwo (&s)[N], float2 (&x)[N]) const {
     for (int waits = 0;; wait_again(waits)) {
       bool late = false;
 #pragma unroll

@@ -155,6 +155,7 @@ typedef struct gyre_token_phase {
   int operands, products, moves, ranges;
   // Numbers of phase `awaited` that are there, nearly all, before its numbers are asked for; 0: not waited.
   int awaited, enough;
+  int needed, unused;  // made on the card, a bit an operand: those that the block's own products take
   gyre_token_operand operand[GYRE_TOKEN_OPERANDS];
   gyre_token_product product[GYRE_TOKEN_PRODUCTS];
   gyre_token_move move[GYRE_TOKEN_MOVES];
