@@ -41,6 +41,22 @@ final class CUDATokenRunner: DrawingTokenRunner {
     let width: Int
   }
 
+  /// Numbers of a sequence's attention: of parts, their sums, what they give together.
+  private struct Parts {
+    var values = 0
+    var sums = 0
+    var joined = 0
+    var width: Int { values + sums + joined }
+    init(_ attentions: [TokenProgram.Attention], batch: Int, blocks: Int) {
+      for a in attentions {
+        let splits = TokenTables.splits(a, batch: batch, blocks: blocks)
+        values = max(values, splits * a.heads * a.size)
+        sums = max(sums, splits * a.heads * 2)
+        joined = max(joined, a.heads * a.size)
+      }
+    }
+  }
+
   let launches = 2
   var queued: Int { position - taken }
   private var batch: Int { program.batch }
@@ -72,18 +88,14 @@ final class CUDATokenRunner: DrawingTokenRunner {
     let attentions = program.phases.compactMap { phase -> TokenProgram.Attention? in
       if case .attention(let a) = phase { a } else { nil }
     }
-    let partWidth =
-      attentions.map {
-        TokenTables.splits($0, batch: batch, blocks: blocks) * $0.heads * ($0.size + 2)
-      }
-      .max() ?? 0
+    let parts = Parts(attentions, batch: batch, blocks: blocks)
     let window = max(draw.repetitionPenalty == 1 ? 0 : draw.repetitionWindow, 0)
     var pinned: UnsafeMutableRawPointer?
     do throws(DeviceError) {
       let allocator = device.allocator
       // Numbers and their stamps.
       vectors = try allocator.allocate(byteCount: 8 * total)
-      parts = try allocator.allocate(byteCount: 8 * max(partWidth * batch, 1))
+      self.parts = try allocator.allocate(byteCount: 8 * max(parts.width * batch, 1))
       kept = try allocator.allocate(byteCount: 8 * batch * (program.widths.first ?? 1))
       // After 256 bytes: tokens; positions; drawn tokens; counts of recent tokens.
       integers = try allocator.allocate(byteCount: 256 + 4 * batch * (3 + Self.slots))
@@ -110,10 +122,10 @@ final class CUDATokenRunner: DrawingTokenRunner {
       _ = device.driver.current.event_create(&event, 2)
       events.append(event)
     }
-    let arrays = (vectors: vectors.address, parts: parts.address, kept: kept.address)
+    let arrays = (vectors: vectors.address, parts: self.parts.address, kept: kept.address)
     let made = TokenTables(
       program, isFloat: isFloat, blocks: blocks, shared: device.sharedPerBlock,
-      places: Self.places(program, places, arrays, partWidth, launch, isFloat, caches))
+      places: Self.places(program, places, arrays, parts, launch, isFloat, caches))
     guard let made,
       let phases = try? device.allocator.allocate(
         byteCount: made.phases.count * MemoryLayout<gyre_token_phase>.stride),
@@ -127,7 +139,7 @@ final class CUDATokenRunner: DrawingTokenRunner {
     }
     tables = made
     (self.phases, self.entries, self.counts) = (phases, entries, counts)
-    for buffer in [vectors, parts, kept, counts, integers, draws, recent] { zero(buffer) }
+    for buffer in [vectors, self.parts, kept, counts, integers, draws, recent] { zero(buffer) }
     write(entries, made.entries)
     write(phases, made.phases)
     let positions = [Int32](repeating: Int32(position), count: batch)
@@ -156,16 +168,13 @@ final class CUDATokenRunner: DrawingTokenRunner {
 
   private static func places(
     _ program: TokenProgram, _ offsets: [Int],
-    _ arrays: (vectors: UInt64, parts: UInt64, kept: UInt64), _ partWidth: Int,
+    _ arrays: (vectors: UInt64, parts: UInt64, kept: UInt64), _ parts: Parts,
     _ launch: CUDALaunch, _ isFloat: Bool, _ caches: [Cache]
   ) -> TokenTables.Places {
     let widths = program.widths
-    let parts =
-      program.phases.compactMap { phase -> Int? in
-        guard case .attention(let a) = phase else { return nil }
-        return TokenTables.splits(
-          a, batch: program.batch, blocks: launch.device.multiprocessors) * a.heads * a.size
-      }.max() ?? 0
+    func part(_ offset: Int) -> gyre_token_vector {
+      .init(data: arrays.parts + UInt64(8 * offset), stride: Int32(parts.width), phase: -1)
+    }
     return TokenTables.Places(
       vector: {
         gyre_token_vector(
@@ -178,10 +187,7 @@ final class CUDATokenRunner: DrawingTokenRunner {
       caches: {
         (caches[$0.index].keys.address, caches[$0.index].values.address, caches[$0.index].capacity)
       },
-      parts: (
-        y: .init(data: arrays.parts, stride: Int32(partWidth), phase: -1),
-        sums: .init(data: arrays.parts + UInt64(8 * parts), stride: Int32(partWidth), phase: -1)
-      ),
+      parts: (y: part(0), sums: part(parts.values), joined: part(parts.values + parts.sums)),
       kept: .init(data: arrays.kept, stride: Int32(widths.first ?? 1), phase: -1))
   }
 

@@ -37,8 +37,8 @@ package struct TokenTables {
     package var weight: (Tensor) -> UInt64
     /// Keys and values of an attention.
     package var caches: (TokenProgram.Attention) -> (keys: UInt64, values: UInt64, capacity: Int)
-    /// Parts of an attention, and their sums.
-    package var parts: (y: gyre_token_vector, sums: gyre_token_vector)
+    /// Parts of an attention, their sums, and what they give together.
+    package var parts: (y: gyre_token_vector, sums: gyre_token_vector, joined: gyre_token_vector)
     /// What the layer leaves for the phase that moves it into a state.
     package var kept: gyre_token_vector
     package init(
@@ -46,7 +46,8 @@ package struct TokenTables {
       array: @escaping (Tensor) -> gyre_array, floats: @escaping (Tensor) -> UInt64,
       weight: @escaping (Tensor) -> UInt64,
       caches: @escaping (TokenProgram.Attention) -> (keys: UInt64, values: UInt64, capacity: Int),
-      parts: (y: gyre_token_vector, sums: gyre_token_vector), kept: gyre_token_vector
+      parts: (y: gyre_token_vector, sums: gyre_token_vector, joined: gyre_token_vector),
+      kept: gyre_token_vector
     ) {
       self.vector = vector
       self.array = array
@@ -66,8 +67,8 @@ package struct TokenTables {
   /// The phase that wrote an element of a vector last, or −1.
   private var writers: [[Int32]]
   private var written: [(vector: TokenProgram.Vector, count: Int)] = []
-  /// The phase that wrote the parts of an attention last.
-  private var partsPhase: Int32 = -1
+  /// The phase of the last attention.
+  private var attentionPhase: Int32 = -1
   /// Numbers that phases write.
   private var given: [Int] = []
   /// What becomes a token shift's last token when every block has read it: when all that the shift's
@@ -358,13 +359,10 @@ package struct TokenTables {
       o.z = read(gate.vector, operand.size)
       o.function = function(gate.activation)
     }
-    if let attention = operand.attention {
-      o.kind = Int32(GYRE_TOKEN_ATTENTION)
-      (o.x, o.score) = places.parts
-      (o.x.phase, o.score.phase) = (partsPhase, partsPhase)
-      o.splits = Int32(Self.splits(attention, batch: batch, blocks: blocks))
-      o.value_size = Int32(attention.size)
-      if partsPhase < 0 { isCovered = false }
+    if operand.attention != nil {
+      o.x = places.parts.joined
+      o.x.phase = attentionPhase
+      if attentionPhase < 0 { isCovered = false }
     } else {
       o.x = read(operand.vector, operand.size)
     }
@@ -502,13 +500,13 @@ package struct TokenTables {
     t.key_norm = floats(a.keyNorm)
     let caches = places.caches(a)
     (t.keys, t.values, t.capacity) = (caches.keys, caches.values, Int32(caches.capacity))
-    partsPhase = Int32(phases.count)
-    (t.y, t.sums) = places.parts
-    (t.y.phase, t.sums.phase) = (partsPhase, partsPhase)
+    attentionPhase = Int32(phases.count)
+    (t.y, t.sums, t.joined) = places.parts
+    (t.y.phase, t.sums.phase, t.joined.phase) = (attentionPhase, attentionPhase, attentionPhase)
     p.attention = t
     let norms = [a.queryNorm, a.keyNorm].compactMap { $0 }
     bring(norms.map { (places.floats($0), 4 * $0.elementCount) }, &p)
-    append(p, given: Int(t.splits) * a.heads * a.size * batch)
+    append(p, given: a.heads * a.size * batch)
   }
 
   // MARK: - Small things

@@ -24,7 +24,7 @@ import Testing
         },
         array: { .init(data: 65_536, dtype: $0.dtype == .float32 ? 0 : 1, stride: 0) },
         floats: { _ in 1 << 16 }, weight: { _ in 1 << 20 }, caches: { _ in (1, 2, 1024) },
-        parts: (.init(), .init()),
+        parts: (.init(), .init(), .init()),
         kept: .init()))
   }
 

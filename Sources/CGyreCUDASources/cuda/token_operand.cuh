@@ -12,7 +12,6 @@ enum {
   ALL_COPIED,
   NORM_OF_GROUPS,
   COPIED,
-  JOINED,
 };
 
 GYRE_DEVICE bool lies_at(const void *p, int bytes) { return ((unsigned long)p & (bytes - 1)) == 0; }
@@ -27,8 +26,6 @@ GYRE_DEVICE int path_of(const gyre_token_phase &p, int which) {
   const gyre_token_operand &o = p.operand[which];
   if (o.size % 2 || !is_even(o.x) || !is_even(o.z) || (o.gate && !is_usual(o.function)))
     return ONE_BY_ONE;
-  if (o.kind == GYRE_TOKEN_ATTENTION)
-    return is_even(o.score) && o.value_size % 2 == 0 ? JOINED : ONE_BY_ONE;
   if (o.kind == GYRE_TOKEN_COPY) return COPIED;
   bool even = is_even(o.v) && lies_at(o.weight, 8) && lies_at(o.bias, 8) && lies_at(o.last, 8);
   for (int i = 0; i < p.operands && o.mix; i++)
@@ -112,59 +109,6 @@ static __device__ __noinline__ void copy_gated(int which, int sequence) {
   }
 }
 
-// Splits of an attention by their largest scores: those of a head, then element e of it.
-struct Joined {
-  float largest, sum;
-  float2 y;
-  GYRE_DEVICE void start() { largest = -INFINITY, sum = 0.f, y = make_float2(0.f, 0.f); }
-  GYRE_DEVICE void add(float top, float weight, float2 x) {
-    if (top == -INFINITY) return;
-    float all = fmaxf(largest, top), keep = __expf(largest - all), factor = __expf(top - all);
-    sum = sum * keep + weight * factor;
-    y = plus(times(y, keep), times(x, factor));
-    largest = all;
-  }
-};
-static __device__ __noinline__ void join_attention(int which, int sequence) {
-  const int N = PAIRS;
-  Making k(which, sequence);
-  const gyre_token_operand &o = k.o;
-  long b = k.b;
-  unsigned base = k.base;
-  char *to = k.to;
-  int size = o.size, splits = o.splits, heads = size / o.value_size, plane = k.plane;
-  k.await_numbers();
-  gyre_token_vector part = o.x, tops = o.score;
-  for (int own = first_pair(); own < size; own += N * 512) {
-    Joined joined[N];
-#pragma unroll
-    for (int j = 0; j < N; j++) joined[j].start();
-    for (int s = 0; s < splits; s++) {
-      float2 x[N], top[N];
-      part.data = (char *)place(o.x, 0, (long)s * size);
-      take_pairs(part, b, own, size, base, x);
-#pragma unroll
-      for (int j = 0; j < N; j++) {
-        int e = own + pair_after(j);
-        if (e >= size) continue;
-        long at = (long)(s * heads + e / o.value_size) * 2;
-        top[j] = take_two(tops, b, at, base);
-      }
-#pragma unroll
-      for (int j = 0; j < N; j++)
-        if (own + pair_after(j) < size) joined[j].add(top[j].x, top[j].y, x[j]);
-    }
-#pragma unroll
-    for (int j = 0; j < N; j++) {
-      int e = own + pair_after(j);
-      if (e >= size) continue;
-      float2 y = times(joined[j].y, 1.f / joined[j].sum);
-      if (o.gate) y = times(y, gate_two(o.function, take_two(o.z, b, e, base)));
-      put_two(to, plane, e, y.x, y.y);
-    }
-  }
-}
-
 // Any sizes and places: a warp a group of a norm, a thread an element of the rest.
 struct OneByOne {
   const gyre_token_phase &p;
@@ -205,17 +149,6 @@ struct OneByOne {
         put_one(to + j * stride, plane, e, y + step * p.operand[j].mix[e]);
     }
   }
-  GYRE_DEVICE float joined(int e) const {
-    int heads = o.size / o.value_size;
-    Joined all;
-    all.start();
-    for (int s = 0; s < o.splits; s++) {
-      long at = (long)(s * heads + e / o.value_size) * 2;
-      float x = take(o.x, b, (long)s * o.size + e, base);
-      all.add(take(o.score, b, at, base), take(o.score, b, at + 1, base), make_float2(x, 0.f));
-    }
-    return all.y.x / all.sum;
-  }
   GYRE_DEVICE void make() const {
     if (o.kind == GYRE_TOKEN_NORM) {
       for (int first = (threadIdx.x >> 5) * o.group; first < o.size; first += WARPS * o.group)
@@ -223,7 +156,7 @@ struct OneByOne {
       return;
     }
     for (int e = threadIdx.x; e < o.size; e += GYRE_TOKEN_THREADS) {
-      float x = o.kind == GYRE_TOKEN_ATTENTION ? joined(e) : take(o.x, b, e, base);
+      float x = take(o.x, b, e, base);
       if (o.gate) x *= unary(o.function, take(o.z, b, e, base));
       put_one(to, plane, e, x);
     }
@@ -269,7 +202,6 @@ GYRE_DEVICE void make_operands(int batch) {
           else if (word_kept(&o.size) <= 3 * 512 * PAIRS) copy_pairs<3 * PAIRS>(i, b);
           else copy_pairs<4 * PAIRS>(i, b);
           break;
-        case JOINED: join_attention(i, b); break;
         default: make_one_by_one(i, b);
       }
       if (M > 1) block_barrier();  // the sums' place is free

@@ -207,6 +207,7 @@ GYRE_DEVICE void attend(const gyre_token_step_args &a, unsigned base) {
     __syncwarp();
     plan(next, lane);
     if (next.kind == GYRE_TOKEN_MATRIX_PHASE && lane == 0) plan_tiles(next.matrix, a.batch);
+    if (next.kind == GYRE_TOKEN_ATTENTION_PHASE) plan_part(next.attention, a.batch, *a.position);
     __syncwarp();
     if (lane == 0) word_write(&s.ready, ahead);
     for (int i = 0; i < next.ranges; i++) fetch_share(next.range[i].data, next.range[i].bytes, lane);
@@ -240,11 +241,12 @@ GYRE_DEVICE void compute(const gyre_token_step_args &a) {
       int kind = word_kept(&phase_now().kind);
       if (kind == GYRE_TOKEN_MATRIX_PHASE) {
         matrix_step(a.batch);
+      } else if (kind == GYRE_TOKEN_ATTENTION_PHASE) {
+        attention_step(a.batch);
       } else {
         block_barrier();
         if (this_thread() == 64) word_write(&shared_anew().progress, n);
-        if (kind == GYRE_TOKEN_ATTENTION_PHASE) attention_step(a.batch, *a.position);
-        else embed(a.tokens, a.batch);
+        embed(a.tokens, a.batch);
       }
       block_barrier();
     }

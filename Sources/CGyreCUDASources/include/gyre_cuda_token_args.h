@@ -31,9 +31,8 @@ typedef struct gyre_token_vector {
 // What a product multiplies, made anew by every block.
 enum {
   GYRE_TOKEN_COPY = 0,
-  GYRE_TOKEN_NORM = 1,       // over groups of `group`: x or x * act(z) normalised, weighed, (+ v * score), (* act(z))
-  GYRE_TOKEN_SHIFT = 2,      // mixes operand 0, before its own mix, with the last token's
-  GYRE_TOKEN_ATTENTION = 3,  // splits of an attention, joined
+  GYRE_TOKEN_NORM = 1,   // over groups of `group`: x or x * act(z) normalised, weighed, (+ v * score), (* act(z))
+  GYRE_TOKEN_SHIFT = 2,  // mixes operand 0, before its own mix, with the last token's
 };
 typedef struct gyre_token_operand {
   int kind, size, group, centers;
@@ -47,7 +46,6 @@ typedef struct gyre_token_operand {
   int gate;      // 0: none, 1: after, 2: before the norm
   int function;  // of z
   int period;    // of weight and bias
-  int splits, value_size;  // ATTENTION: x [splits, heads * value_size], score [splits, heads, 2]
   int path, offset;        // made on the card: how it is made; its place among the phase's operands
 } gyre_token_operand;
 
@@ -118,7 +116,8 @@ typedef struct gyre_token_matrix {
 
 typedef struct gyre_token_attention {
   int heads, key_heads, size, rotated, interleaved, splits;
-  int window, capacity, q, k, v, unused;
+  int window, capacity, q, k, v;
+  int exists;  // made on the card: whether the block has a part
   float scale, epsilon;
   double log_base;
   gyre_token_vector x;
@@ -126,7 +125,10 @@ typedef struct gyre_token_attention {
   GYRE_CUDA_PTR(const float) key_norm;
   GYRE_CUDA_PTR(char) keys;    // [B, capacity, key_heads, size] in the weights' type
   GYRE_CUDA_PTR(char) values;
-  gyre_token_vector y, sums;  // [splits, heads, size]; [splits, heads, 2]: largest, sum
+  gyre_token_vector y, sums;  // of parts: [splits, heads, size]; [splits, heads, 2]: largest, sum
+  gyre_token_vector joined;   // [heads, size]
+  // Made on the card: the block's first part: its sequence, head, keys; the place of old key 0 in a ring.
+  int sequence, head, split, key_head, from, to, back, position;
 } gyre_token_attention;
 
 typedef struct gyre_token_embedding {
