@@ -1,17 +1,19 @@
 """Every engine's kernels beside the public ones on one NVIDIA GPU, in one run: a table for Documentation/gpu-results.md.
 
-Peers (flash-linear-attention, mlstm-kernels) are tuned first, all at once in processes of their own, while our
-kernels are checked; then ours are timed, then the peers, one after another with the tuned choices. Last comes the
-cost a token at length 65,536 against 4,096.
+Peers (flash-linear-attention, mlstm-kernels) tune their kernels, all at once in processes of their own. One that has
+tuned a pass is timed while the others stand still. Ours are checked meanwhile and timed when they have ended. Last
+comes the cost a token at length 65,536 against 4,096.
 
-    python3 gpu_table.py [--cubins FOLDER] [--check NAME,NAME] [--peers NAME,NAME] [--tune SECONDS]
-                         [--limit SECONDS] [--parts NAME,NAME] [--json FILE]
+    python3 gpu_table.py [--cubins FOLDER] [--check NAME,NAME] [--peers NAME,NAME] [--without PEER]
+                         [--seconds SECONDS] [--parts NAME,NAME] [--json FILE]
 
-Tuning all peers takes three to five minutes on 16 cores: what is not tuned by --tune is tuned when it is timed.
+Tuning all peers takes five minutes and more on 32 cores: what is not tuned in --seconds has no figure.
 """
 import argparse
 import json
 import os
+import selectors
+import signal
 import subprocess
 import sys
 import threading
@@ -39,12 +41,12 @@ def log_gate(*shape):
     return F.logsigmoid(torch.randn(*shape, device="cuda") + 3).requires_grad_()
 
 
-def problems(chosen):
+def problems(chosen, without=""):
     """Peers and shapes."""
     for shape in range(len(SHAPES)):
         for name in reversed(ONLY.get(shape, NAMES)):  # those without tuning first
             for p in PEERS.get(name, [name]):
-                if not chosen or name in chosen.split(","):
+                if (not chosen or name in chosen.split(",")) and p not in without.split(","):
                     yield p, shape
 
 
@@ -87,48 +89,86 @@ def peer(name, B, T, H, D, V):
     return lambda: f(q, k, v, i, g, autocast_kernel_dtype=BF16), [q, k, v, i, g]
 
 
-def run_peer(name, shape, timed):
-    """One peer at one shape, to standard output as JSON: the forward pass first, as the rest may fail."""
+def run_peer(name, shape):
+    """One peer at one shape, to standard output as JSON. Asks for the card to itself before each measurement."""
+    from triton.testing import do_bench
+
     row = dict(peer=name, shape=shape)
+
+    def measure(key, call, **options):
+        call()
+        torch.cuda.synchronize()
+        print(json.dumps(dict(asks=key)), flush=True)
+        sys.stdin.readline()
+        row[key] = do_bench(call, warmup=30, return_mode="median", **options)
+        print(json.dumps(row), flush=True)
+
     try:
         call, leaves = peer(name, *SHAPES[shape])
         first = lambda x: x[0] if isinstance(x, tuple) else x
-        out = first(call())
-        slope = torch.randn_like(out)
-        if timed:
-            from triton.testing import do_bench
-            with torch.no_grad():
-                row["forward"] = do_bench(call, warmup=30, rep=120, return_mode="median")
-            print(json.dumps(row), flush=True)
-
-        def both():
-            first(call()).backward(slope)
-        both()
-        torch.cuda.synchronize()
-        if timed:
-            row["both"] = do_bench(both, warmup=30, rep=200, grad_to_none=leaves, return_mode="median")
+        slope = torch.randn_like(first(call()))
+        with torch.no_grad():
+            measure("forward", call, rep=120)
+        measure("both", lambda: first(call()).backward(slope), rep=200, grad_to_none=leaves)
     except Exception as e:
         row["error"] = f"{type(e).__name__}: {str(e)[:120]}"
-    print(json.dumps(row), flush=True)
+        print(json.dumps(row), flush=True)
 
 
-def tune(seconds, chosen):
-    """All peers at all shapes at once, over all cards; what is not done in time is ended."""
-    cards, jobs = torch.cuda.device_count(), []
-    for p, shape in problems(chosen):
-        card = dict(os.environ, CUDA_VISIBLE_DEVICES=str(len(jobs) % cards)) if cards > 1 else None
-        jobs.append(subprocess.Popen([sys.executable, __file__, "--child", p, "--shape", str(shape)], env=card,
-                                     stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
-    return jobs, time.time() + seconds
+class Peers(threading.Thread):
+    """Tunes all peers at all shapes at once and times each alone; what is not tuned in time is ended."""
 
+    def __init__(self, seconds, problems):
+        super().__init__()
+        self.rows, self.deadline, self.jobs = {}, time.time() + seconds, []
+        for name, shape in problems:
+            self.jobs.append(subprocess.Popen(
+                [sys.executable, __file__, "--child", name, "--shape", str(shape)], bufsize=0, stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True))
 
-def finish(jobs, deadline):
-    for j in jobs:
+    def run(self):
+        """Lines of all jobs until the deadline."""
+        with selectors.DefaultSelector() as ready:
+            for job in self.jobs:
+                ready.register(job.stdout, selectors.EVENT_READ, job)
+            while ready.get_map() and time.time() < self.deadline:
+                for key, _ in ready.select(1):
+                    if not self.answer(key.data):
+                        ready.unregister(key.fileobj)
+        for job in self.jobs:
+            self.signal(job, signal.SIGKILL)
+            job.wait()
+
+    @staticmethod
+    def row(job):
+        """The next one a job prints; None where it has ended."""
+        for text in iter(job.stdout.readline, b""):
+            if text.startswith(b"{"):
+                return json.loads(text)
+
+    def answer(self, job):
+        """Takes a row, and gives the card to a job that asks for it; false where the job has ended."""
+        row = self.row(job)
+        if row and "asks" in row:
+            others = [j for j in self.jobs if j is not job and j.poll() is None]
+            for other in others:
+                self.signal(other, signal.SIGSTOP)
+            time.sleep(0.2)  # what they have under way on the card ends
+            job.stdin.write(b"\n")
+            row = self.row(job)
+            for other in others:
+                self.signal(other, signal.SIGCONT)
+        if row:
+            print(json.dumps(row), flush=True)
+            self.rows[row["peer"], row["shape"]] = row
+        return row is not None
+
+    @staticmethod
+    def signal(job, number):
         try:
-            j.wait(max(0.1, deadline - time.time()))
-        except subprocess.TimeoutExpired:
-            j.kill()
-            j.wait()
+            os.killpg(job.pid, number)
+        except ProcessLookupError:
+            pass
 
 
 def our_options(name):
@@ -194,51 +234,22 @@ def lengths(dev):
               f"{long / ns[1, 4096]:.2f} |", flush=True)
 
 
-def time_peers(chosen, deadline):
-    """Rows of all peers. Some crash their compiler and with it the process: another goes on behind them."""
-    peers, first, count = {}, 0, len(list(problems(chosen)))
-    while first < count and time.time() < deadline:
-        child = subprocess.Popen([sys.executable, __file__, "--child", "all", "--peers", chosen, "--first", str(first)],
-                                 stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-        threading.Timer(deadline - time.time(), child.kill).start()
-        first = count
-        for line in child.stdout:
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue
-            if "begins" in row:
-                first = row["begins"] + 1
-                continue
-            print(line.strip(), flush=True)
-            peers[row["peer"], row["shape"]] = row
-    return peers
-
-
 def main():
     ap = argparse.ArgumentParser()
     ap.add_argument("--cubins")
     ap.add_argument("--check", default="")
-    ap.add_argument("--tune", type=float, default=240)
+    ap.add_argument("--seconds", type=float, default=360, help="for tuning and timing peers")
     ap.add_argument("--peers", default="", help="only those of these engines")
-    ap.add_argument("--limit", type=float, default=120, help="seconds for timing peers")
+    ap.add_argument("--without", default="", help="peers left out, mlstm_xl where Triton's compiler crashes on it")
     ap.add_argument("--parts", default="", help="also each kernel of these engines")
     ap.add_argument("--json")
     ap.add_argument("--child")
     ap.add_argument("--shape", type=int, default=0)
-    ap.add_argument("--first", type=int, default=0)
     o = ap.parse_args()
-    if o.child == "all":  # one process, so that libraries are loaded once
-        for i, (p, shape) in enumerate(problems(o.peers)):
-            if i < o.first:
-                continue
-            print(json.dumps(dict(begins=i)), flush=True)
-            run_peer(p, shape, True)
-            torch.cuda.empty_cache()
-        return
     if o.child:
-        return run_peer(o.child, o.shape, False)
-    jobs, deadline = tune(o.tune, o.peers)
+        return run_peer(o.child, o.shape)
+    peers = Peers(o.seconds, problems(o.peers, o.without))
+    peers.start()
     dev = ours.Cuda(o.cubins)
     start = time.time()
     if o.check:
@@ -246,8 +257,8 @@ def main():
             if any(label == x or x == "all" for x in o.check.split(",")):
                 ours.check(ours.Mixer(dev, *a, **kw), label, True)
         print(f"checked in {time.time() - start:.0f} s", flush=True)
-    finish(jobs, deadline)
-    print(f"peers tuned in {time.time() - start:.0f} s", flush=True)
+    peers.join()
+    print(f"peers took {time.time() - start:.0f} s", flush=True)
     own = {}
     for shape, extents in enumerate(SHAPES):
         for name in ONLY.get(shape, NAMES):
@@ -260,11 +271,10 @@ def main():
     if o.parts:
         ours.time_all(dev, lambda name: name in o.parts.split(","), False, [0, 1])
     lengths(dev)
-    peers = time_peers(o.peers, time.time() + o.limit)
     print(torch.cuda.get_device_name())
-    table(own, peers)
+    table(own, peers.rows)
     if o.json:
-        json.dump(dict(ours=[[*k, *v] for k, v in own.items()], peers=list(peers.values())), open(o.json, "w"))
+        json.dump(dict(ours=[[*k, *v] for k, v in own.items()], peers=list(peers.rows.values())), open(o.json, "w"))
     os._exit(0)
 
 
