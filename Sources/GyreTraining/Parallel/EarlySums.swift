@@ -9,7 +9,7 @@ final class EarlySums {
   private(set) var places: Set<Int> = []
 
   /// Bytes that are worth a call.
-  private static let piece = 32 << 20
+  private static let piece = 256 << 20
 
   init(_ communicator: any Communicator) { self.communicator = communicator }
 
