@@ -15,9 +15,28 @@ extension CPUKernel {
       guard call.isFloat32 else { return false }
       var a = arguments(op.norm, x: call.inputs[1], weight: call.inputs.dropFirst(2).first)
       a.dy = UnsafePointer(call.inputs[0].f32)
-      a.dx = call.outputs[0].f32
-      if op.inputCount > 1 { a.dweight = call.outputs[1].f32 }
-      if op.inputCount > 2 { a.dbias = call.outputs[2].f32 }
+      gradients(op, call, &a)
+      k.norm.backward(&a)
+      return true
+    },
+    CPUKernel(NormedSum.self) { op, call, k in
+      guard call.isFloat32, !op.norm.hasOwnWeights else { return false }
+      let i = call.inputs
+      var a = arguments(op.norm, x: i[0], weight: i[2])
+      if i.count > 3 { a.bias = UnsafePointer(i[3].f32) }
+      (a.residual, a.sum) = (UnsafePointer(i[1].f32), call.outputs[0].f32)
+      a.y = call.outputs[1].f32
+      k.norm.forward(&a)
+      return true
+    },
+    CPUKernel(NormedSum.Backward.self) { op, call, k in
+      guard call.isFloat32 else { return false }
+      let i = call.inputs
+      var a = arguments(op.norm.norm, x: i[1], weight: i[2])
+      a.dy = UnsafePointer(i[0].f32)
+      if op.hasSecond { a.dy_more = UnsafePointer(i[3].f32) }
+      if op.hasSum { a.dsum = UnsafePointer(i[i.count - 1].f32) }
+      gradients(op.norm, call, &a)
       k.norm.backward(&a)
       return true
     },
@@ -54,6 +73,13 @@ extension CPUKernel {
       return true
     },
   ]
+
+  /// Where the gradients of a norm's inputs go.
+  private static func gradients(_ op: NormBackward, _ call: KernelCall, _ a: inout ck_norm_args) {
+    a.dx = call.outputs[0].f32
+    if op.inputCount > 1 { a.dweight = call.outputs[1].f32 }
+    if op.inputCount > 2 { a.dbias = call.outputs[2].f32 }
+  }
 
   private static func rows(_ x: Tensor, _ kind: ck_norm, _ epsilon: Double) -> ck_norm_args {
     var a = ck_norm_args()

@@ -39,6 +39,7 @@ struct ck_norm_args {
   const float *z;          // gate pre-activation, [rows, columns]; NULL without gate
   float *y;                // [rows, columns]; forward only; may be x
   const float *dy;         // [rows, columns]; backward from here on
+  const float *dy_more;    // a second term of dy, [rows, columns] or NULL
   const float *dsum;       // cotangent of `sum`, added to dx; [rows, columns] or NULL
   float *dx;               // [rows, columns]: gradient of s, hence of x and residual alike; may be dy
   float *dz;               // [rows, columns] or NULL

@@ -2,7 +2,7 @@
 ///
 /// What every sublayer of a residual stack begins with. Inputs: x, y `[…, N]`; w, then perhaps b, as in
 /// `Norm`. Outputs: s, z.
-public struct NormedSum: Op, SumsCotangents {
+public struct NormedSum: Op, SumsCotangents, SavesPasses {
   public static let name = "normed_sum"
   public let norm: Norm
 
