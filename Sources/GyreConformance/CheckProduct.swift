@@ -1,6 +1,7 @@
 import GyreTensors
 
-/// Products large enough for schemes with fewer multiplications than the definition, against Double.
+/// Products large enough for schemes with fewer multiplications than the definition, or for operands in several
+/// parts, against Double.
 ///
 /// The definition of such a product takes too long, so elements in drawn rows and columns are compared with
 /// it, and all others through C v = A (B v).
@@ -26,6 +27,9 @@ enum CheckProduct {
     Shape(m: 1001, n: 1536, k: 768, right: true, hasBias: true),
     Shape(m: 515, n: 1024, k: 1045, right: true, hasBias: true),
     Shape(m: 2051, n: 512, k: 1017, left: true),
+    Shape(m: 300, n: 270, k: 2113, left: true),
+    Shape(m: 330, n: 261, k: 515),
+    Shape(m: 300, n: 290, k: 333, right: true),
   ]
 
   static func cases(setThreadCount: (@Sendable (Int) -> Int)?) -> [ConformanceCase] {

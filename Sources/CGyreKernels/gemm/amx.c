@@ -12,13 +12,12 @@
 #include "../common/vmath.h"
 #include "kernel.h"
 #include <immintrin.h>
-#include <math.h>
 #include <string.h>
 
 CK_LEVEL_BEGIN
 #include "convert.inc"
-#include "pack16.inc"
 #include "pack8.inc"
+#include "../common/half_pairs.h"
 
 enum {
   TILE = 16,
@@ -27,6 +26,7 @@ enum {
   STEP_WORDS = SIDE * STEP_UNITS,  // of A, and of B
   A_ROW_BYTES = STEP_UNITS * 4,
   B_ROW_BYTES = SIDE * 4,
+  STEP_K = 2 * STEP_UNITS,
   PARTS = 3,                  // of a float32 operand in BF16X6
 };
 
@@ -61,16 +61,6 @@ static void end_tiles(void) {
   (_tile_stored(0, sums, SIDE * 4), _tile_stored(1, (sums) + TILE, SIDE * 4),            \
    _tile_stored(2, (sums) + TILE * SIDE, SIDE * 4),                                      \
    _tile_stored(3, (sums) + TILE * SIDE + TILE, SIDE * 4))
-
-static void write_sums(const struct ck_gemm_tile *t, const float *sums) {
-  float *c = t->c;
-  for (int r = 0; r < t->rows; r++, c += t->ldc, sums += SIDE) {
-    if (t->beta != 0)
-      for (int j = 0; j < t->columns; j++) c[j] = t->alpha * sums[j] + t->beta * c[j];
-    else
-      for (int j = 0; j < t->columns; j++) c[j] = t->alpha * sums[j];
-  }
-}
 
 // Sums stay in `sums`: a block lies in 4 KB of its own, where C's rows may all share a cache set.
 static void bf16_multiply_block(const uint32_t *a, const uint32_t *b, long units, int rows, bool adds,
@@ -138,6 +128,7 @@ INLINE void deliver_rows(const struct ck_gemm_block *block, const bool half) {
   if (block->bias) load_row(false, block->bias, lanes, bias);
   const float *sums = block->sums, *residual = block->residual;
   char *c = block->c;
+  uint16_t *hold = block->hold;
   for (int r = 0; r < block->rows; r++, sums += SIDE, c += block->ldc * (half ? 2 : 4)) {
     __m512 x[2], term[2];
     for (int h = 0; h < 2; h++) x[h] = _mm512_fmadd_ps(alpha, _mm512_load_ps(sums + h * TILE), bias[h]);
@@ -149,6 +140,13 @@ INLINE void deliver_rows(const struct ck_gemm_block *block, const bool half) {
       load_row(false, residual + r * block->ldr, lanes, term);
       for (int h = 0; h < 2; h++) x[h] = _mm512_add_ps(x[h], term[h]);
     }
+    if (half && hold) {
+      if (block->holds) {
+        store_row(true, hold + r * SIDE, lanes, false, x);
+        continue;
+      }
+      _mm512_stream_si512((void *)(c - 2 * SIDE), _mm512_load_si512(hold + r * SIDE));
+    }
     store_row(half, c, lanes, block->streams, x);
   }
 }
@@ -158,30 +156,35 @@ static void deliver(const struct ck_gemm_block *block) {
   else deliver_rows(block, true);
 }
 
-static void bf16x6_multiply(const struct ck_gemm_tile *t) {
-  _Alignas(64) float sums[SIDE * SIDE];
-  const uint32_t *a = t->a, *b = t->b;
+// A step's products in an order in which one operand stays: 14 tile loads for 24 products. Sums of one block of k are
+// added to the others' at its end, so that long sums lose no more than short ones.
+static void bf16x6_multiply_block(const uint32_t *a, const uint32_t *b, long units, int rows, bool adds,
+                                  float *sums) {
+  (void)rows;
   ZERO_SUMS;
-  for (long u = 0; u < t->units; u += STEP_UNITS, a += PARTS * STEP_WORDS, b += PARTS * STEP_WORDS) {
+  for (long u = 0; u < units; u += STEP_UNITS, a += PARTS * STEP_WORDS, b += PARTS * STEP_WORDS) {
     LOAD_A(a + 2 * STEP_WORDS);
     LOAD_B(b);
     PRODUCTS(_tile_dpbf16ps);
-    LOAD_A(a);
-    LOAD_B(b + 2 * STEP_WORDS);
-    PRODUCTS(_tile_dpbf16ps);
     LOAD_A(a + STEP_WORDS);
-    LOAD_B(b + STEP_WORDS);
     PRODUCTS(_tile_dpbf16ps);
-    LOAD_B(b);
+    LOAD_B(b + STEP_WORDS);
     PRODUCTS(_tile_dpbf16ps);
     LOAD_A(a);
-    LOAD_B(b + STEP_WORDS);
+    PRODUCTS(_tile_dpbf16ps);
+    LOAD_B(b + 2 * STEP_WORDS);
     PRODUCTS(_tile_dpbf16ps);
     LOAD_B(b);
     PRODUCTS(_tile_dpbf16ps);
   }
-  STORE_SUMS(sums);
-  write_sums(t, sums);
+  if (!adds) {
+    STORE_SUMS(sums);
+    return;
+  }
+  _Alignas(64) float block[SIDE * SIDE];
+  STORE_SUMS(block);
+  for (int i = 0; i < SIDE * SIDE; i += TILE)
+    _mm512_store_ps(sums + i, _mm512_add_ps(_mm512_load_ps(sums + i), _mm512_load_ps(block + i)));
 }
 
 static void s8_multiply(const struct ck_gemm_tile *t) {
@@ -200,19 +203,6 @@ static const char *element(const struct ck_gemm_view *view, long x, long k0, lon
   return (const char *)view->data + (x * view->x_stride + k0 * view->k_stride) * size;
 }
 
-// Packing of B fills whole units; the steps' remaining units must be zero, not merely finite.
-static void clear_tail(uint32_t *panel, long units, int planes) {
-  const long full = units / STEP_UNITS;
-  if (units % STEP_UNITS)
-    memset(panel + full * planes * STEP_WORDS, 0, (size_t)(planes * STEP_WORDS) * 4);
-}
-
-static void bf16_pack_b(uint32_t *panel, const struct ck_gemm_view *view, long x, long count, long k0,
-                        long k_count) {
-  clear_tail(panel, (k_count + 1) / 2, 1);
-  CK_NAME(bf16_panel)(panel, view, x, count, k0, k_count, SIDE);
-}
-
 static void s8_pack_a(uint32_t *panel, const struct ck_gemm_view *view, long x, long count, long k0,
                       long k_count) {
   CK_NAME(s8_rows)(panel, element(view, x, k0, 1), view->type, 1, view->x_stride, view->k_stride,
@@ -221,104 +211,13 @@ static void s8_pack_a(uint32_t *panel, const struct ck_gemm_view *view, long x, 
 
 static void s8_pack_b(uint32_t *panel, const struct ck_gemm_view *view, long x, long count, long k0,
                       long k_count) {
-  clear_tail(panel, (k_count + 3) / 4, 1);
+  // Packing fills whole units; the last step's others must be zero.
+  const long units = (k_count + 3) / 4;
+  if (units % STEP_UNITS) memset(panel + units / STEP_UNITS * STEP_WORDS, 0, STEP_WORDS * 4);
   CK_NAME(s8_panel)(panel, view, x, count, k0, k_count, SIDE);
 }
 
-enum { STEP_K = 2 * STEP_UNITS };
-
-/// One step of an operand as float32, in the source's order.
-struct chunk {
-  float values[SIDE * STEP_K];
-};
-
-static void read_chunk(struct chunk *chunk, const struct ck_gemm_view *view, long x, long count,
-                       long k0, long k_count) {
-  const long size = view->type == CK_GEMM_TYPE_F32 ? 4 : 2;
-  const bool along_k = view->k_stride == 1;
-  const long lines = along_k ? count : k_count, length = along_k ? k_count : count;
-  const long line_stride = along_k ? view->x_stride : view->k_stride;
-  for (long i = 0; i < lines; i++)
-    CK_NAME(to_f32)(chunk->values + i * STEP_K, element(view, x, k0, size) + i * line_stride * size,
-                    view->type, false, length);
-}
-
-// The three parts of a step, in the chunk's order. Infinity and NaN have no second part.
-struct split {
-  _Alignas(64) uint16_t parts[PARTS][SIDE * STEP_K];
-};
-
-INLINE __m512 widen(__m256i x) { return (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16); }
-
-static void split_chunk(struct split *out, const struct chunk *chunk) {
-  for (int i = 0; i < SIDE * STEP_K; i += TILE) {
-    __m512 rest = _mm512_loadu_ps(chunk->values + i);
-    for (int part = 0; part < PARTS; part++) {
-      const __m256i top = (__m256i)_mm512_cvtneps_pbh(rest);
-      _mm256_store_si256((__m256i *)(out->parts[part] + i), top);
-      const __m512 value = widen(top), size = _mm512_abs_ps(value);
-      const __mmask16 finite = _mm512_cmp_ps_mask(size, _mm512_set1_ps(INFINITY), _CMP_LT_OQ);
-      rest = _mm512_maskz_sub_ps(finite, rest, value);
-    }
-  }
-}
-
-static void split_step(struct split *out, const struct ck_gemm_view *view, long x, long count, long k0,
-                       long k_count) {
-  struct chunk chunk;
-  if (count < SIDE || k_count < STEP_K) memset(&chunk, 0, sizeof chunk);
-  read_chunk(&chunk, view, x, count, k0, k_count);
-  split_chunk(out, &chunk);
-}
-
-static void pack_part_a(uint32_t *panel, const void *values, int type, bool along_k, long count, long k_count) {
-  CK_NAME(bf16_rows)(panel, values, type, type == CK_GEMM_TYPE_F32 ? 4 : 2, along_k ? STEP_K : 1,
-                     along_k ? 1 : STEP_K, count, count, k_count, STEP_WORDS);
-}
-
-static void bf16x6_pack_a(uint32_t *panel, const struct ck_gemm_view *view, long x, long count, long k0,
-                          long k_count) {
-  struct split split;
-  for (long k = 0; k < k_count; k += STEP_K) {
-    const long length = k_count - k < STEP_K ? k_count - k : STEP_K;
-    split_step(&split, view, x, count, k0 + k, length);
-    for (int part = 0; part < PARTS; part++, panel += STEP_WORDS)
-      pack_part_a(panel, split.parts[part], CK_GEMM_TYPE_BF16, view->k_stride == 1, count, length);
-  }
-}
-
-static void bf16x6_pack_b(uint32_t *panel, const struct ck_gemm_view *view, long x, long count, long k0,
-                          long k_count) {
-  struct split split;
-  clear_tail(panel, (k_count + 1) / 2, PARTS);
-  for (long k = 0; k < k_count; k += STEP_K) {
-    const long length = k_count - k < STEP_K ? k_count - k : STEP_K;
-    split_step(&split, view, x, count, k0 + k, length);
-    for (int part = 0; part < PARTS; part++, panel += STEP_WORDS) {
-      const char *values = (const char *)split.parts[part];
-      if (view->k_stride == 1)
-        CK_NAME(bf16_panel_k)(panel, values, CK_GEMM_TYPE_BF16, 2, STEP_K, count, length, SIDE);
-      else
-        CK_NAME(bf16_panel_x)(panel, values, CK_GEMM_TYPE_BF16, 2, STEP_K, count, count, length, SIDE);
-    }
-  }
-}
-
-static void bf16_pack_a(uint32_t *panel, const struct ck_gemm_view *view, long x, long count, long k0,
-                        long k_count) {
-  if (view->type != CK_GEMM_TYPE_F16) {
-    const long size = view->type == CK_GEMM_TYPE_F32 ? 4 : 2;
-    CK_NAME(bf16_rows)(panel, element(view, x, k0, size), view->type, size, view->x_stride,
-                       view->k_stride, count, view->x_count - x, k_count, STEP_WORDS);
-    return;
-  }
-  struct chunk chunk;
-  for (long k = 0; k < k_count; k += STEP_K, panel += STEP_WORDS) {
-    const long part = k_count - k < STEP_K ? k_count - k : STEP_K;
-    read_chunk(&chunk, view, x, count, k0 + k, part);
-    pack_part_a(panel, chunk.values, CK_GEMM_TYPE_F32, view->k_stride == 1, count, part);
-  }
-}
+#include "pack_tiles.inc"
 CK_LEVEL_END
 
 #define TILE_KERNEL                                                               \
@@ -339,10 +238,11 @@ const struct ck_gemm_kernel ck_gemm_bf16x6_amx = {
     TILE_KERNEL,
     .unit = 2,
     .planes = PARTS,
-    .block_units = 64,  // 24 KB of A: half of the first cache
+    .block_units = 64,  // 24 KB of A and of B: the first cache holds a panel, a sliver passes by
     .pack_a = bf16x6_pack_a,
     .pack_b = bf16x6_pack_b,
-    .multiply = bf16x6_multiply,
+    .multiply_block = bf16x6_multiply_block,
+    .deliver = deliver,
 };
 
 const struct ck_gemm_kernel ck_gemm_s8_amx = {

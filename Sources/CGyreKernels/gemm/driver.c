@@ -222,7 +222,7 @@ static long choose_block_columns(long slivers, long columns, long nr) {
 }
 
 static void run_blocked(struct plan *p) {
-  if (run_parts(p)) return;
+  if (run_shares(p)) return;
   const struct ck_gemm_args *args = p->args;
   const struct ck_gemm_kernel *kernel = p->kernel;
   const long nr = kernel->nr;
@@ -388,12 +388,12 @@ static bool run_strassen(const struct plan *p) {
   });
 }
 
-// Whether float32 products are faster by way of bfloat16 parts: where packing, which makes the parts, is
-// shared by many columns. Transposed rows of A cost too much to pack.
+// Whether float32 products are faster by way of bfloat16 parts: where many rows and columns share the packing
+// that makes them.
 static bool splits(const struct plan *p) {
-  enum { ROWS = 512, COLUMNS = 512, DEPTH = 128 };
+  enum { ROWS = 256, COLUMNS = 256, DEPTH = 128 };
   const struct ck_gemm_args *args = p->args;
-  return p->level->bf16x6 && p->kernel == p->level->f32 && !args->packed_b && !args->transpose_a &&
+  return p->level->bf16x6 && p->kernel == p->level->f32 && !args->packed_b &&
          args->m >= ROWS && args->n >= COLUMNS && args->k >= DEPTH;
 }
 

@@ -43,6 +43,10 @@ struct ck_gemm_block {
   int c_type;            // float32 or bfloat16
   float alpha, beta;
   bool streams;          // beta is 0, and whole lines of C go to memory without being read first
+  // Of a streamed block in bfloat16, whose rows are single lines: its rounded rows [mr][nr] wait in `hold` where
+  // `holds`, else they follow those that wait there. NULL: rows go alone.
+  uint16_t *hold;
+  bool holds;
 };
 
 /// Scaled sums of packed blocks for Strassen's products: A's where `is_a`, else B's.
