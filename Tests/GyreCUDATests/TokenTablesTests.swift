@@ -24,7 +24,11 @@ import Testing
         },
         array: { .init(data: 65_536, dtype: $0.dtype == .float32 ? 0 : 1, stride: 0) },
         floats: { _ in 1 << 16 }, weight: { _ in 1 << 20 }, caches: { _ in (1, 2, 1024) },
-        parts: (.init(), .init(), .init()),
+        parts: (
+          .init(data: 1 << 30, stride: 8192, phase: -1),
+          .init(data: 2 << 30, stride: 8192, phase: -1),
+          .init(data: 3 << 30, stride: 8192, phase: -1)
+        ),
         kept: .init()))
   }
 
@@ -97,5 +101,76 @@ import Testing
     #expect(tables(program(batch: 5, vocabulary: 256)) == nil)
     // 16 bytes of a row at a time.
     #expect(tables(program(width: 500, vocabulary: 256)) == nil)
+  }
+
+  /// Embedding, streams, what `step` makes of them, and a product of what `operand` takes.
+  private func program(
+    width: Int = 512, streams count: Int,
+    step: (inout TokenProgram, TokenProgram.Vector) -> TokenProgram.Phase,
+    operand: (inout TokenProgram, TokenProgram.Vector) -> TokenProgram.Operand
+  ) -> TokenProgram {
+    var p = TokenProgram(batch: 1)
+    let stream = p.vector(width)
+    let streams = p.scratch("streams", count)
+    p.phases.append(
+      .embedding(.init(table: tensor([256, width]), factor: 1, norm: nil, output: stream)))
+    p.phases.append(
+      .products(.init([.init(stream, width)], [.init(tensor([count, width]), to: streams)])))
+    p.phases.append(step(&p, streams))
+    let taken = operand(&p, streams)
+    p.phases.append(
+      .products(
+        .init([taken], [.init(tensor([width, taken.size]), to: stream, .add(stream: 1, 1))])))
+    return p
+  }
+
+  @Test func partsOfAnAttentionAreJoinedByItsBlocks() throws {
+    var made: TokenProgram.Attention?
+    let p = program(
+      streams: 3 * 512,
+      step: { _, streams in
+        made = .init(
+          heads: 8, keyHeads: 8, size: 64, window: nil, scale: 0.125, rotated: 64,
+          rotaryBase: 10_000, interleaved: false, streams: streams, q: 0, k: 512, v: 1024, index: 0)
+        return .attention(made!)
+      }, operand: { _, streams in .init(streams, 512, attention: made) })
+    let t = try #require(tables(p))
+    #expect(t.phases[2].attention.splits == 16)
+    #expect(t.phases[2].attention.joined.phase == 2)
+    // The next phase copies what was joined, and waits for that alone.
+    #expect(t.phases[3].operand.0.kind == Int32(GYRE_TOKEN_COPY))
+    #expect(t.phases[3].operand.0.x.data == 3 << 30)
+    #expect(t.phases[3].operand.0.x.phase == 2)
+    #expect((t.phases[3].awaited, t.phases[3].enough) == (2, 480))
+  }
+
+  @Test(arguments: [true, false])
+  func gateBeforeTheNormGoesIntoTheState(isBefore: Bool) throws {
+    let state = tensor([1, 8, 64, 64], .float32)
+    let p = program(
+      streams: 1024 + 128 + 8,
+      step: { p, streams in
+        var step = TokenProgram.MatrixStep(
+          .mamba2(low: 0, high: nil), heads: 8, keyHeads: 1, keySize: 64, valueSize: 64,
+          streams: streams, q: 512, k: 576, v: 0, scale: 1, epsilon: 0, state: state,
+          output: p.scratch("y", 512))
+        step.gate = streams.advanced(by: 1152)
+        step.logRate = tensor([8], .float32)
+        return .matrix(step)
+      },
+      operand: { p, streams in
+        var norm = TokenProgram.Norm(epsilon: 1e-6)
+        norm.gate = (streams.advanced(by: 640), .silu, isBefore ? .before : .after)
+        return .init(p.scratch("y", 512), 512, norm: norm)
+      })
+    let t = try #require(tables(p))
+    let (matrix, operand) = (t.phases[2].matrix, t.phases[3].operand.0)
+    #expect((matrix.outer.data != 0) == isBefore)
+    #expect(operand.gate == (isBefore ? 0 : 1))
+    if isBefore {
+      #expect(matrix.outer_function == Int32(Unary.Kind.silu.rawValue))
+      #expect(matrix.outer.phase == 1)
+      #expect(operand.z.data == 0)
+    }
   }
 }

@@ -91,7 +91,7 @@ public struct TokenProgram: Sendable {
     public var vector: Vector
     public var size: Int
     public var norm: Norm?
-    /// The vector is the parts of an attention, to be joined.
+    /// The attention whose result is taken in place of the vector.
     public var attention: Attention?
     /// Multiplies, through the activation, what has no norm.
     public var gate: (vector: Vector, activation: Unary.Kind?)?
@@ -240,7 +240,7 @@ public struct TokenProgram: Sendable {
     }
   }
 
-  /// Softmax attention over the tokens so far. Its result is left in parts: an operand joins them.
+  /// Softmax attention over the tokens so far. Its result is no vector of the program: an operand takes it.
   public struct Attention: Sendable {
     public var heads, keyHeads, size: Int
     public var window: Int?
