@@ -201,7 +201,9 @@ package struct TokenTables {
     p.makes = 1
     var parameters: [Tensor] = []
     var operands: [gyre_token_operand] = []
-    for o in products.operands { operands.append(operand(o, &parameters)) }
+    for o in products.operands {
+      operands.append(operand(o, isAlone: products.operands.count == 1, &parameters))
+    }
     if let shift = products.shift {
       guard operands.count == 1, operands[0].kind == Int32(GYRE_TOKEN_NORM), shifted == nil else {
         return isCovered = false
@@ -349,7 +351,7 @@ package struct TokenTables {
   }
 
   private mutating func operand(
-    _ operand: TokenProgram.Operand, _ parameters: inout [Tensor]
+    _ operand: TokenProgram.Operand, isAlone: Bool, _ parameters: inout [Tensor]
   ) -> gyre_token_operand {
     var o = gyre_token_operand()
     let size = Int32(operand.size)
@@ -386,7 +388,12 @@ package struct TokenTables {
       o.gate = gate.place == .before ? 2 : 1
       o.z = read(gate.vector, operand.size)
       o.function = function(gate.activation)
-      if gate.place == .before, gatesState(o) { (o.gate, o.z, o.function) = (0, .init(), -1) }
+      if gate.place == .before, isAlone, gatesState(o) {
+        (o.gate, o.z, o.function) = (0, .init(), -1)
+        // What nobody else may read: it is gated.
+        let (first, index) = (operand.vector.offset, operand.vector.index)
+        for i in first..<first + operand.size { writers[index][i] = -1 }
+      }
     }
     if let added = norm.added {
       o.v = read(added.values, operand.size)

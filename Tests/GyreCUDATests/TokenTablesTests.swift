@@ -144,10 +144,10 @@ import Testing
     #expect((t.phases[3].awaited, t.phases[3].enough) == (2, 480))
   }
 
-  @Test(arguments: [true, false])
-  func gateBeforeTheNormGoesIntoTheState(isBefore: Bool) throws {
+  /// A matrix step and a norm of its outputs with a gate.
+  private func gatedState(isBefore: Bool) -> TokenProgram {
     let state = tensor([1, 8, 64, 64], .float32)
-    let p = program(
+    return program(
       streams: 1024 + 128 + 8,
       step: { p, streams in
         var step = TokenProgram.MatrixStep(
@@ -163,6 +163,11 @@ import Testing
         norm.gate = (streams.advanced(by: 640), .silu, isBefore ? .before : .after)
         return .init(p.scratch("y", 512), 512, norm: norm)
       })
+  }
+
+  @Test(arguments: [true, false])
+  func gateBeforeTheNormGoesIntoTheState(isBefore: Bool) throws {
+    var p = gatedState(isBefore: isBefore)
     let t = try #require(tables(p))
     let (matrix, operand) = (t.phases[2].matrix, t.phases[3].operand.0)
     #expect((matrix.outer.data != 0) == isBefore)
@@ -172,5 +177,10 @@ import Testing
       #expect(matrix.outer.phase == 1)
       #expect(operand.z.data == 0)
     }
+    // Nobody else may read what is gated.
+    let y = p.scratch("y", 512)
+    p.phases.append(
+      .products(.init([.init(y, 512)], [.init(tensor([64, 512]), to: p.vector(64))])))
+    #expect((tables(p) == nil) == isBefore)
   }
 }
