@@ -32,6 +32,9 @@ let arguments = Target.Dependency.product(
 /// The documentation's builder is fetched only for `Scripts/documentation.sh`.
 let documents = ProcessInfo.processInfo.environment["GYRE_DOCUMENTATION"] != nil
 
+/// Kernels for AMX without its tile instructions, to check them on other processors.
+let emulatesTiles = ProcessInfo.processInfo.environment["GYRE_EMULATED_TILES"] != nil
+
 let package = Package(
   name: "gyre",
   platforms: [.macOS(.v15)],
@@ -57,7 +60,7 @@ let package = Package(
       name: "CGyreKernels",
       cSettings: [
         .unsafeFlags(["-O3", "-std=gnu2x", "-fno-math-errno", "-Wno-psabi"])
-      ]),
+      ] + (emulatesTiles ? [.define("GYRE_EMULATED_TILES")] : [])),
     .target(
       name: "CGyreCorpus", exclude: ["text"],
       cSettings: [.unsafeFlags(["-std=gnu2x", "-Wno-c23-extensions"])]),

@@ -9,6 +9,9 @@
 #include <unistd.h>
 #endif
 
+#ifdef GYRE_EMULATED_TILES
+static bool has_tiles([[maybe_unused]] unsigned state, [[maybe_unused]] unsigned features) { return true; }
+#else
 enum { REQUEST_STATE_PERMISSION = 0x1023, STATE_TILE_DATA = 18 };
 
 // Linux grants the 8 KB of tile state per process and on request only.
@@ -19,6 +22,13 @@ static bool tile_state_granted(void) {
   return false;
 #endif
 }
+
+// Of the operating system's state and the processor's leaf 7.
+static bool has_tiles(unsigned state, unsigned features) {
+  const bool exist = (features >> 22 & 1) && (features >> 24 & 1) && (features >> 25 & 1);
+  return (state & 0x60000) == 0x60000 && exist && tile_state_granted();
+}
+#endif
 
 static unsigned enabled_state(void) {
   unsigned low, high;
@@ -43,9 +53,7 @@ static unsigned detect(void) {
   if (leaves >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d)) a71 = a;
   if (!(a71 >> 5 & 1) || !(c7 >> 11 & 1)) return features;
   features |= 1u << CK_LEVEL_AVX512BF16;
-  const bool has_amx = (d7 >> 22 & 1) && (d7 >> 24 & 1) && (d7 >> 25 & 1);
-  if ((state & 0x60000) == 0x60000 && has_amx && tile_state_granted())
-    features |= 1u << CK_LEVEL_AMX;
+  if (has_tiles(state, d7)) features |= 1u << CK_LEVEL_AMX;
   return features;
 }
 #elif defined(__aarch64__)
@@ -64,8 +72,11 @@ bool ck_level_available(enum ck_level level) {
 }
 
 enum ck_level ck_level_best(void) {
-  static const enum ck_level order[] = {CK_LEVEL_AMX, CK_LEVEL_AVX512BF16, CK_LEVEL_AVX512,
-                                        CK_LEVEL_AVX2, CK_LEVEL_NEON};
+  static const enum ck_level order[] = {
+#ifndef GYRE_EMULATED_TILES
+      CK_LEVEL_AMX,
+#endif
+      CK_LEVEL_AVX512BF16, CK_LEVEL_AVX512, CK_LEVEL_AVX2, CK_LEVEL_NEON};
   for (size_t i = 0; i < sizeof order / sizeof *order; i++)
     if (ck_level_available(order[i])) return order[i];
   return CK_LEVEL_GENERIC;

@@ -33,6 +33,11 @@
 #define CK_LANES 16
 #define CK_LEVEL_BEGIN _Pragma("clang attribute push(__attribute__((target(\"avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni\"))), apply_to = function)")
 #define CK_LEVEL_END _Pragma("clang attribute pop")
+#elif CK_LEVEL_ID == 4 && defined(GYRE_EMULATED_TILES)
+#include "emulated_tiles.h"
+#define CK_LANES 16
+#define CK_LEVEL_BEGIN _Pragma("clang attribute push(__attribute__((target(\"avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni\"))), apply_to = function)")
+#define CK_LEVEL_END _Pragma("clang attribute pop")
 #elif CK_LEVEL_ID == 4
 #define CK_LANES 16
 #define CK_LEVEL_BEGIN _Pragma("clang attribute push(__attribute__((target(\"avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni,amx-tile,amx-bf16,amx-int8\"))), apply_to = function)")
