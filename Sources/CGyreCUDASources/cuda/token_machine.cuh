@@ -214,13 +214,6 @@ GYRE_DEVICE float take(const gyre_token_vector &v, long b, long i, unsigned base
   return Asked(v, b, i, base).get();
 }
 // Elements i and i + 1, i even, of a vector that lies at 16 bytes.
-GYRE_DEVICE float2 take_two(const gyre_token_vector &v, long b, long i, unsigned base) {
-  const char *p = place(v, b, i);
-  unsigned stamp = base + v.phase;
-  StampedTwo s = read_two(p);
-  for (int waits = 0; !s.has(stamp); wait_again(waits)) s = read_two(p);
-  return make_float2(s.x, s.y);
-}
 GYRE_DEVICE void write_stamped(char *p, float x, unsigned stamp) {
   asm volatile("{ .reg .b64 a; mov.b64 a, {%1, %2}; st.relaxed.gpu.global.b64 [%0], a; }" ::"l"(p), "f"(x),
                "r"(stamp)

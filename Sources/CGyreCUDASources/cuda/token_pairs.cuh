@@ -19,7 +19,6 @@ static __device__ __noinline__ float unary(int function, float x) {
     default: return x;
   }
 }
-GYRE_DEVICE float quick_silu(float x) { return x * quick_sigmoid(x); }
 // The function of a gate, where it is a usual one: calls cost registers.
 GYRE_DEVICE bool is_usual(int function) {
   return function < 0 || function == SILU || function == SIGMOID;
