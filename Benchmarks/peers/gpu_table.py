@@ -116,15 +116,17 @@ def run_peer(name, shape):
 
 
 class Peers(threading.Thread):
-    """Tunes all peers at all shapes at once and times each alone; what is not tuned in time is ended."""
+    """Tunes all peers at all shapes at once, over all cards, and times each alone; what takes too long is ended."""
 
     def __init__(self, seconds, problems):
         super().__init__()
         self.rows, self.deadline, self.jobs = {}, time.time() + seconds, []
+        cards = torch.cuda.device_count()
         for name, shape in problems:
+            card = dict(os.environ, CUDA_VISIBLE_DEVICES=str(len(self.jobs) % cards)) if cards > 1 else None
             self.jobs.append(subprocess.Popen(
-                [sys.executable, __file__, "--child", name, "--shape", str(shape)], bufsize=0, stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True))
+                [sys.executable, __file__, "--child", name, "--shape", str(shape)], bufsize=0, env=card,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True))
 
     def run(self):
         """Lines of all jobs until the deadline."""
