@@ -10,6 +10,7 @@
 #define CELL_AMX 1
 CK_LEVEL_BEGIN
 #include "../common/half_pairs.h"
+#include "../common/tile_configuration.h"
 #include "../common/vmath.h"
 #include "body.inc"
 CK_LEVEL_END

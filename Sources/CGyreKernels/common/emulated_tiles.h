@@ -2,19 +2,14 @@
 // can be checked where a processor has AVX-512 with bfloat16 but no tiles. Slow; values as the instructions give them
 // but for the order of the two additions of a pair.
 #pragma once
+#include "tile_configuration.h"
 #include <immintrin.h>
-#include <stdint.h>
 #include <string.h>
 
 #define CK_EMULATED \
   static inline __attribute__((unused, target("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq"))) void
 enum { CK_TILE_COUNT = 8, CK_TILE_ROWS = 16, CK_TILE_BYTES = 64 };
 
-struct ck_tile_configuration {
-  uint8_t palette, start_row, reserved[14];
-  uint16_t row_bytes[16];
-  uint8_t rows[16];
-};
 static _Thread_local struct ck_tile_configuration ck_tiles;
 static _Thread_local uint8_t ck_tile[CK_TILE_COUNT][CK_TILE_ROWS][CK_TILE_BYTES];
 

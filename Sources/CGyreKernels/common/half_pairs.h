@@ -22,6 +22,12 @@ CK_PAIR_INLINE __m512i CK_NAME(ck_half_row)(const float *row, long count, __m512
   return (__m512i)_mm512_cvtne2ps_pbh(_mm512_mul_ps(high, alpha), _mm512_mul_ps(low, alpha));
 }
 
+// The even and the odd quarters of two rows, one row's after the other's.
+CK_PAIR_INLINE void CK_NAME(ck_half_deal)(__m512i one, __m512i two, __m512i *even, __m512i *odd) {
+  *even = _mm512_shuffle_i32x4(one, two, 0x88);
+  *odd = _mm512_shuffle_i32x4(one, two, 0xDD);
+}
+
 // 16 x 16 words in registers.
 CK_PAIR_INLINE void CK_NAME(ck_half_transpose)(__m512i *v) {
   __m512i t[16];
@@ -40,16 +46,12 @@ CK_PAIR_INLINE void CK_NAME(ck_half_transpose)(__m512i *v) {
   // v[4 i + c]: column 4 l + c of rows 4 i to 4 i + 3 in the 128 bits l.
 #pragma clang loop unroll(full)
   for (int c = 0; c < 4; c++) {
-    t[c] = _mm512_shuffle_i32x4(v[c], v[4 + c], 0x88);
-    t[4 + c] = _mm512_shuffle_i32x4(v[c], v[4 + c], 0xDD);
-    t[8 + c] = _mm512_shuffle_i32x4(v[8 + c], v[12 + c], 0x88);
-    t[12 + c] = _mm512_shuffle_i32x4(v[8 + c], v[12 + c], 0xDD);
+    CK_NAME(ck_half_deal)(v[c], v[4 + c], t + c, t + 4 + c);
+    CK_NAME(ck_half_deal)(v[8 + c], v[12 + c], t + 8 + c, t + 12 + c);
   }
 #pragma clang loop unroll(full)
   for (int c = 0; c < 4; c++) {
-    v[c] = _mm512_shuffle_i32x4(t[c], t[8 + c], 0x88);
-    v[8 + c] = _mm512_shuffle_i32x4(t[c], t[8 + c], 0xDD);
-    v[4 + c] = _mm512_shuffle_i32x4(t[4 + c], t[12 + c], 0x88);
-    v[12 + c] = _mm512_shuffle_i32x4(t[4 + c], t[12 + c], 0xDD);
+    CK_NAME(ck_half_deal)(t[c], t[8 + c], v + c, v + 8 + c);
+    CK_NAME(ck_half_deal)(t[4 + c], t[12 + c], v + 4 + c, v + 12 + c);
   }
 }

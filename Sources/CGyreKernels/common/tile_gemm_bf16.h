@@ -8,6 +8,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 #include "half_pairs.h"
+#include "tile_configuration.h"
 enum {
   CK_HALF_DEPTH = 256,            // of k, packed at a time
   CK_HALF_COLUMNS = 64,
@@ -85,19 +86,9 @@ CK_TILE_INLINE void CK_NAME(ck_half_pack_columns_along)(uint32_t *out, long unit
 }
 
 #if CK_LEVEL_ID == 4
-struct CK_NAME(ck_half_configuration) {
-  uint8_t palette, start_row, reserved[14];
-  uint16_t row_bytes[16];
-  uint8_t rows[16];
-};
-
 CK_TILE_INLINE void CK_NAME(ck_half_begin)(void) {
-  struct CK_NAME(ck_half_configuration) c = {.palette = 1};
-  for (int i = 0; i < 8; i++) {
-    c.row_bytes[i] = 64;
-    c.rows[i] = 16;
-  }
-  _tile_loadconfig(&c);
+  const struct ck_tile_configuration shapes = ck_tile_shapes(0, 16);
+  _tile_loadconfig(&shapes);
 }
 CK_TILE_INLINE void CK_NAME(ck_half_end)(void) { _tile_release(); }
 

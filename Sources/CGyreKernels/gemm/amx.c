@@ -9,6 +9,7 @@
 #if defined(__x86_64__)
 #define CK_LEVEL amx
 #include "../common/level.h"
+#include "../common/tile_configuration.h"
 #include "../common/vmath.h"
 #include "kernel.h"
 #include <immintrin.h>
@@ -30,19 +31,9 @@ enum {
   PARTS = 3,                  // of a float32 operand in BF16X6
 };
 
-struct tile_configuration {
-  uint8_t palette, start_row, reserved[14];
-  uint16_t row_bytes[16];
-  uint8_t rows[16];
-};
-
 static void begin_tiles(void) {
-  struct tile_configuration configuration = {.palette = 1};
-  for (int i = 0; i < 8; i++) {
-    configuration.row_bytes[i] = 64;
-    configuration.rows[i] = 16;
-  }
-  _tile_loadconfig(&configuration);
+  const struct ck_tile_configuration shapes = ck_tile_shapes(0, 16);
+  _tile_loadconfig(&shapes);
 }
 
 // Streamed lines are visible before the call returns to who reads them.
@@ -95,6 +86,10 @@ static void bf16_multiply_block(const uint32_t *a, const uint32_t *b, long units
   _tile_stored(1, sums + TILE, SIDE * 4);
 }
 
+INLINE __mmask32 first_lanes(long count) {
+  return count >= 32 ? ~(__mmask32)0 : count <= 0 ? 0 : ((__mmask32)1 << count) - 1;
+}
+
 // A row of C of either type, 32 lanes in two halves; lanes outside of `lanes` are zero.
 INLINE void load_row(const bool half, const void *c, __mmask32 lanes, __m512 *x) {
   if (!half) {
@@ -122,7 +117,7 @@ INLINE void store_row(const bool half, void *c, __mmask32 lanes, bool streams, c
 }
 
 INLINE void deliver_rows(const struct ck_gemm_block *block, const bool half) {
-  const __mmask32 lanes = block->columns >= SIDE ? ~0u : (1u << block->columns) - 1;
+  const __mmask32 lanes = first_lanes(block->columns);
   const __m512 alpha = _mm512_set1_ps(block->alpha), beta = _mm512_set1_ps(block->beta);
   __m512 bias[2] = {0};
   if (block->bias) load_row(false, block->bias, lanes, bias);

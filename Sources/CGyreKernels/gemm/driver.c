@@ -37,10 +37,6 @@ struct plan {
   bool streams;                 // C is larger than the caches and written once, in whole lines
 };
 
-static long type_size(int type) {
-  return type == CK_GEMM_TYPE_F32 ? 4 : type == CK_GEMM_TYPE_S8 ? 1 : 2;
-}
-
 static const struct ck_gemm_kernel *kernel_for(const struct ck_gemm_level *level,
                                                enum ck_gemm_compute compute) {
   if (compute == CK_GEMM_COMPUTE_BF16 && level->bf16) return level->bf16;
@@ -55,9 +51,14 @@ static long padded_units(const struct ck_gemm_kernel *kernel, long k) {
   return round_up(ceil_div(k, kernel->unit), kernel->step);
 }
 
-// Words of a panel that holds all of k.
-static long panel_words(const struct ck_gemm_kernel *kernel, long k, int width) {
+// Words of a panel or sliver that holds so much of k: whole steps.
+static long panel_words(const struct ck_gemm_kernel *kernel, long k, long width) {
   return padded_units(kernel, k) * kernel->planes * width;
+}
+
+// Words of a panel or sliver for one block of k.
+static long block_words(const struct ck_gemm_kernel *kernel, long width) {
+  return kernel->block_units * kernel->planes * width;
 }
 
 static void pack_panels(const struct ck_gemm_kernel *kernel, const struct ck_gemm_view *view,
@@ -67,7 +68,7 @@ static void pack_panels(const struct ck_gemm_kernel *kernel, const struct ck_gem
   for (long p = first; p < last; p++) {
     const long x = column0 + p * kernel->nr;
     for (long k0 = 0; k0 < k; k0 += block)
-      kernel->pack_b(packed + p * words + k0 / kernel->unit * kernel->planes * kernel->nr, view, x,
+      kernel->pack_b(packed + p * words + panel_words(kernel, k0, kernel->nr), view, x,
                      min_long(kernel->nr, end - x), k0, min_long(block, k - k0));
   }
 }
@@ -86,7 +87,7 @@ static void finish_rows(const struct plan *p, const float *source, long source_s
       .source_stride = source_stride,
       .rows = rows,
       .columns = columns,
-      .c = p->c + (row * args->ldc + column) * type_size(args->c_type),
+      .c = p->c + (row * args->ldc + column) * ck_gemm_type_size(args->c_type),
       .ldc = args->ldc,
       .c_type = args->c_type,
       .beta = p->c32 && source == p->c32 + row * args->ldc + column ? 0 : args->beta,
@@ -103,7 +104,6 @@ static void multiply_sliver(const struct plan *p, struct ck_gemm_tile *t, long k
                             long columns, float *out, long ld) {
   const struct ck_gemm_kernel *kernel = p->kernel;
   const long nr = kernel->nr;
-  const long offset = k0 / kernel->unit;
   // A packed sliver has several rows in use; wide tiles pay only where rows are few.
   const int wide = p->strided_a || p->strided_b
                        ? (t->rows <= kernel->mr / 4 ? 4 : t->rows <= kernel->mr / 2 ? 2 : 1)
@@ -126,7 +126,7 @@ static void multiply_sliver(const struct plan *p, struct ck_gemm_tile *t, long k
       kernel->multiply_strided(t);
     } else {
       const long panel = p->strided_b ? 0 : (x - p->column0) / nr;
-      t->b = p->packed + panel * p->panel_units + offset * kernel->planes * nr;
+      t->b = p->packed + panel * p->panel_units + panel_words(kernel, k0, nr);
       t->b_row_stride = nr;
       t->b_panel_stride = p->panel_units;
       if (p->strided_a || p->strided_b) kernel->multiply_strided(t);
@@ -151,7 +151,7 @@ static void pack_group(const struct plan *p, uint32_t *slivers, long words, long
   const long step = round_up(GROUP_PACK_K, (long)kernel->step * kernel->unit), mr = kernel->mr;
   for (long k = 0; k < k_count; k += step)
     for (long s = first; s < last; s++)
-      kernel->pack_a(slivers + (s - first) * words + k / kernel->unit * kernel->planes * mr, &p->a,
+      kernel->pack_a(slivers + (s - first) * words + panel_words(kernel, k, mr), &p->a,
                      s * mr, min_long(mr, p->args->m - s * mr), k0 + k, min_long(step, k_count - k));
 }
 
@@ -162,7 +162,7 @@ static void multiply_group(const struct plan *p, long first, long last, long col
   const long mr = kernel->mr, block = kernel->block_units * kernel->unit;
   const ck_scratch_mark mark = ck_scratch_begin();
   const bool together = packs_groups(p);
-  const long words = kernel->block_units * kernel->planes * mr;
+  const long words = block_words(kernel, mr);
   uint32_t *slivers = NULL;
   if (!p->strided_a) slivers = ck_scratch((size_t)((together ? last - first : 1) * words) * 4);
   float *sums = p->c32 ? NULL : ck_scratch((size_t)((last - first) * mr * columns) * 4);
@@ -230,7 +230,7 @@ static void run_blocked(struct plan *p) {
   p->slivers = ceil_div(args->m, kernel->mr);
   p->units = padded_units(kernel, args->k);
   p->streams = streams(p);
-  p->panel_units = panel_words(kernel, args->k, (int)nr);
+  p->panel_units = panel_words(kernel, args->k, nr);
   const ck_scratch_mark mark = ck_scratch_begin();
   long chunk = round_up(args->n, nr);
   if (args->packed_b) {
@@ -282,7 +282,7 @@ static void dot_body(void *context, long begin, long end) {
         .k = p->args->k,
         .x = run->x,
         .ldx = run->ldx,
-        .w = (const char *)run->w + w0 * run->ldw * type_size(run->w_type),
+        .w = (const char *)run->w + w0 * run->ldw * ck_gemm_type_size(run->w_type),
         .ldw = run->ldw,
         .w_type = run->w_type,
         .y = buffer,
@@ -322,7 +322,7 @@ static bool run_dot(const struct plan *p) {
   } else {
     float *copy = ck_scratch((size_t)(run.x_rows * args->k) * 4);
     const char *source = x->data;
-    const long size = type_size(x->type);
+    const long size = ck_gemm_type_size(x->type);
     for (long i = 0; i < run.x_rows; i++) {
       if (x->k_stride == 1) {
         p->level->rows->to_f32(copy + i * args->k, source + i * x->x_stride * size, x->type, false, args->k);
@@ -336,7 +336,7 @@ static bool run_dot(const struct plan *p) {
     run.ldx = args->k;
   }
   // A second thread pays from about 64 KB of W on.
-  const long row_bytes = args->k * type_size(run.w_type) * ceil_div(run.x_rows, 2);
+  const long row_bytes = args->k * ck_gemm_type_size(run.w_type) * ceil_div(run.x_rows, 2);
   const long grain = round_up(max_long(4, (1 << 15) / row_bytes), 4);
   ck_parallel_for(run.w_rows, grain, dot_body, &run);
   ck_scratch_end(mark);
@@ -403,11 +403,11 @@ static void run_one(const struct ck_gemm_level *level, const struct ck_gemm_args
       .level = level,
       .kernel = kernel_for(level, args->compute),
       .args = args,
-      .a = view_of((const char *)args->a + index * args->a_stride * type_size(args->a_type),
+      .a = view_of((const char *)args->a + index * args->a_stride * ck_gemm_type_size(args->a_type),
                    args->a_type, args->lda, args->m, args->transpose_a, round_bf16),
-      .b = view_of((const char *)args->b + index * args->b_stride * type_size(args->b_type),
+      .b = view_of((const char *)args->b + index * args->b_stride * ck_gemm_type_size(args->b_type),
                    args->b_type, args->ldb, args->n, !args->transpose_b, round_bf16),
-      .c = (char *)args->c + index * args->c_stride * type_size(args->c_type),
+      .c = (char *)args->c + index * args->c_stride * ck_gemm_type_size(args->c_type),
       .residual = args->residual ? args->residual + index * args->residual_stride : NULL,
   };
   // Partial sums live in C, unless that would destroy the residual.

@@ -8,6 +8,10 @@
 
 enum { CK_GEMM_TYPE_S8 = 3 };  // beside enum ck_gemm_type
 
+static inline long ck_gemm_type_size(int type) {
+  return type == CK_GEMM_TYPE_F32 ? 4 : type == CK_GEMM_TYPE_S8 ? 1 : 2;
+}
+
 /// op(A) seen as rows x k, or op(B) seen as columns x k.
 struct ck_gemm_view {
   const void *data;
