@@ -108,7 +108,8 @@ private struct Evaluation {
     let tape = Tape()
     tape.watch(variables.map { inputs[$0] })
     let op = item.op
-    let outputs = tape.record { apply(op, inputs) }
+    // Devices may run what nothing is differentiated of in other kernels.
+    let outputs = variables.isEmpty ? apply(op, inputs) : tape.record { apply(op, inputs) }
     let carrying = item.differentiableOutputs ?? outputs.count
     cotangents = outputs.indices.filter { $0 < carrying && outputs[$0].dtype.isFloat }.map {
       let generator = CounterGenerator(seed: seed, name: "cotangent \($0)")

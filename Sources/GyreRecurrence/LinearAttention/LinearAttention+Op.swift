@@ -342,9 +342,10 @@ extension LinearAttentionForward {
   private static let halfCases: [OpCase] = {
     func make(
       _ label: String, _ decay: DecayKind, _ normalizer: LinearAttention.Normalizer = .none,
-      bonus: Bool = false, keyHeads: Int = 2, K: Int = 16, V: Int = 24, stored: Bool = true
+      bonus: Bool = false, keyHeads: Int = 2, K: Int = 16, V: Int = 24, stored: Bool = true,
+      batch B: Int = 1, tokens T: Int = 70, isRecorded: Bool = true
     ) -> OpCase {
-      let (B, T, H) = (1, 70, 2)
+      let H = 2
       let type: DType = stored ? .bfloat16 : .float32
       let gate: TestInput? =
         switch decay {
@@ -366,17 +367,41 @@ extension LinearAttentionForward {
         normalizer.isExponential ? TestInput([B, H], differentiable: false) : nil,
         testResets(batch: B, tokens: T),
       ]
+      var given = inputs.compactMap { $0 }
+      if !isRecorded {
+        for i in given.indices { given[i].isDifferentiable = false }
+      }
       return OpCase(
         "bfloat16 \(stored ? "" : "products ")\(label)",
         LinearAttentionForward(
           form: .chunkwise, decay: decay, normalizer: normalizer, scale: 0.3,
           optional: OptionalInputs(inputs.map { $0 != nil }), precision: .bfloat16),
-        inputs.compactMap { $0 },
+        given,
         tolerance: 1e-2, gradientTolerance: 2e-2, differenceTolerance: 1e-2,
         differentiableOutputs: normalizer.isExponential ? 1 : nil)
     }
     let exponential = LinearAttention.Normalizer.exponential(epsilon: 1e-6)
-    return [
+    func unrecorded(
+      _ K: Int, _ V: Int, batch: Int = 1, tokens: Int, _ label: String, _ decay: DecayKind,
+      _ normalizer: LinearAttention.Normalizer = .none, keyHeads: Int = 2
+    ) -> OpCase {
+      make(
+        "alone, \(label) \(K) by \(V), \(tokens) tokens", decay, normalizer,
+        keyHeads: keyHeads, K: K, V: V, batch: batch, tokens: tokens, isRecorded: false)
+    }
+    // From one chunk to two segments of nine.
+    let alone = [
+      unrecorded(64, 64, tokens: 200, "none", .none),
+      unrecorded(96, 72, tokens: 130, "constant", .constant),
+      unrecorded(40, 24, batch: 3, tokens: 200, "scalar", .scalar, keyHeads: 1),
+      unrecorded(128, 128, tokens: 150, "sum", .none, .sum(epsilon: 1e-6)),
+      unrecorded(64, 136, tokens: 64, "floor", .scalar, .floor(1, epsilon: 1e-6)),
+      unrecorded(16, 24, batch: 3, tokens: 6, "exponential", .scalar, exponential, keyHeads: 1),
+      unrecorded(64, 64, tokens: 1_100, "exponential", .scalar, exponential, keyHeads: 1),
+      unrecorded(128, 128, batch: 2, tokens: 140, "exponential", .scalar, exponential),
+      unrecorded(128, 64, tokens: 1_100, "scalar", .scalar),
+    ]
+    return alone + [
       make("none", .none), make("constant", .constant), make("scalar", .scalar, keyHeads: 1),
       make("vector", .vector), make("bonus", .vector, bonus: true),
       make("sum", .none, .sum(epsilon: 1e-6)), make("floor", .scalar, .floor(1, epsilon: 1e-6)),
