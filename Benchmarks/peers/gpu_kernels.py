@@ -11,7 +11,7 @@ import argparse
 
 import torch
 
-from gpu_modules import SOURCES, Cuda, Emulator, MixerArgs, NormalizerArgs, ScanArgs, compile  # noqa: F401
+from gpu_modules import SOURCES, Cuda, Emulator, LinearTileArgs, MixerArgs, NormalizerArgs, ScanArgs, compile  # noqa: F401
 
 LINEAR, BETA, GENERAL = 0, 1, 2
 PREFIX = ["linear_attention", "delta_rule_beta", "delta_rule_general"]
@@ -42,6 +42,16 @@ def walk_bytes(rule, K, VT, back, norm=False):
     return max(2, min(4, fit)) * stage + 1024
 
 
+def tiles_bytes(K, outputs):
+    panels, stages, slots = K // 64, 5 if K == 64 else 4, (3 if K == 64 else 2) if outputs else 0
+    stage = ((2 if outputs else 1) * panels + 1) * 8192 + 2048
+    return 1024 + stages * (stage + 16) + 1024 + slots * (panels * 9216 + 16) + (2 * 8192 if outputs else 0)
+
+
+def tiles_threads(outputs):
+    return 512 if outputs else 192
+
+
 def gradient_bytes(rule, K, V):
     stage = 2 * 64 * V + 2 * V * K
     first = 4096 + 64 * K + (0, 64 * K + 4096, 2 * 64 * K + 3 * 4096)[rule]
@@ -69,8 +79,9 @@ class Mixer:
     """One problem: inputs, outputs, workspaces, launches."""
 
     def __init__(self, dev, rule, B, T, H, K, V, dtype, gate_kind=0, gate_dtype=torch.float32, key_heads=None,
-                 state=False, reset=False, beta_max=1.0, gate_low=-0.2, seed=0, scale=None, backward=True, team=None, normalize=False, has_mild=True, divisor=0, input_low=0.0):
+                 state=False, reset=False, beta_max=1.0, gate_low=-0.2, seed=0, scale=None, backward=True, team=None, normalize=False, has_mild=True, divisor=0, input_low=0.0, segments=None):
         # divisor: 0 none, 1 a + epsilon, 2 max(|a|, floor) + epsilon, 3 max(|a|, e^-m) + epsilon with input gates
+        # segments: of a pass by tiles that keeps nothing for gradients; None: as many as fill the card.
         self.normalize, self.has_mild, self.divisor = normalize, has_mild, divisor
         self.dev, self.rule = dev, rule
         self.B, self.T, self.H, self.K, self.V, self.dtype = B, T, H, K, V, dtype
@@ -131,6 +142,8 @@ class Mixer:
         self.KP = round_size(K if rule == LINEAR and gate_kind < 3 else max(K, V))
         # Four warps for 16 values where a warp each would leave multiprocessors idle.
         self.team = team if team is not None else B * H * ((V + 63) // 64) < 96 or self.KP > 128
+        blocks = B * H * ((V + 63) // 64)
+        self.segments = segments or max(1, min(132 // blocks, self.N // 8))
         self.allocate()
 
     def allocate(self):
@@ -146,6 +159,7 @@ class Mixer:
             self.mild = torch.full((B * H * N,), -1, device=d, dtype=torch.int32)
         self.grads = {}
         self.extra = {}
+        self.tile_args = None
         if self.divisor:
             e = self.extra
             e["row_sums"], e["key_sums"] = nan(B * H * N * 128), nan(B * H * N * self.KP)
@@ -251,7 +265,34 @@ class Mixer:
         size = LINEAR_GRADIENT_BYTES if self.rule == LINEAR and self.scalar() else gradient_bytes(self.rule, self.KP, self.KP)
         self.rest("gradient", 256, size, does)
 
+    def has_tiles(self):
+        return (self.rule == LINEAR and self.gate_kind < 3 and self.KP <= 128 and self.dtype == torch.bfloat16 and
+                not self.normalize and self.dev.device == "cuda" and torch.cuda.get_device_capability()[0] == 9)
+
+    def tiles(self):
+        """Forward in one pass, or with the segments' states before it."""
+        if not self.tile_args:
+            a = self.tile_args = LinearTileArgs(m=self.args())
+            a.q, a.k, a.v = (self.dev.map(self.inputs[n]) for n in "qkv")
+            chunks = (self.N + self.segments - 1) // self.segments
+            a.segment_chunks, a.segments = chunks, (self.N + chunks - 1) // chunks
+            rows, blocks = self.B * self.H, (self.V + 63) // 64
+            if a.segments > 1:
+                nan = lambda n: torch.full((n,), float("nan"), device=self.dev.device)
+                self.between = (nan(rows * blocks * (a.segments - 1) * (self.KP // 64) * 4352),
+                                nan(rows * a.segments * 2))
+                a.segment_states, a.segment_gates = (x.data_ptr() for x in self.between)
+        a = self.tile_args
+        grid, end = ((self.V + 63) // 64, self.B * self.H), ("_norm" if self.divisor else "") + f"_k{self.KP}"
+        if a.segments > 1:
+            self.dev.launch("linear_attention_tiles_states" + end, (*grid, a.segments - 1), tiles_threads(False),
+                            tiles_bytes(self.KP, False), a)
+        self.dev.launch("linear_attention_tiles" + end, (*grid, a.segments), tiles_threads(True),
+                        tiles_bytes(self.KP, True), a)
+
     def forward(self):
+        if self.states is None and self.has_tiles():
+            return self.tiles()
         self.stabilize()
         self.prepare()
         self.walk()
@@ -464,6 +505,24 @@ def cases(small):
     yield "linear 64 128", (LINEAR, 1, T, 2, 64, 128, bf), dict(gate_kind=2, gate_low=-1, team=False, **full)
     yield "linear 200 24", (LINEAR, 1, T, 2, 200, 24, bf), dict(gate_kind=2, gate_low=-1, **full)
     yield "mlstm groups", (LINEAR, 1, T, 4, 40, 24, bf), dict(divisor=3, gate_kind=2, gate_low=-1, key_heads=2, state=True, gate_dtype=bf)
+    # One pass that keeps nothing for gradients, on Hopper.
+    tiles = dict(backward=False, gate_kind=2, gate_low=-1)
+    for size in (64, 128):
+        for segments in (1, 3):
+            name, shape = f" {size} in {segments}", (LINEAR, 2, T, 2, size, size, bf)
+            many = dict(segments=segments, **tiles)
+            yield "tiles mlstm" + name, shape, dict(divisor=3, **full, **many)
+            yield "tiles mlstm low" + name, shape, dict(divisor=3, input_low=-5, **many)
+            yield "tiles floor" + name, shape, dict(divisor=2, **full, **many)
+            yield "tiles scalar" + name, shape, dict(**full, **many)
+            yield "tiles none" + name, shape, dict(state=True, backward=False, segments=segments)
+            yield "tiles closed" + name, shape, dict(**full, **many | dict(gate_low=-60))
+        yield f"tiles sum {size}", shape, dict(divisor=1, state=True, backward=False)
+        yield f"tiles constant {size}", shape, dict(gate_kind=1, gate_low=-0.1, backward=False)
+    yield "tiles groups", (LINEAR, 2, T, 4, 40, 24, bf), dict(divisor=3, key_heads=2, state=True, gate_dtype=bf, **tiles)
+    yield "tiles wide", (LINEAR, 1, T, 4, 96, 200, bf), dict(divisor=3, key_heads=2, segments=2, **full, **tiles)
+    yield "tiles long", (LINEAR, 1, 1500, 2, 64, 64, bf), dict(divisor=3, segments=5, **tiles)
+    yield "tiles short", (LINEAR, 3, 5, 2, 64, 64, bf), dict(divisor=3, **full, **tiles)
     yield "linear scalar", (LINEAR, 1, T, 2, 64, 64, bf), dict(gate_kind=2, gate_low=-1, **full)
     yield "linear constant", (LINEAR, 1, T, 2, 64, 64, bf), dict(gate_kind=1, gate_low=-0.1)
     yield "linear closed", (LINEAR, 1, T, 2, 64, 64, bf), dict(gate_kind=3, gate_low=-60, **full)
@@ -588,7 +647,8 @@ def main():
                 Scan(dev, *a, **kw).check(label)
         for label, a, kw in cases(bool(o.emulate)):
             if chosen(label):
-                check(Mixer(dev, *a, **kw), label, not o.forward)
+                m = Mixer(dev, *a, **kw)
+                check(m, label, m.backward and not o.forward)
 
 
     if o.time:

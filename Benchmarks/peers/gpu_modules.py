@@ -26,6 +26,13 @@ class MixerArgs(C.Structure):
         ).split()] + [("scale", C.c_float), ("normalize", C.c_int), ("n", NormalizerArgs)]
 
 
+class LinearTileArgs(C.Structure):
+    """linear_attention_tiles.cu"""
+    _fields_ = [("q", C.c_ubyte * 128), ("k", C.c_ubyte * 128), ("v", C.c_ubyte * 128), ("m", MixerArgs),
+                ("segment_states", C.c_void_p), ("segment_gates", C.c_void_p), ("segments", C.c_int),
+                ("segment_chunks", C.c_int), ("unused", C.c_longlong)]
+
+
 class ScanArgs(C.Structure):
     """diagonal_scan.cu"""
     _fields_ = [(n, C.c_void_p) for n in "decay input initial reset h final dh d_final da du d_initial".split()] + [
@@ -36,11 +43,12 @@ def inline(path, seen):
     """The source with its own headers in place."""
     out = []
     for line in open(path):
-        m = re.match(r'#include "(.*\.cuh)"', line)
-        if m:
+        m = re.match(r'#include "(.*\.c?u?h)"', line)
+        if m and m[1] != "host.h":
             if m[1] not in seen:
                 seen.add(m[1])
-                out.append(inline(os.path.join(os.path.dirname(path), m[1]), seen))
+                folder = SOURCES if m[1].endswith("cuh") else os.path.join(SOURCES, "..", "include")
+                out.append(inline(os.path.join(folder, m[1]), seen))
         elif not line.startswith("#pragma once") and '"host.h"' not in line:
             out.append(line)
     return "".join(out)
@@ -53,9 +61,9 @@ def compile(path, key, arch=None, rtc=None, log=False):
         major, minor = torch.cuda.get_device_capability()
         arch = f"sm_{major}{minor}" + ("a" if major == 9 else "")
     options = [f"--gpu-architecture={arch}", "--std=c++17"] + (["--ptxas-options=-v"] if log else [])
-    m = re.search(r"_(bf16|float)_k(\d+)$", key)
+    m = re.search(r"(_bf16|_float|)_k(\d+)$", key)
     if m:
-        options += [f"-DGYRE_KEYS={m[2]}"] + (["-DGYRE_FLOAT"] if m[1] == "float" else [])
+        options += [f"-DGYRE_KEYS={m[2]}"] + (["-DGYRE_FLOAT"] if m[1] == "_float" else [])
     program, size = C.c_void_p(), C.c_size_t()
     rtc.nvrtcCreateProgram(C.byref(program), inline(path, set()).encode(), key.encode(), 0, None, None)
     code = rtc.nvrtcCompileProgram(program, len(options), (C.c_char_p * len(options))(*[o.encode() for o in options]))
@@ -85,10 +93,11 @@ class Cuda:
 
     def module(self, kernel):
         """The compiled source that holds a kernel: one a size and element type."""
-        source = next(n for n in ("linear_attention", "delta_rule", "diagonal_scan") if kernel.startswith(n))
+        source = next(n for n in ("linear_attention_tiles", "linear_attention", "delta_rule", "diagonal_scan")
+                      if kernel.startswith(n))
         key = source
         if source != "diagonal_scan":
-            key += re.search(r"_(bf16|float)_k\d+$", kernel)[0]
+            key += re.search(r"(_bf16|_float|)_k\d+$", kernel)[0]
         if key not in self.modules:
             if self.cubins:
                 image = open(os.path.join(self.cubins, key + ".cubin"), "rb").read()
@@ -111,6 +120,17 @@ class Cuda:
             self.ok(self.cu.cuFuncSetAttribute(f, 8, smem))  # dynamic shared memory
             self.functions[key] = f
         return self.functions[key]
+
+    def map(self, x):
+        """A tensor [batch, rows, heads, channels] by boxes of 64 rows and channels of a head."""
+        room = (C.c_ubyte * 192)()
+        at = (C.addressof(room) + 63) & ~63
+        B, T, H, D = x.shape
+        self.ok(self.cu.cuTensorMapEncodeTiled(
+            C.c_void_p(at), 9, 4, C.c_void_p(x.data_ptr()), (C.c_uint64 * 4)(D, H, T, B),
+            (C.c_uint64 * 3)(2 * D, 2 * D * H, 2 * D * H * T), (C.c_uint32 * 4)(64, 1, 64, 1),
+            (C.c_uint32 * 4)(1, 1, 1, 1), 0, 3, 2, 0))
+        return (C.c_ubyte * 128).from_buffer_copy(C.string_at(at, 128))
 
     def launch(self, name, grid, threads, smem, args):
         f = self.function(name, smem)

@@ -135,6 +135,9 @@ static const char selection_cu[] = {
 static const char diagonal_scan_cu[] = {
 #embed "cuda/diagonal_scan.cu" suffix(, 0)
 };
+static const char linear_attention_tiles_cu[] = {
+#embed "cuda/linear_attention_tiles.cu" suffix(, 0)
+};
 static const char linear_attention_cu[] = {
 #embed "cuda/linear_attention.cu" suffix(, 0)
 };
@@ -354,6 +357,7 @@ static const gyre_cuda_source kernels[] = {
     {"selection", selection_cu},
     {"diagonal_scan", diagonal_scan_cu},
     {"linear_attention", linear_attention_cu},
+    {"linear_attention_tiles", linear_attention_tiles_cu},
     {"delta_rule", delta_rule_cu},
     {"chunk_gradient_mixed", chunk_gradient_mixed_cu},
     {"evolution", evolution_cu},

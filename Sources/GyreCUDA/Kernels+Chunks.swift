@@ -10,7 +10,7 @@ import Synchronization
 /// runs token by token, exactly.
 struct ChunkedHeads {
   let launch: CUDALaunch
-  private let rule: gyre_cuda_mixer_rule
+  let rule: gyre_cuda_mixer_rule
   /// Of keys and of values, rounded up to what kernels are compiled for; of values 0 where any serves.
   let size: Int32
   private let valueSize: Int32
@@ -19,7 +19,7 @@ struct ChunkedHeads {
   private let notes: CUDABuffer?
   var a = gyre_cuda_mixer_args()
   /// Gates without channels, and a rule that has kernels for them.
-  private let isScalar: Bool
+  let isScalar: Bool
   private let isTeam: Bool
   /// RWKV-6's own term of each token.
   var bonus: Bonus?
@@ -254,6 +254,8 @@ struct ChunkedHeads {
       use(records: kept[0].address, extras: kept[1].address, states: kept[2].address)
       useDivision(kept[3].address)
       notes.chunks.withLock { $0 = KeptChunks(key: key, buffers: kept) }
+    } else if runTiles() {
+      return
     } else {
       a.records = Self.bytes(launch.scratch(recordBytes))
       if a.n.divisor > 0 { useDivision(launch.scratch(divisionBytes)) }

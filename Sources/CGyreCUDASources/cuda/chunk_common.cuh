@@ -312,14 +312,11 @@ struct ScalarDecays {
   float row[64], column[64], closed[64];
   float lead[64], tail[64];  // from the chunk's start through a token; after it to the chunk's end
 
-  /// One warp, which has fetched `x`; all must wait for it.
-  DEV_MEMBER void fill(const MixerArgs &p, GatePair &x, int batch, int head, int start) {
+  /// One warp, which has fetched `x`; all must wait for it. `begin`: m entering the chunk, in log2; `m`
+  /// becomes that of a lane's two tokens. Gives the log2 of the chunk's decay.
+  DEV_MEMBER float fill(const MixerArgs &p, GatePair &x, int start, float begin, float (&m)[2]) {
     const int lane = threadIdx.x & 31;
-    float begin = 0.0f, m[2] = {0.0f, 0.0f};
-    if (p.n.input_gate) {
-      const long long place = (long long)batch * p.heads + head;
-      begin = p.n.stabilizers[(place * (p.chunks + 1) + start / CHUNK) * 2];
-    }
+    m[0] = m[1] = 0.0f;
     x.open(p, start);
     if (p.n.input_gate) {
       x.scan_stabilizer();
@@ -336,8 +333,8 @@ struct ScalarDecays {
         n += n_before;
       }
     }
-    const float all = __shfl_sync(0xffffffffu, s, 31) - __shfl_sync(0xffffffffu, m[1], 31),
-                all_shut = __shfl_sync(0xffffffffu, n, 31);
+    const float fall = __shfl_sync(0xffffffffu, s, 31), all_shut = __shfl_sync(0xffffffffu, n, 31);
+    const float all = fall - __shfl_sync(0xffffffffu, m[1], 31);
 #pragma unroll
     for (int i = 0; i < 2; i++) {
       const float c = i ? s : s - x.decay[1], shut = i ? n : n - x.shut[1];
@@ -348,11 +345,20 @@ struct ScalarDecays {
       lead[lane * 2 + i] =
           shut == 0.0f ? exp2_of(from + begin < 0.0f ? from + begin : 0.0f) : 0.0f;
       tail[lane * 2 + i] = shut == all_shut ? exp2_of(to_end < 0.0f ? to_end : 0.0f) : 0.0f;
-      if (p.n.row_sums && !p.n.d_amounts) {
-        const long long place = ((long long)batch * p.heads + head) * p.chunks + start / CHUNK;
-        p.n.row_sums[place * 128 + 64 + lane * 2 + i] = exp2_of(-m[i]);
-      }
     }
+    return all_shut > 0.0f ? -1e30f : fall;
+  }
+  /// The same with what `stabilize` left; keeps e^−m for the walk.
+  DEV_MEMBER void fill(const MixerArgs &p, GatePair &x, int batch, int head, int start) {
+    const int lane = threadIdx.x & 31;
+    const long long row = (long long)batch * p.heads + head;
+    float m[2];
+    fill(p, x, start, p.n.input_gate ? p.n.stabilizers[(row * (p.chunks + 1) + start / CHUNK) * 2] : 0.0f,
+         m);
+    if (p.n.row_sums && !p.n.d_amounts)
+#pragma unroll
+      for (int i = 0; i < 2; i++)
+        p.n.row_sums[(row * p.chunks + start / CHUNK) * 128 + 64 + lane * 2 + i] = exp2_of(-m[i]);
   }
   /// The decay from token j through token i ≥ j.
   DEV_MEMBER float between(int i, int j) const {

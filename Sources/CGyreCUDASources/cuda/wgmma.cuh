@@ -105,6 +105,15 @@ DEV void wgmma(float (&d)[1][4], u64 a, u64 b, int add) {
       : GYRE_OUT4(d, 0)
       : "l"(a), "l"(b), "r"(add), "n"(TURNED));
 }
+template <int TURNED>
+DEV void wgmma(float (&d)[1][4], const u32 (&a)[4], u64 b, int add) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %9, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%0,%1,%2,%3}, {%4,%5,%6,%7}, %8, p, 1, 1, "
+      "%10;\n}"
+      : GYRE_OUT4(d, 0)
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add), "n"(TURNED));
+}
 DEV void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 DEV void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 /// Until at most N of the groups that were committed are under way.

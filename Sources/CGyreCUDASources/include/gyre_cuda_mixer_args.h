@@ -2,6 +2,7 @@
 // cuda/linear_attention.cu, cuda/delta_rule.cu, cuda/diagonal_scan.cu. cuda/LAUNCH.md says which
 // kernel runs when; cuda/chunk_common.cuh is the device's view of the same structure.
 #pragma once
+#include "gyre_cuda_args.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -70,6 +71,18 @@ struct gyre_cuda_mixer_args {
   struct gyre_cuda_normalizer_args n;
 };
 
+/// cuda/linear_attention_tiles.cu: boxes of 64 rows and 64 channels of a head of q, k and v in bf16. Of `m` it
+/// reads the gates, initial and final values, sizes and what divides, and no workspace.
+struct gyre_cuda_linear_tile_args {
+  gyre_tensor_map q, k, v;
+  struct gyre_cuda_mixer_args m;
+  float *segment_states;  // workspace of gyre_cuda_linear_tiles_between bytes, 16-byte aligned; null for one segment
+  float *segment_gates;   // workspace [B·H, segments, 2]; likewise
+  int segments;           // none of them empty
+  int segment_chunks;     // of each but the last
+  long unused[1];         // to a multiple of 64 bytes
+};
+
 struct gyre_cuda_scan_args {
   const void *decay;     // [B, T, D], D even: a, or ln a ≤ 0; type by the kernel's name
   const void *input;     // element [B, T, D]
@@ -132,6 +145,18 @@ static inline int gyre_cuda_mixer_walk_shared(enum gyre_cuda_mixer_rule rule, in
   const long fit = ((is_sm90 ? 225 : 160) * 1024L - 1024) / stage;
   const long bytes = (fit > 4 ? 4 : fit < 2 ? 2 : fit) * stage + 1024;
   return (int)(bytes + (is_team ? 2 * (16L * size + 1024) * 2 : 0));
+}
+/// `size` is 64 or 128; `has_outputs` 0: of the kernel named `_states`.
+static inline int gyre_cuda_linear_tiles_shared(int size, int has_outputs) {
+  const int panels = size / 64, stages = size == 64 ? 5 : 4, slots = !has_outputs ? 0 : size == 64 ? 3 : 2;
+  const int stage = (panels * (has_outputs ? 2 : 1) + 1) * 8192 + 2048;
+  const int states = slots * (panels * 9216 + 16), results = has_outputs ? 2 * 8192 : 0;
+  return 1024 + stages * (stage + 16) + 1024 + states + results;
+}
+static inline int gyre_cuda_linear_tiles_threads(int has_outputs) { return has_outputs ? 512 : 192; }
+/// What segments leave for the second pass; `blocks` of 64 value columns in all heads.
+static inline long gyre_cuda_linear_tiles_between(int size, long blocks, int segments) {
+  return blocks * (segments - 1) * (size / 64) * 4352 * 4;
 }
 static inline int gyre_cuda_mixer_mild_prepare_shared(enum gyre_cuda_mixer_rule rule, int size) {
   const int tiles = (rule == GYRE_CUDA_MIXER_LINEAR ? 2 : 4) * 64 * size;

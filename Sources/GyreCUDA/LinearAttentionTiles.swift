@@ -1,0 +1,62 @@
+import CGyreCUDASources
+import GyreTensors
+
+/// Linear attention with one decay for all channels in one pass that keeps nothing for a gradient, by tiles for
+/// Hopper (`cuda/linear_attention_tiles.cu`).
+extension ChunkedHeads {
+  private static func each(_ name: String) -> [[CUDAFunction]] {
+    [64, 128].map { size in
+      ["", "_norm"].map {
+        CUDAFunction(
+          "linear_attention_tiles", "linear_attention_tiles\(name)\($0)_k\(size)",
+          ["-DGYRE_KEYS=\(size)"])
+      }
+    }
+  }
+  private static let outputs = each("")
+  private static let states = each("_states")
+
+  /// The forward pass into `a.y` and the final values; false where these kernels do not serve the call.
+  func runTiles() -> Bool {
+    let rows = [a.q, a.k, a.v, UnsafeRawPointer(a.y)].map { UInt(bitPattern: $0) }
+    guard launch.device.compiler.architecture == "sm_90a", rule == GYRE_CUDA_MIXER_LINEAR,
+      isScalar, size <= 128, rows.allSatisfy({ $0 % 16 == 0 })
+    else { return false }
+    let columns = (Int(a.values) + 63) / 64
+    let blocks = self.rows * columns
+    // Where heads are too few for the card, tokens are cut into segments of eight chunks or more.
+    let wanted = max(1, min(launch.device.multiprocessors / blocks, Int(a.chunks) / 8))
+    let chunks = (Int(a.chunks) + wanted - 1) / wanted
+    let segments = (Int(a.chunks) + chunks - 1) / chunks
+
+    var t = gyre_cuda_linear_tile_args()
+    t.q = map(a.q, a.key_heads, a.keys)
+    t.k = map(a.k, a.key_heads, a.keys)
+    t.v = map(a.v, a.heads, a.values)
+    t.m = a
+    (t.segments, t.segment_chunks) = (Int32(segments), Int32(chunks))
+    let (size, isDivided) = (Int(self.size / 128), a.n.divisor > 0 ? 1 : 0)
+    if segments > 1 {
+      let between = Int(gyre_cuda_linear_tiles_between(self.size, blocks, t.segments))
+      t.segment_states = Self.floats(launch.scratch(between))
+      t.segment_gates = Self.floats(launch.floats(2 * self.rows * segments))
+      launch.run(
+        Self.states[size][isDivided], grid: (columns, self.rows, segments - 1),
+        threads: (Int(gyre_cuda_linear_tiles_threads(0)), 1),
+        shared: Int(gyre_cuda_linear_tiles_shared(self.size, 0)), t)
+    }
+    launch.run(
+      Self.outputs[size][isDivided], grid: (columns, self.rows, segments),
+      threads: (Int(gyre_cuda_linear_tiles_threads(1)), 1),
+      shared: Int(gyre_cuda_linear_tiles_shared(self.size, 1)), t)
+    return true
+  }
+
+  private func map(
+    _ x: UnsafeRawPointer?, _ heads: Int32, _ channels: Int32
+  ) -> gyre_tensor_map {
+    launch.map(
+      UInt64(UInt(bitPattern: x)), batch: Int(a.batch), rows: Int(a.tokens), heads: Int(heads),
+      channels: Int(channels))
+  }
+}
