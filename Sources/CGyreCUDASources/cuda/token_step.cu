@@ -135,9 +135,10 @@ GYRE_DEVICE void end_outputs(const gyre_token_phase &p, int batch, int operand_f
   unsigned base = TOKEN_WORD(base), *count = s.counts + now();
   int outputs = p.product[0].outputs * batch, j = this_thread();
   copies_await();
-  // All lanes of a warp come to one barrier, with an output or none.
-  if ((j & ~31) >= outputs) return block_barrier();
-  for (bool first = true;; first = false) {
+  // All lanes of a warp come to one barrier, with an output or none. Tools want all warps at one.
+  if (CHECKED) block_barrier();
+  else if ((j & ~31) >= outputs) return block_barrier();
+  for (bool first = !CHECKED;; first = false) {
     Ending e(p, s, partials, base);
     if (first) block_barrier();
     if (j >= outputs) return;
@@ -198,7 +199,7 @@ GYRE_DEVICE void attend(const gyre_token_step_args &a, unsigned base) {
       phase_await(s.begun, n);
       make_moves(described(n), a.batch, base, lane);
       __syncwarp();
-      if (lane == 0) phase_arrive(s.moved, n);
+      if (arrives(lane == 0)) phase_arrive(s.moved, n);
     }
     int ahead = n + GYRE_TOKEN_DESCRIBED - 1;
     if (ahead >= a.phase_count) continue;
@@ -209,7 +210,7 @@ GYRE_DEVICE void attend(const gyre_token_step_args &a, unsigned base) {
     if (next.kind == GYRE_TOKEN_MATRIX_PHASE && lane == 0) plan_tiles(next.matrix, a.batch);
     if (next.kind == GYRE_TOKEN_ATTENTION_PHASE) plan_part(next.attention, a.batch, *a.position);
     __syncwarp();
-    if (lane == 0) phase_arrive(s.ready, ahead);
+    if (arrives(lane == 0)) phase_arrive(s.ready, ahead);
     for (int i = 0; i < next.ranges; i++) fetch_share(next.range[i].data, next.range[i].bytes, lane);
   }
 }
@@ -259,12 +260,12 @@ extern "C" __global__ void __launch_bounds__(GYRE_TOKEN_LAUNCH, 1)
   gyre_token_shared &s = TOKEN_SHARED;
   if (threadIdx.x < GYRE_TOKEN_DEPTH) {
     barrier_initialize(s.full + threadIdx.x, STAGE_COPIES);
-    barrier_initialize(s.empty + threadIdx.x, WARPS);
+    barrier_initialize(s.empty + threadIdx.x, WARPS * ARRIVALS(32));
   }
   if (threadIdx.x < GYRE_TOKEN_DESCRIBED) {
-    barrier_initialize(s.ready + threadIdx.x, 1);
-    barrier_initialize(s.begun + threadIdx.x, 1);
-    barrier_initialize(s.moved + threadIdx.x, 1);
+    barrier_initialize(s.ready + threadIdx.x, ARRIVALS(32));
+    barrier_initialize(s.begun + threadIdx.x, ARRIVALS(GYRE_TOKEN_THREADS));
+    barrier_initialize(s.moved + threadIdx.x, ARRIVALS(32));
   }
   barriers_are_initialized();
   if (threadIdx.x < WARPS) s.place[threadIdx.x] = s.now[threadIdx.x] = 0;

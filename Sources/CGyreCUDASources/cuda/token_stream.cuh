@@ -246,7 +246,7 @@ GYRE_DEVICE const gyre_token_phase &phase_now() { return described(now()); }
 // Once a phase, behind a barrier of the computing warps: its operands are there, and nobody reads the description
 // of the phase before any longer.
 GYRE_DEVICE void begin_phase() {
-  if (this_thread() == 64) phase_arrive(shared_anew().begun, now());
+  if (arrives(this_thread() == 64)) phase_arrive(shared_anew().begun, now());
 }
 
 // A warp's way through the stages of a product's columns.
@@ -287,7 +287,7 @@ struct Walk {
     __syncwarp();
 #pragma unroll
     for (int j = 0; j < COUNT; j++)
-      if (last[j] && lane == 0) barrier_arrive(TOKEN_SHARED.empty + at[j]);
+      if (last[j] && arrives(lane == 0)) barrier_arrive(TOKEN_SHARED.empty + at[j]);
 #pragma unroll
     for (int j = 0; j < COUNT; j++) units[j].multiply(y);
     float sums[COUNT][M];
