@@ -253,6 +253,9 @@ static const char chunk_gradient_scalar_cuh[] = {
 static const char chunk_solve_cuh[] = {
 #embed "cuda/chunk_solve.cuh" suffix(, 0)
 };
+static const char checked_cuh[] = {
+#embed "cuda/checked.cuh" suffix(, 0)
+};
 static const char wgmma_cuh[] = {
 #embed "cuda/wgmma.cuh" suffix(, 0)
 };
@@ -380,6 +383,7 @@ static const gyre_cuda_source headers[] = {
     {"scan.cuh", scan_cuh},
     {"head.cuh", head_cuh},
     {"mma.cuh", mma_cuh},
+    {"checked.cuh", checked_cuh},
     {"wgmma.cuh", wgmma_cuh},
     {"attention_tiles.cuh", attention_tiles_cuh},
     {"cell_team.cuh", cell_team_cuh},

@@ -11,6 +11,7 @@
 // Where heads are too few for the card, tokens are cut into segments: `states` gives what each would
 // leave if nothing entered it, and who goes through a segment first adds up those before it.
 // Variants: GYRE_KEYS=64,128
+#include "checked.cuh"
 #include "chunk_normalizer.cuh"
 #include "wgmma.cuh"
 
@@ -26,7 +27,7 @@ struct LinearTileArgs {
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
-enum { PANEL = 4096, OUTPUT_GROUPS = 2 };
+enum { PANEL = 4096, OUTPUT_GROUPS = 2, WARP = ARRIVALS(32) };
 
 /// A chunk's gates, beside its tiles.
 struct TileGates {
@@ -61,16 +62,22 @@ struct TileBarriers {
   }
   DEV_MEMBER void begin() const {
     for (int i = 0; i < L::stages; i++) {
-      barrier_init(full + i, 2);
-      barrier_init(empty + i, L::slots ? 8 : 4);
+      barrier_init(full + i, 1 + WARP);
+      barrier_init(empty + i, (L::slots ? 8 : 4) * WARP);
     }
     for (int i = 0; i < L::slots; i++) {
-      barrier_init(kept + i, 4);
-      barrier_init(used + i, 4);
+      barrier_init(kept + i, 4 * WARP);
+      barrier_init(used + i, 4 * WARP);
     }
     barrier_fence();
   }
 };
+
+/// One warp is done with what a barrier guards.
+DEV void arrive_as_warp(u64 *b) {
+  __syncwarp();
+  if (arrives((threadIdx.x & 31) == 0)) barrier_arrive(b);
+}
 
 /// This block's part of the problem.
 struct Segment {
@@ -127,8 +134,7 @@ DEV void make_gates(const LinearTileArgs &t, const Segment &w, unsigned char *me
     gates.bound[lane * 2] = exp2_of(-after[0]);
     gates.bound[lane * 2 + 1] = exp2_of(-after[1]);
     if (lane == 0) gates.is_closed = decay <= -1e30f;
-    __syncwarp();
-    if (lane == 0) barrier_arrive(b.full + ring.stage);
+    arrive_as_warp(b.full + ring.stage);
     m = __shfl_sync(0xffffffffu, after[1], 31);
     fall += decay;
     ring.advance<L::stages>();
@@ -304,12 +310,6 @@ struct TileState {
     }
   }
 };
-
-/// One warp is done with what a barrier guards.
-DEV void arrive_as_warp(u64 *b) {
-  __syncwarp();
-  if ((threadIdx.x & 31) == 0) barrier_arrive(b);
-}
 
 /// Four warps: the state from chunk to chunk.
 template <int K, class L, bool NORM, bool OUTPUTS>

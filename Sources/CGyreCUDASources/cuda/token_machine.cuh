@@ -1,6 +1,7 @@
 // What one token's kernel asks of the machine: copies that bypass registers, barriers of a block's
 // computing warps, and numbers that carry the stamp of who wrote them.
 #pragma once
+#include "checked.cuh"
 #include "gyre_cuda_token_args.h"
 #include "prelude.cuh"
 
@@ -10,13 +11,6 @@
 #define COPY_ENGINE 1
 #else
 #define COPY_ENGINE 0
-#endif
-
-// For tools that follow every access (GYRE_CHECKED_KERNELS): the same in forms that they know.
-#ifdef GYRE_CHECKED
-#define CHECKED true
-#else
-#define CHECKED false
 #endif
 
 // The thread's number, read anew: what follows from it is not kept in registers from phase to phase.
@@ -73,10 +67,6 @@ GYRE_DEVICE void barrier_await(unsigned long *barrier, unsigned parity) {
 GYRE_DEVICE void barrier_arrive(unsigned long *barrier) {
   asm volatile("{ .reg .b64 t; mbarrier.arrive.shared.b64 t, [%0]; }" ::"r"(shared_address(barrier)) : "memory");
 }
-// One of threads that have met arrives for all of them: `speaks` is true in that one. Tools take only what a thread
-// did that arrives itself for ordered, so checked kernels have all of them arrive.
-GYRE_DEVICE bool arrives(bool speaks) { return CHECKED || speaks; }
-#define ARRIVALS(threads) (CHECKED ? (threads) : 1)
 // Phase n's of barriers that phases take in turn. A phase's barriers are over before the phase as many later begins.
 GYRE_DEVICE void phase_await(unsigned long *barriers, int n) {
   barrier_await(barriers + (unsigned)n % GYRE_TOKEN_DESCRIBED, (unsigned)n / GYRE_TOKEN_DESCRIBED & 1);
