@@ -75,13 +75,24 @@ def round_size(K):
     return next(n for n in (64, 128, 256) if K <= n)
 
 
+def segments_of(chunks, blocks, processors=132):
+    """As many as LinearAttentionTiles.swift makes."""
+    def cost(length):
+        before = -(-chunks // length) - 1
+        waves, added = -(-blocks * (before + 1) // processors), blocks * before
+        states = 0.9 * -(-added // (2 * processors)) if added > processors else 0.65 if added else 0
+        return (waves + states) * (length + 3) + 0.4 * before
+    most = min(chunks, 1 + 2 * processors // blocks)
+    return -(-chunks // min((-(-chunks // n) for n in range(1, most + 1)), key=cost))
+
+
 class Mixer:
     """One problem: inputs, outputs, workspaces, launches."""
 
     def __init__(self, dev, rule, B, T, H, K, V, dtype, gate_kind=0, gate_dtype=torch.float32, key_heads=None,
                  state=False, reset=False, beta_max=1.0, gate_low=-0.2, seed=0, scale=None, backward=True, team=None, normalize=False, has_mild=True, divisor=0, input_low=0.0, segments=None):
         # divisor: 0 none, 1 a + epsilon, 2 max(|a|, floor) + epsilon, 3 max(|a|, e^-m) + epsilon with input gates
-        # segments: of a pass by tiles that keeps nothing for gradients; None: as many as fill the card.
+        # segments: of a pass by tiles that keeps nothing for gradients; None: what `segments_of` takes for fastest.
         self.normalize, self.has_mild, self.divisor = normalize, has_mild, divisor
         self.dev, self.rule = dev, rule
         self.B, self.T, self.H, self.K, self.V, self.dtype = B, T, H, K, V, dtype
@@ -143,7 +154,7 @@ class Mixer:
         # Four warps for 16 values where a warp each would leave multiprocessors idle.
         self.team = team if team is not None else B * H * ((V + 63) // 64) < 96 or self.KP > 128
         blocks = B * H * ((V + 63) // 64)
-        self.segments = segments or max(1, min(132 // blocks, self.N // 8))
+        self.segments = segments or segments_of(self.N, blocks)
         self.allocate()
 
     def allocate(self):

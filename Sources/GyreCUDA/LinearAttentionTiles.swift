@@ -16,6 +16,22 @@ extension ChunkedHeads {
   private static let outputs = each("")
   private static let states = each("_states")
 
+  /// Chunks of a segment, where heads are too few for the card: the fastest by what an H200 was measured at, in
+  /// times of a chunk's outputs. A launch begins and ends like three chunks; two blocks of threads of the pass for
+  /// states run side by side on a multiprocessor, and every state that a segment adds up takes its time.
+  private static func segment(of chunks: Int, blocks: Int, of processors: Int) -> Int {
+    func cost(_ length: Int) -> Double {
+      let before = (chunks + length - 1) / length - 1
+      let waves = (blocks * (before + 1) + processors - 1) / processors
+      let added = blocks * before
+      let pairs = (added + 2 * processors - 1) / (2 * processors)
+      let states = added > processors ? 0.9 * Double(pairs) : added > 0 ? 0.65 : 0
+      return (Double(waves) + states) * Double(length + 3) + 0.4 * Double(before)
+    }
+    let most = min(chunks, 1 + 2 * processors / blocks)
+    return (1...most).map { (chunks + $0 - 1) / $0 }.min { cost($0) < cost($1) } ?? chunks
+  }
+
   /// The forward pass into `a.y` and the final values; false where these kernels do not serve the call.
   func runTiles() -> Bool {
     let rows = [a.q, a.k, a.v, UnsafeRawPointer(a.y)].map { UInt(bitPattern: $0) }
@@ -24,9 +40,7 @@ extension ChunkedHeads {
     else { return false }
     let columns = (Int(a.values) + 63) / 64
     let blocks = self.rows * columns
-    // Where heads are too few for the card, tokens are cut into segments of eight chunks or more.
-    let wanted = max(1, min(launch.device.multiprocessors / blocks, Int(a.chunks) / 8))
-    let chunks = (Int(a.chunks) + wanted - 1) / wanted
+    let chunks = Self.segment(of: Int(a.chunks), blocks: blocks, of: launch.device.multiprocessors)
     let segments = (Int(a.chunks) + chunks - 1) / chunks
 
     var t = gyre_cuda_linear_tile_args()
