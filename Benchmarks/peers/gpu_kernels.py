@@ -11,7 +11,8 @@ import argparse
 
 import torch
 
-from gpu_modules import SOURCES, Cuda, Emulator, LinearTileArgs, MixerArgs, NormalizerArgs, ScanArgs, compile  # noqa: F401
+from gpu_modules import SOURCES, Cuda, Emulator, LinearTileArgs, MixerArgs, NormalizerArgs, ScanArgs
+from gpu_modules import compile  # noqa: F401
 
 LINEAR, BETA, GENERAL = 0, 1, 2
 PREFIX = ["linear_attention", "delta_rule_beta", "delta_rule_general"]
@@ -90,7 +91,8 @@ class Mixer:
     """One problem: inputs, outputs, workspaces, launches."""
 
     def __init__(self, dev, rule, B, T, H, K, V, dtype, gate_kind=0, gate_dtype=torch.float32, key_heads=None,
-                 state=False, reset=False, beta_max=1.0, gate_low=-0.2, seed=0, scale=None, backward=True, team=None, normalize=False, has_mild=True, divisor=0, input_low=0.0, segments=None):
+                 state=False, reset=False, beta_max=1.0, gate_low=-0.2, seed=0, scale=None, backward=True, team=None,
+                 normalize=False, has_mild=True, divisor=0, input_low=0.0, segments=None):
         # divisor: 0 none, 1 a + epsilon, 2 max(|a|, floor) + epsilon, 3 max(|a|, e^-m) + epsilon with input gates
         # segments: of a pass by tiles that keeps nothing for gradients; None: what `segments_of` takes for fastest.
         self.normalize, self.has_mild, self.divisor = normalize, has_mild, divisor
@@ -134,8 +136,8 @@ class Mixer:
         self.maximum = rand(B, H) if divisor == 3 and state else None
         self.epsilon, self.floor = 1e-6, 1.0
         exact = ("initial", "vector")
-        self.inputs = {n: x.to(gate_dtype if n in ("gate", "input") else torch.float32 if n in exact else dtype).contiguous()
-                       for n, x in i.items()}
+        kind = lambda n: gate_dtype if n in ("gate", "input") else torch.float32 if n in exact else dtype
+        self.inputs = {n: x.to(kind(n)).contiguous() for n, x in i.items()}
         self.reset = None
         if reset:
             self.reset = torch.zeros(B, T, device=d, dtype=torch.int32)
@@ -206,9 +208,10 @@ class Mixer:
     def args(self):
         p = lambda x: None if x is None else x.data_ptr()
         i, own = self.inputs, ("input", "vector")
-        a = MixerArgs(**{n: p(x) for n, x in i.items() if n not in own}, reset=p(self.reset), norms=p(self.norms), mild=p(self.mild), y=p(self.y), final=p(self.final),
-                      records=p(self.records), extras=p(self.extras), states=p(self.states),
-                      state_gradients=p(self.state_gradients), dy=p(self.dy), d_final=p(self.d_final),
+        a = MixerArgs(**{n: p(x) for n, x in i.items() if n not in own}, reset=p(self.reset), norms=p(self.norms),
+                      mild=p(self.mild), y=p(self.y), final=p(self.final), records=p(self.records),
+                      extras=p(self.extras), states=p(self.states), state_gradients=p(self.state_gradients),
+                      dy=p(self.dy), d_final=p(self.d_final),
                       **{n: p(x) for n, x in self.grads.items() if n not in ("d_input", "d_vector")})
         a.n = NormalizerArgs(
             input_gate=p(i.get("input")), initial_max=p(self.maximum), initial_vector=p(i.get("vector")),
@@ -251,13 +254,15 @@ class Mixer:
         self.rest("prepare", 128, prepare_bytes(self.rule, self.KP, bool(self.scalar())), self.mild is not None)
 
     def walk(self, back=False):
-        name = self.name(("walk_back" if back else "walk") + ("_team" if self.team else "") + ("_norm" if self.divisor else ""))
+        end = ("_team" if self.team else "") + ("_norm" if self.divisor else "")
+        name = self.name(("walk_back" if back else "walk") + end)
         name = name.replace("_beta", "").replace("_general", "")
         args = self.args()
         if back and self.divisor:
             args.dy = args.n.dn
         VT = 32 if self.team else 64
-        size = walk_bytes(self.rule, self.KP, VT, back, self.divisor > 0) + (2 * (16 * self.KP + 1024) * 2 if self.team else 0)
+        size = walk_bytes(self.rule, self.KP, VT, back, self.divisor > 0)
+        size += 2 * (16 * self.KP + 1024) * 2 if self.team else 0
         self.dev.launch(name, ((self.V + VT - 1) // VT, self.B * self.H, 1), 256 if self.team else 128, size, args)
 
     def stabilize(self):
@@ -266,14 +271,16 @@ class Mixer:
 
     def normalize_back(self):
         if self.divisor:
-            self.dev.launch(self.name("normalize_back"), (self.N, self.B * self.H, 1), 512, (64 + 1024) * 4, self.args())
+            self.dev.launch(self.name("normalize_back"), (self.N, self.B * self.H, 1), 512, (64 + 1024) * 4,
+                            self.args())
 
     def gradient(self):
         does = self.mild is not None and self.KP == 64
         if does:
             self.dev.launch(self.name("gradient_mild"), (self.N, self.B * self.H, 1), 256,
                             mild_gradient_bytes(self.rule), self.args())
-        size = LINEAR_GRADIENT_BYTES if self.rule == LINEAR and self.scalar() else gradient_bytes(self.rule, self.KP, self.KP)
+        is_linear = self.rule == LINEAR and self.scalar()
+        size = LINEAR_GRADIENT_BYTES if is_linear else gradient_bytes(self.rule, self.KP, self.KP)
         self.rest("gradient", 256, size, does)
 
     def has_tiles(self):
@@ -323,7 +330,7 @@ class Mixer:
         B, T, H, K, V = self.B, self.T, self.H, self.K, self.V
         S = i.get("initial", torch.zeros(B, H, K, V, device=v.device, dtype=torch.float64))
         z = i.get("vector", torch.zeros(B, H, K, device=v.device, dtype=torch.float64))
-        m = self.maximum.double() if self.maximum is not None else torch.zeros(B, H, device=v.device, dtype=torch.float64)
+        m = torch.zeros(B, H, device=v.device).double() if self.maximum is None else self.maximum.double()
         ys = []
         for t in range(T):
             if self.reset is not None:
@@ -456,7 +463,8 @@ class Scan:
         self.forward()
         self.backprop()
         a, u = self.decay.double().requires_grad_(), self.input.double().requires_grad_()
-        h0 = (self.initial.double() if self.initial is not None else torch.zeros(self.B, self.D, device=a.device).double()).requires_grad_()
+        h0 = torch.zeros(self.B, self.D, device=a.device) if self.initial is None else self.initial
+        h0 = h0.double().requires_grad_()
         h, out = h0, []
         rate = torch.exp(a) if self.log else a
         for t in range(self.T):
@@ -479,8 +487,8 @@ class Scan:
         same = all(torch.equal(x, y) for x, y in zip(first, (self.h, self.du, self.da)))
         worst = max(e.values()) if all(x == x for x in e.values()) else float("nan")
         limit = 5e-3 if self.dtype == torch.bfloat16 else 2e-6
-        print(f"{'ok  ' if worst < limit and same else 'BAD '} {label}: " + " ".join(f"{n} {x:.1e}" for n, x in e.items())
-              + ("" if same else " NOT REPEATABLE"), flush=True)
+        print("ok " if worst < limit and same else "BAD", f"{label}:", *(f"{n} {x:.1e}" for n, x in e.items()),
+              "" if same else "NOT REPEATABLE", flush=True)
 
 
 def cases(small):
@@ -498,7 +506,8 @@ def cases(small):
     yield "mild kda", (BETA, 2, T, 2, 64, 64, bf), dict(gate_kind=3, gate_low=-0.5, **open)
     yield "mild rwkv7", (GENERAL, 2, T, 2, 64, 64, bf), dict(gate_kind=3, gate_low=-0.6, gate_dtype=bf, **open)
     yield "mild strong", (GENERAL, 1, T, 2, 64, 64, bf), dict(gate_kind=3, gate_low=-1.4, **open)
-    yield "mild groups", (BETA, 1, T, 4, 64, 64, bf), dict(gate_kind=3, gate_low=-0.5, key_heads=2, normalize=True, **open)
+    yield "mild groups", (BETA, 1, T, 4, 64, 64, bf), dict(gate_kind=3, gate_low=-0.5, key_heads=2, normalize=True,
+                                                           **open)
     yield "mild gla 128", (LINEAR, 1, T, 2, 128, 128, bf), dict(gate_kind=3, gate_low=-0.5, **open)
     yield "mild kda 128", (BETA, 1, T, 2, 128, 128, bf), dict(gate_kind=3, gate_low=-0.5, normalize=True, **open)
     yield "mild rwkv7 128", (GENERAL, 1, T, 2, 128, 128, bf), dict(gate_kind=3, gate_low=-0.6, **open)
@@ -511,11 +520,13 @@ def cases(small):
         yield "sum" + name, (LINEAR, 1, T, 2, 64, 64, bf), dict(divisor=1, state=state)
         yield "mlstm 128" + name, (LINEAR, 1, T, 2, 128, 128, bf), dict(divisor=3, input_low=-5, team=not state, **keep)
         yield "mlstm 128 plain" + name, (LINEAR, 1, T, 2, 128, 128, bf), dict(divisor=3, team=state, **keep)
-    yield "mlstm wide", (LINEAR, 1, T, 2, 256, 512, bf), dict(divisor=3, gate_kind=2, gate_low=-1, state=True, reset=True)
+    yield "mlstm wide", (LINEAR, 1, T, 2, 256, 512, bf), dict(divisor=3, gate_kind=2, gate_low=-1, state=True,
+                                                              reset=True)
     yield "mlstm 128 256", (LINEAR, 1, T, 2, 128, 256, bf), dict(divisor=3, gate_kind=2, gate_low=-1)
     yield "linear 64 128", (LINEAR, 1, T, 2, 64, 128, bf), dict(gate_kind=2, gate_low=-1, team=False, **full)
     yield "linear 200 24", (LINEAR, 1, T, 2, 200, 24, bf), dict(gate_kind=2, gate_low=-1, **full)
-    yield "mlstm groups", (LINEAR, 1, T, 4, 40, 24, bf), dict(divisor=3, gate_kind=2, gate_low=-1, key_heads=2, state=True, gate_dtype=bf)
+    yield "mlstm groups", (LINEAR, 1, T, 4, 40, 24, bf), dict(divisor=3, gate_kind=2, gate_low=-1, key_heads=2,
+                                                              state=True, gate_dtype=bf)
     # One pass that keeps nothing for gradients, on Hopper.
     tiles = dict(backward=False, gate_kind=2, gate_low=-1)
     for size in (64, 128):
@@ -530,7 +541,8 @@ def cases(small):
             yield "tiles closed" + name, shape, dict(**full, **many | dict(gate_low=-60))
         yield f"tiles sum {size}", shape, dict(divisor=1, state=True, backward=False)
         yield f"tiles constant {size}", shape, dict(gate_kind=1, gate_low=-0.1, backward=False)
-    yield "tiles groups", (LINEAR, 2, T, 4, 40, 24, bf), dict(divisor=3, key_heads=2, state=True, gate_dtype=bf, **tiles)
+    yield "tiles groups", (LINEAR, 2, T, 4, 40, 24, bf), dict(divisor=3, key_heads=2, state=True, gate_dtype=bf,
+                                                              **tiles)
     yield "tiles wide", (LINEAR, 1, T, 4, 96, 200, bf), dict(divisor=3, key_heads=2, segments=2, **full, **tiles)
     yield "tiles long", (LINEAR, 1, 1500, 2, 64, 64, bf), dict(divisor=3, segments=5, **tiles)
     yield "tiles short", (LINEAR, 3, 5, 2, 64, 64, bf), dict(divisor=3, **full, **tiles)
@@ -630,7 +642,8 @@ def time_all(dev, chosen, forward, shapes):
                 line = f"{shape} {name}: " + " ".join(f"{n} {x:.4f}" for n, x in ms.items())
                 line += f" | training forward {kept:.4f} (floor {floor:.4f})"
                 if not forward:
-                    line += f" both {milliseconds(lambda: (m.forward(), m.backprop())):.4f} (floor {floor + floor_b:.4f})"
+                    both = milliseconds(lambda: (m.forward(), m.backprop()))
+                    line += f" both {both:.4f} (floor {floor + floor_b:.4f})"
                 m.states = m.extras = None
                 line += f" | forward {milliseconds(m.forward):.4f}"
                 print(line, flush=True)
