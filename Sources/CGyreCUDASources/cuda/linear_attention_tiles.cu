@@ -209,8 +209,10 @@ struct TileState {
     }
   }
   DEV_MEMBER int key(int m, int e) const { return m * 64 + warp * 16 + g + (e >> 1) * 8; }
-  /// State [K, V] and vector [K] of a row of B·H, where given.
-  DEV_MEMBER void read(const MixerArgs &p, int row, int column) {
+  /// A row of B·H: each key with this thread's part of z and its index in [B·H, K], each pair of values with its
+  /// index in [B·H, K, V].
+  template <class Z, class Pair>
+  DEV_MEMBER void visit(const MixerArgs &p, int row, int column, Z key_of, Pair pair_of) {
     const long long keys = (long long)row * p.keys;
 #pragma unroll
     for (int m = 0; m < P; m++)
@@ -218,34 +220,36 @@ struct TileState {
       for (int e = 0; e < 4; e += 2) {
         const int k = key(m, e);
         if (k >= p.keys) continue;
-        if (NORM && p.n.initial_vector) z[m][0][e] = p.n.initial_vector[keys + k];
-        if (p.initial)
+        if (NORM) key_of(z[m][0][e], keys + k);
 #pragma unroll
-          for (int n = 0; n < 8; n++) {
-            const int v = column + n * 8 + c;
-            if (v >= p.values) continue;
-            const two x = load_two(p.initial, (keys + k) * p.values + v);
-            S[m][n][e] = x.x;
-            S[m][n][e + 1] = x.y;
-          }
+        for (int n = 0; n < 8; n++) {
+          const int v = column + n * 8 + c;
+          if (v < p.values) pair_of(S[m][n][e], S[m][n][e + 1], (keys + k) * p.values + v);
+        }
       }
   }
-  DEV_MEMBER void write(const MixerArgs &p, int row, int column) const {
-    const long long keys = (long long)row * p.keys;
-#pragma unroll
-    for (int m = 0; m < P; m++)
-#pragma unroll
-      for (int e = 0; e < 4; e += 2) {
-        const int k = key(m, e);
-        if (k >= p.keys) continue;
-        if (NORM && p.n.final_vector && column == 0 && c == 0) p.n.final_vector[keys + k] = z[m][0][e];
-        if (p.final)
-#pragma unroll
-          for (int n = 0; n < 8; n++) {
-            const int v = column + n * 8 + c;
-            if (v < p.values) store_two(p.final, (keys + k) * p.values + v, S[m][n][e], S[m][n][e + 1]);
-          }
-      }
+  DEV_MEMBER void read(const MixerArgs &p, int row, int column) {
+    visit(
+        p, row, column,
+        [&](float &x, long long i) {
+          if (p.n.initial_vector) x = p.n.initial_vector[i];
+        },
+        [&](float &x, float &y, long long i) {
+          if (!p.initial) return;
+          const two pair = load_two(p.initial, i);
+          x = pair.x;
+          y = pair.y;
+        });
+  }
+  DEV_MEMBER void write(const MixerArgs &p, int row, int column) {
+    visit(
+        p, row, column,
+        [&](float x, long long i) {
+          if (p.n.final_vector && column == 0 && c == 0) p.n.final_vector[i] = x;
+        },
+        [&](float x, float y, long long i) {
+          if (p.final) store_two(p.final, i, x, y);
+        });
   }
   /// Between the passes: every thread its own.
   DEV_MEMBER void keep(float *to) const {
