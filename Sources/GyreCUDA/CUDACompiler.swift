@@ -21,6 +21,9 @@ final class CUDACompiler: @unchecked Sendable {
   /// "13.0".
   let version: String
   private let loaded = Mutex(Loaded())
+  /// For tools that follow every access: lines of the source, and waits that may take as long as they like.
+  private static let checking =
+    CubinCache.variable("GYRE_CHECKED_KERNELS") == nil ? [] : ["-lineinfo", "-DGYRE_CHECKED"]
 
   /// - Throws: `unavailable` when NVRTC knows no architecture of the card.
   init(
@@ -91,7 +94,8 @@ final class CUDACompiler: @unchecked Sendable {
     guard let source = text.map({ (name: file, text: $0) }) ?? embedded else {
       throw failed(file, "there is no such kernel file")
     }
-    let options = ["--gpu-architecture=\(architecture)", "--std=c++17"] + defines
+    let options =
+      ["--gpu-architecture=\(architecture)", "--std=c++17"] + defines + Self.checking
     let key = CubinCache.key(
       [source.text] + CUDASources.headers.map(\.text) + options + [version])
     if let cubin = cache.read(key), let module = load(cubin).module {

@@ -333,12 +333,13 @@ GYRE_DEVICE void join_parts(const gyre_token_attention &a, const Part &part, uns
 }
 
 // Behind a barrier all warps are past the phase before.
-GYRE_DEVICE void begin_attention() {
+GYRE_DEVICE void begin_attention(bool is_first) {
   block_barrier();
-  if (this_thread() == 64) word_write(&shared_anew().progress, now());
+  if (is_first) begin_phase();
 }
 
-template <int RUNS> GYRE_DEVICE void attend_part(const gyre_token_attention &a, const Part &part) {
+template <int RUNS>
+GYRE_DEVICE void attend_part(const gyre_token_attention &a, const Part &part, bool is_first) {
   AttentionWork &w = *(AttentionWork *)operands_of_block();
   int thread = this_thread(), warp = thread >> 5;
   bool has_newest = part.has_newest(a);
@@ -350,7 +351,7 @@ template <int RUNS> GYRE_DEVICE void attend_part(const gyre_token_attention &a, 
     place_head<RUNS>(a, part.b, role == 0 ? a.q + part.h * a.size : (role == 1 ? a.k : a.v) + heads_key,
                      role == 0 ? a.query_norm : role == 1 ? a.key_norm : nullptr, role < 2 ? a.rotated : 0,
                      role == 0 ? w.q : role == 1 ? w.k : w.v);
-  begin_attention();
+  begin_attention(is_first);
   own.start(a, part, w);
 #pragma unroll 1
   for (int first = part.from; first < part.to;) {
@@ -392,12 +393,13 @@ template <int RUNS> GYRE_DEVICE void attend_part(const gyre_token_attention &a, 
 static __device__ __noinline__ void attention_step(int batch) {
   const gyre_token_attention &a = phase_now().attention;
   if (TOKEN_SHARED.rotated != a.rotated || TOKEN_SHARED.log_base != a.log_base) find_turn();
-  if (!a.exists) begin_attention();
+  if (!a.exists) begin_attention(true);
   Part part(a);
   for (int unit = blockIdx.x; a.exists;) {
-    if (a.size <= 64) attend_part<1>(a, part);
-    else if (a.size <= 128) attend_part<2>(a, part);
-    else attend_part<4>(a, part);
+    bool is_first = unit == blockIdx.x;
+    if (a.size <= 64) attend_part<1>(a, part, is_first);
+    else if (a.size <= 128) attend_part<2>(a, part, is_first);
+    else attend_part<4>(a, part, is_first);
     unit += gridDim.x;
     if (unit >= parts_of(a, batch)) break;
     block_barrier();

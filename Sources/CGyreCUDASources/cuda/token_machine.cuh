@@ -12,6 +12,13 @@
 #define COPY_ENGINE 0
 #endif
 
+// For tools that follow every access (GYRE_CHECKED_KERNELS): the same in forms that they know.
+#ifdef GYRE_CHECKED
+#define CHECKED true
+#else
+#define CHECKED false
+#endif
+
 // The thread's number, read anew: what follows from it is not kept in registers from phase to phase.
 GYRE_DEVICE int this_thread() {
   int i;
@@ -33,20 +40,19 @@ extern __shared__ __align__(128) char token_memory[];
 #define TOKEN_SHARED (*(gyre_token_shared *)token_memory)
 GYRE_DEVICE char *ring_of_block() { return token_memory + SHARED_BYTES; }
 
-// MARK: - Stages of the ring
+// MARK: - Barriers in shared memory
 
-GYRE_DEVICE void stage_initialize(unsigned long *full, unsigned long *empty) {
-  asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_address(full)),
-               "r"(COPY_ENGINE ? 1 : 32)
-               : "memory");
-  asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_address(empty)), "n"(WARPS)
-               : "memory");
+GYRE_DEVICE void barrier_initialize(unsigned long *barrier, int arrivals) {
+  asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
+}
+// By who has initialized some, before a barrier of the block.
+GYRE_DEVICE void barriers_are_initialized() {
 #if COPY_ENGINE
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 #endif
 }
-// Whether the barrier's phase `parity` is over, or soon after.
-GYRE_DEVICE bool stage_is_full(unsigned long *barrier, unsigned parity) {
+// Whether the barrier's round `parity` is over, or soon after.
+GYRE_DEVICE bool barrier_is_over(unsigned long *barrier, unsigned parity) {
   unsigned done;
   asm volatile(
       "{ .reg .pred p;\n"
@@ -61,13 +67,34 @@ GYRE_DEVICE bool stage_is_full(unsigned long *barrier, unsigned parity) {
       : "memory");
   return done;
 }
-// Until the barrier's phase `parity` is over.
-GYRE_DEVICE void stage_await(unsigned long *barrier, unsigned parity) {
-  while (!stage_is_full(barrier, parity)) {}
+GYRE_DEVICE void barrier_await(unsigned long *barrier, unsigned parity) {
+  while (!barrier_is_over(barrier, parity)) {}
 }
-GYRE_DEVICE void stage_release(unsigned long *empty) {
-  asm volatile("{ .reg .b64 t; mbarrier.arrive.shared.b64 t, [%0]; }" ::"r"(shared_address(empty))
-               : "memory");
+GYRE_DEVICE void barrier_arrive(unsigned long *barrier) {
+  asm volatile("{ .reg .b64 t; mbarrier.arrive.shared.b64 t, [%0]; }" ::"r"(shared_address(barrier)) : "memory");
+}
+// One of threads that have met arrives for all of them: `speaks` is true in that one. Tools take only what a thread
+// did that arrives itself for ordered, so checked kernels have all of them arrive.
+GYRE_DEVICE bool arrives(bool speaks) { return CHECKED || speaks; }
+#define ARRIVALS(threads) (CHECKED ? (threads) : 1)
+// Phase n's of barriers that phases take in turn. A phase's barriers are over before the phase as many later begins.
+GYRE_DEVICE void phase_await(unsigned long *barriers, int n) {
+  barrier_await(barriers + (unsigned)n % GYRE_TOKEN_DESCRIBED, (unsigned)n / GYRE_TOKEN_DESCRIBED & 1);
+}
+GYRE_DEVICE void phase_arrive(unsigned long *barriers, int n) {
+  barrier_arrive(barriers + (unsigned)n % GYRE_TOKEN_DESCRIBED);
+}
+
+// MARK: - Stages of the ring
+
+// Arrivals at a stage's barrier when it is full.
+#define STAGE_COPIES (COPY_ENGINE ? 1 : 32)
+// By the copying warp behind the barrier that says that all warps have read the stage: copies by the engine come
+// after those reads only behind a fence between the two ways to memory.
+GYRE_DEVICE void stage_is_free() {
+#if COPY_ENGINE
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
 }
 // By the copying warp: `bytes` in all (a multiple of 16) will come in the copies after this.
 GYRE_DEVICE void stage_expect(unsigned long *full, int bytes, int lane) {
@@ -123,21 +150,16 @@ template <int BYTES> GYRE_DEVICE void copy_aside(void *to, const char *from) {
 // For the thread's own copies.
 GYRE_DEVICE void copies_await() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
-// MARK: - Words between warps of a block
+// MARK: - Words of a warp
 
-GYRE_DEVICE int word_read(const void *p) {
-  int x;
-  asm volatile("ld.acquire.cta.shared.s32 %0, [%1];" : "=r"(x) : "r"(shared_address(p)) : "memory");
-  return x;
-}
-// Between a warp's own lanes: what would otherwise live in registers over calls, so on the stack.
+// What would otherwise live in registers over calls, so on the stack.
 GYRE_DEVICE int word_kept(const void *p) {
   int x;
   asm volatile("ld.shared.s32 %0, [%1];" : "=r"(x) : "r"(shared_address(p)) : "memory");
   return x;
 }
 GYRE_DEVICE void word_write(void *p, int x) {
-  asm volatile("st.release.cta.shared.s32 [%0], %1;" ::"r"(shared_address(p)), "r"(x) : "memory");
+  asm volatile("st.shared.s32 [%0], %1;" ::"r"(shared_address(p)), "r"(x) : "memory");
 }
 
 // The same of the block's state, whose address is found anew: kept over calls it would go to the stack.
@@ -189,7 +211,7 @@ GYRE_DEVICE StampedTwo read_two(const char *p) {
 }
 // A block that waits for seconds has lost the others: the kernel ends with an error rather than never.
 GYRE_DEVICE void wait_again(int &waits) {
-  if (++waits == 1 << 24) __trap();
+  if (!CHECKED && ++waits == 1 << 24) __trap();
 }
 
 // Past the first-level cache.

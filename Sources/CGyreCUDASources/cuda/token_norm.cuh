@@ -43,6 +43,7 @@ template <int N, bool GATED> static __device__ __noinline__ void norm_all(int wh
 #pragma unroll
     for (int j = 0; j < N; j++) x[j] = times(x[j], z[j]);
   }
+  if (M == 1 && which > 0) block_barrier();  // an operand's sums before may still be read
   normalize(o, own, size, x);
 #pragma unroll
   for (int j = 0; j < N; j++) {

@@ -239,6 +239,7 @@ GYRE_DEVICE void plan(gyre_token_phase &p, int lane) {
   int needed = __reduce_or_sync(~0u, is_product && p.product[lane].own ? 1 << p.product[lane].operand : 0);
   bool is_short = is_operand && p.operand[lane].path == COPIED && !p.operand[lane].gate && p.operand[lane].size <= 512;
   bool all_copied = p.operands > 1 && __all_sync(~0u, is_short || !is_operand);
+  __syncwarp();  // paths were read
   if (is_operand && all_copied) p.operand[lane].path = ALL_COPIED;
   if (lane == 0) p.product[0].outputs = outputs, p.needed = needed;
 }

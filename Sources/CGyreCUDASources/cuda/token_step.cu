@@ -135,9 +135,10 @@ GYRE_DEVICE void end_outputs(const gyre_token_phase &p, int batch, int operand_f
   unsigned base = TOKEN_WORD(base), *count = s.counts + now();
   int outputs = p.product[0].outputs * batch, j = this_thread();
   copies_await();
-  // All lanes of a warp come to one barrier, with an output or none.
-  if ((j & ~31) >= outputs) return block_barrier();
-  for (bool first = true;; first = false) {
+  // All lanes of a warp come to one barrier, with an output or none. Tools want all warps at one.
+  if (CHECKED) block_barrier();
+  else if ((j & ~31) >= outputs) return block_barrier();
+  for (bool first = !CHECKED;; first = false) {
     Ending e(p, s, partials, base);
     if (first) block_barrier();
     if (j >= outputs) return;
@@ -194,11 +195,11 @@ GYRE_DEVICE void attend(const gyre_token_step_args &a, unsigned base) {
   gyre_token_shared &s = TOKEN_SHARED;
   int lane = threadIdx.x & 31;
   for (int n = 1 - GYRE_TOKEN_DESCRIBED; n < a.phase_count; n++) {
-    while (word_read(&s.progress) < n) __nanosleep(20);
-    if (n >= 0 && described(n).moves) {
+    if (n >= 0) {
+      phase_await(s.begun, n);
       make_moves(described(n), a.batch, base, lane);
       __syncwarp();
-      if (lane == 0) word_write(&s.moved, n);
+      if (arrives(lane == 0)) phase_arrive(s.moved, n);
     }
     int ahead = n + GYRE_TOKEN_DESCRIBED - 1;
     if (ahead >= a.phase_count) continue;
@@ -209,21 +210,19 @@ GYRE_DEVICE void attend(const gyre_token_step_args &a, unsigned base) {
     if (next.kind == GYRE_TOKEN_MATRIX_PHASE && lane == 0) plan_tiles(next.matrix, a.batch);
     if (next.kind == GYRE_TOKEN_ATTENTION_PHASE) plan_part(next.attention, a.batch, *a.position);
     __syncwarp();
-    if (lane == 0) word_write(&s.ready, ahead);
+    if (arrives(lane == 0)) phase_arrive(s.ready, ahead);
     for (int i = 0; i < next.ranges; i++) fetch_share(next.range[i].data, next.range[i].bytes, lane);
   }
 }
 
 // From the barrier after operands to outputs.
 GYRE_DEVICE void product_phase(const gyre_token_step_args &a) {
-  gyre_token_shared &s = TOKEN_SHARED;
-  if (this_thread() == 64) word_write(&shared_anew().progress, now());
+  begin_phase();
   multiply_rows(a.depth, a.operand_floats);
   int n = now();
   const gyre_token_phase &p = described(n);
   // What the moves read is overwritten by those who wait for this phase.
-  if (p.moves)
-    while (word_read(&s.moved) < n) {}
+  if (p.moves) phase_await(TOKEN_SHARED.moved, n);
   end_outputs(p, a.batch, a.operand_floats);
 }
 
@@ -231,7 +230,7 @@ GYRE_DEVICE void compute(const gyre_token_step_args &a) {
   for (;;) {
     int n = now();
     if (n >= a.phase_count) return;
-    while (word_read(&shared_anew().ready) < n) {}
+    phase_await(shared_anew().ready, n);
     if (word_kept(&described(n).kind) == GYRE_TOKEN_PRODUCT_PHASE) {
       ask(described(n), a.batch, this_thread(), shared_anew());
       if (phase_now().makes) make_operands(a.batch);
@@ -245,11 +244,13 @@ GYRE_DEVICE void compute(const gyre_token_step_args &a) {
         attention_step(a.batch);
       } else {
         block_barrier();
-        if (this_thread() == 64) word_write(&shared_anew().progress, n);
+        begin_phase();
         embed(a.tokens, a.batch);
       }
       block_barrier();
     }
+    // Of a phase without moves nobody asks for this barrier, which tools take for a wait that was forgotten.
+    if (CHECKED) phase_await(shared_anew().moved, now());
     int thread = this_thread();
     if ((thread & 31) == 0) shared_anew().now[thread >> 5]++;
     __syncwarp();
@@ -259,11 +260,20 @@ GYRE_DEVICE void compute(const gyre_token_step_args &a) {
 extern "C" __global__ void __launch_bounds__(GYRE_TOKEN_LAUNCH, 1)
     token_step(gyre_token_step_args a) {
   gyre_token_shared &s = TOKEN_SHARED;
-  if (threadIdx.x < GYRE_TOKEN_DEPTH) stage_initialize(s.full + threadIdx.x, s.empty + threadIdx.x);
+  if (threadIdx.x < GYRE_TOKEN_DEPTH) {
+    barrier_initialize(s.full + threadIdx.x, STAGE_COPIES);
+    barrier_initialize(s.empty + threadIdx.x, WARPS * ARRIVALS(32));
+  }
+  if (threadIdx.x < GYRE_TOKEN_DESCRIBED) {
+    barrier_initialize(s.ready + threadIdx.x, ARRIVALS(32));
+    barrier_initialize(s.begun + threadIdx.x, ARRIVALS(GYRE_TOKEN_THREADS));
+    barrier_initialize(s.moved + threadIdx.x, ARRIVALS(32));
+  }
+  barriers_are_initialized();
   if (threadIdx.x < WARPS) s.place[threadIdx.x] = s.now[threadIdx.x] = 0;
   // Zero is the stamp of memory that nobody has written.
   if (threadIdx.x == 0) {
-    s.progress = s.ready = s.moved = -1, s.rotated = -1;
+    s.rotated = -1;
     s.base = (unsigned)*a.position * (unsigned)a.phase_count + 1;
     s.half = (*a.position & 1) * a.phase_count;
     s.counts = a.counts + s.half;

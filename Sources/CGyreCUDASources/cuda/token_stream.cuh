@@ -82,9 +82,12 @@ GYRE_DEVICE void copy_stream(const gyre_token_step_args &a) {
           base + (long)from * row_bytes + (from < half ? 0 : second) + piece * slice;
       char *to = ring + slot.at * GYRE_TOKEN_STAGE + (from - row) * slice;
       unsigned long *full = &s.full[slot.at];
-      if (sent >= a.depth) stage_await(&s.empty[slot.at], slot.parity ^ 1);
+      if (sent >= a.depth) {
+        barrier_await(&s.empty[slot.at], slot.parity ^ 1);
+        stage_is_free();
+      }
       if (sent >= a.flight) {
-        stage_await(&s.full[oldest.at], oldest.parity);
+        barrier_await(&s.full[oldest.at], oldest.parity);
         oldest.advance();
       }
       stage_expect(full, (end - row) * bytes, lane);
@@ -243,6 +246,11 @@ template <int LINES> struct Unit {
 GYRE_DEVICE int now() { return word_kept(shared_anew().now + (this_thread() >> 5)); }
 GYRE_DEVICE gyre_token_phase &described(int n) { return shared_anew().phase[n % GYRE_TOKEN_DESCRIBED]; }
 GYRE_DEVICE const gyre_token_phase &phase_now() { return described(now()); }
+// Once a phase, behind a barrier of the computing warps: its operands are there, and nobody reads the description
+// of the phase before any longer.
+GYRE_DEVICE void begin_phase() {
+  if (arrives(this_thread() == 64)) phase_arrive(shared_anew().begun, now());
+}
 
 // A warp's way through the stages of a product's columns.
 struct Walk {
@@ -265,10 +273,10 @@ struct Walk {
       if (last[j]) slot.advance();
     }
 #pragma unroll
-    for (int j = 0; j < COUNT; j++) all = stage_is_full(TOKEN_SHARED.full + at[j], parity[j]) && all;
+    for (int j = 0; j < COUNT; j++) all = barrier_is_over(TOKEN_SHARED.full + at[j], parity[j]) && all;
     if (!all) {
 #pragma unroll
-      for (int j = 0; j < COUNT; j++) stage_await(TOKEN_SHARED.full + at[j], parity[j]);
+      for (int j = 0; j < COUNT; j++) barrier_await(TOKEN_SHARED.full + at[j], parity[j]);
     }
 #pragma unroll
     for (int j = 0; j < COUNT; j++) units[j].load(y, ring_of_block() + place[j], stride, lane);
@@ -282,7 +290,7 @@ struct Walk {
     __syncwarp();
 #pragma unroll
     for (int j = 0; j < COUNT; j++)
-      if (last[j] && lane == 0) stage_release(TOKEN_SHARED.empty + at[j]);
+      if (last[j] && arrives(lane == 0)) barrier_arrive(TOKEN_SHARED.empty + at[j]);
 #pragma unroll
     for (int j = 0; j < COUNT; j++) units[j].multiply(y);
     float sums[COUNT][M];

@@ -194,7 +194,8 @@ typedef struct gyre_token_shared {
   int output[GYRE_TOKEN_THREADS][2];
   gyre_token_phase phase[GYRE_TOKEN_DESCRIBED];
   unsigned long full[GYRE_TOKEN_DEPTH], empty[GYRE_TOKEN_DEPTH];  // barriers of the ring's stages
-  int progress, ready, moved;  // the phase whose operands are there; the last described; whose moves are done
+  // Barriers of phases, in turn: it is described; its operands are there; its moves are done.
+  unsigned long ready[GYRE_TOKEN_DESCRIBED], begun[GYRE_TOKEN_DESCRIBED], moved[GYRE_TOKEN_DESCRIBED];
   int rotated;  // what `turn` is for
   double log_base;
   float turn[2][GYRE_TOKEN_KEYS / 2];  // cosines and sines of the position
