@@ -79,6 +79,13 @@ GYRE_DEVICE void phase_arrive(unsigned long *barriers, int n) {
 
 // Arrivals at a stage's barrier when it is full.
 #define STAGE_COPIES (COPY_ENGINE ? 1 : 32)
+// By the copying warp behind the barrier that says that all warps have read the stage: copies by the engine come
+// after those reads only behind a fence between the two ways to memory.
+GYRE_DEVICE void stage_is_free() {
+#if COPY_ENGINE
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
 // By the copying warp: `bytes` in all (a multiple of 16) will come in the copies after this.
 GYRE_DEVICE void stage_expect(unsigned long *full, int bytes, int lane) {
 #if COPY_ENGINE

@@ -82,7 +82,10 @@ GYRE_DEVICE void copy_stream(const gyre_token_step_args &a) {
           base + (long)from * row_bytes + (from < half ? 0 : second) + piece * slice;
       char *to = ring + slot.at * GYRE_TOKEN_STAGE + (from - row) * slice;
       unsigned long *full = &s.full[slot.at];
-      if (sent >= a.depth) barrier_await(&s.empty[slot.at], slot.parity ^ 1);
+      if (sent >= a.depth) {
+        barrier_await(&s.empty[slot.at], slot.parity ^ 1);
+        stage_is_free();
+      }
       if (sent >= a.flight) {
         barrier_await(&s.full[oldest.at], oldest.parity);
         oldest.advance();
