@@ -154,6 +154,7 @@ DEV void bring(const LinearTileArgs &t, const Segment &w, unsigned char *memory,
     u64 *full = b.full + ring.stage;
     const int start = (w.first + n) * CHUNK;
     barrier_wait(b.empty + ring.stage, ring.parity ^ 1);
+    proxy_fence();  // keys were read in the ordinary way
     barrier_expect(full, L::copied);
 #pragma unroll
     for (int i = 0; i < L::panels; i++) {
