@@ -79,11 +79,12 @@ GYRE_DEVICE void phase_arrive(unsigned long *barriers, int n) {
 
 // Arrivals at a stage's barrier when it is full.
 #define STAGE_COPIES (COPY_ENGINE ? 1 : 32)
-// By the copying warp behind the barrier that says that all warps have read the stage: copies by the engine come
-// after those reads only behind a fence between the two ways to memory.
-GYRE_DEVICE void stage_is_free() {
+// Copies by the engine come after ordinary reads of a stage only behind a fence between the two ways to memory: by
+// the copying warp behind the barrier that says that all have read, which costs the readers nothing, or by the
+// readers before they arrive, where tools look for it.
+GYRE_DEVICE void stage_fence([[maybe_unused]] bool by_readers) {
 #if COPY_ENGINE
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+  if (by_readers == CHECKED) asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 #endif
 }
 // By the copying warp: `bytes` in all (a multiple of 16) will come in the copies after this.

@@ -84,7 +84,7 @@ GYRE_DEVICE void copy_stream(const gyre_token_step_args &a) {
       unsigned long *full = &s.full[slot.at];
       if (sent >= a.depth) {
         barrier_await(&s.empty[slot.at], slot.parity ^ 1);
-        stage_is_free();
+        stage_fence(false);
       }
       if (sent >= a.flight) {
         barrier_await(&s.full[oldest.at], oldest.parity);
@@ -287,6 +287,7 @@ struct Walk {
 #pragma unroll
       for (int m = 0; m < M; m++)
         old[j][m] = adds && j * GYRE_TOKEN_ROWS < left ? own[j * GYRE_TOKEN_ROWS * PARTIAL_ROW + m] : 0.f;
+    stage_fence(true);
     __syncwarp();
 #pragma unroll
     for (int j = 0; j < COUNT; j++)
