@@ -24,7 +24,8 @@ extension ChunkedHeads {
 
   /// False where a walk in one piece serves the call better.
   func walkSegments(_ isBack: Bool) -> Bool {
-    guard isTeam, rule == GYRE_CUDA_MIXER_LINEAR, size <= 128, a.n.divisor == 0 else { return false }
+    guard isTeam, rule == GYRE_CUDA_MIXER_LINEAR, size <= 128, a.n.divisor == 0
+    else { return false }
     let isWide = size == 128 && a.values > 64
     let width = isWide ? 128 : 64
     let columns = (Int(a.values) + width - 1) / width
