@@ -405,7 +405,7 @@ extension LinearAttentionForward {
     ]
     return alone + [
       make("vector in segments", .vector, K: 64, V: 64, tokens: 330),
-      make("vector in segments", .vector, K: 96, V: 128, tokens: 400),
+      make("vector in segments, wide", .vector, K: 96, V: 128, tokens: 400),
       make("none", .none), make("constant", .constant), make("scalar", .scalar, keyHeads: 1),
       make("vector", .vector), make("bonus", .vector, bonus: true),
       make("sum", .none, .sum(epsilon: 1e-6)), make("floor", .scalar, .floor(1, epsilon: 1e-6)),
