@@ -43,11 +43,11 @@ def walk_bytes(rule, K, VT, back, norm=False):
     return max(2, min(4, fit)) * stage + 1024
 
 
-def segment_bytes(K, VT, back, states):
+def segment_bytes(K, back, states):
     """A walk of linear attention in segments: two blocks of threads a multiprocessor where their stages fit."""
     up = lambda n: (n + 1023) // 1024 * 1024
     copied = 128 * K + K * 4 + (0 if back or states else 8192 + 128 * K)
-    stage = up(copied) + up(64 * VT * 2)
+    stage = up(copied) + 8192
     half, all = (225 * 512 - 1024) // stage, (225 * 1024 - 1024) // stage
     return max(2, min(4, half if half >= 2 else all)) * stage + 1024
 
@@ -106,7 +106,6 @@ class Mixer:
         # divisor: 0 none, 1 a + epsilon, 2 max(|a|, floor) + epsilon, 3 max(|a|, e^-m) + epsilon with input gates
         # segments: of a pass by tiles that keeps nothing for gradients; None: what `segments_of` takes for fastest.
         # cut: segments of walks over records, 0: the walks for one. wide: these by 128 value columns, not 64.
-        self.cut, self.wide = cut, wide
         self.normalize, self.has_mild, self.divisor = normalize, has_mild, divisor
         self.dev, self.rule = dev, rule
         self.B, self.T, self.H, self.K, self.V, self.dtype = B, T, H, K, V, dtype
@@ -169,6 +168,10 @@ class Mixer:
         self.team = team if team is not None else B * H * ((V + 63) // 64) < 96 or self.KP > 128
         blocks = B * H * ((V + 63) // 64)
         self.segments = segments or segments_of(self.N, blocks)
+        if cut is None:
+            cuts = self.team and rule == LINEAR and self.KP <= 128 and dtype == torch.bfloat16 and not divisor
+            cut = min(2 * 132 // blocks, (self.N + 3) // 4) if cuts else 0
+        self.cut = cut
         self.allocate()
 
     def allocate(self):
@@ -268,20 +271,20 @@ class Mixer:
     def walk_cut(self, back, parts=("states", "segments")):
         """In segments: their states, then all."""
         length = (self.N + self.cut - 1) // self.cut
-        segments, VT = (self.N + length - 1) // length, 128 if self.wide else 64
+        segments = (self.N + length - 1) // length
         a = SegmentArgs(m=self.args(), segments=segments, steps=length)
-        rows, blocks = self.B * self.H, (self.V + VT - 1) // VT
+        rows, blocks = self.B * self.H, (self.V + 63) // 64
         if segments > 1:
             if self.between is None or self.between[0] != segments:
                 nan = lambda n: torch.full((n,), float("nan"), device=self.dev.device)
                 self.between = (segments, nan(rows * ((self.V + 15) // 16) * (segments - 1) * 16 * self.KP),
                                 nan(rows * (segments - 1) * self.KP))
             a.states, a.decays = (x.data_ptr() for x in self.between[1:])
-        name = ("walk_back" if back else "walk") + ("_wide" if self.wide else "")
+        name = "walk_back" if back else "walk"
         for part, count in (("states", segments - 1), ("segments", segments)):
             if count and part in parts:
-                self.dev.launch(self.name(f"{name}_{part}"), (blocks, rows, count), VT * 2,
-                                segment_bytes(self.KP, VT, back, part == "states"), a)
+                self.dev.launch(self.name(f"{name}_{part}"), (blocks, rows, count), 128,
+                                segment_bytes(self.KP, back, part == "states"), a)
 
     def walk(self, back=False):
         if self.cut:
@@ -560,18 +563,18 @@ def cases(small):
     yield "mlstm groups", (LINEAR, 1, T, 4, 40, 24, bf), dict(divisor=3, gate_kind=2, gate_low=-1, key_heads=2,
                                                               state=True, gate_dtype=bf)
     # Walks in segments, forward and backward.
-    for size, wide in ((64, False), (128, False), (128, True)):
+    for size in (64, 128):
         for cut in (1, 2, 4, 6):
-            name, shape = f" {size} in {cut}" + (" wide" if wide else ""), (LINEAR, 2, T, 2, size, size, bf)
-            many = dict(gate_kind=3, gate_low=-2, cut=cut, wide=wide)
+            name, shape = f" {size} in {cut}", (LINEAR, 2, T, 2, size, size, bf)
+            many = dict(gate_kind=3, gate_low=-2, cut=cut)
             yield "cut gla" + name, shape, dict(**full, **many)
             yield "cut mild" + name, shape, dict(state=True, **many | dict(gate_low=-0.05))
             yield "cut alone" + name, shape, dict(backward=False, **many | dict(gate_low=-0.5))
-        yield f"cut closed {size}" + " wide" * wide, shape, dict(**full, **many | dict(gate_low=-60, cut=3))
+        yield f"cut closed {size}", shape, dict(**full, **many | dict(gate_low=-60, cut=3))
     yield "cut long", (LINEAR, 1, 1500, 2, 64, 64, bf), dict(gate_kind=3, gate_low=-0.05, cut=8)
-    yield "cut long 128", (LINEAR, 1, 1437, 2, 128, 128, bf), dict(gate_kind=3, gate_low=-0.05, cut=8, wide=True)
+    yield "cut long 128", (LINEAR, 1, 1437, 2, 128, 128, bf), dict(gate_kind=3, gate_low=-0.05, cut=8)
     yield "cut 40 24", (LINEAR, 1, T, 2, 40, 24, bf), dict(gate_kind=3, cut=3, **full)
-    yield "cut 96 80", (LINEAR, 1, T, 2, 96, 80, bf), dict(gate_kind=3, cut=3, wide=True, **full)
+    yield "cut 96 80", (LINEAR, 1, T, 2, 96, 80, bf), dict(gate_kind=3, cut=3, **full)
     # One pass that keeps nothing for gradients, on Hopper.
     tiles = dict(backward=False, gate_kind=2, gate_low=-1)
     for size in (64, 128):

@@ -55,21 +55,15 @@ MIXER_MODULE(SCALAR_DECAYS)
 
 MIXER_MODULE(CHANNEL_DECAYS)
 
-#define WALK_SEGMENTS(E, e, K, END, VALUES, BACK)                                                  \
-  ENTRY_BLOCKS(linear_attention_walk##END##_states_##e##_k##K, SegmentArgs, VALUES * 2, 2,         \
-               walk<LINEAR, K, VALUES, BACK, E, false, STATES>(args))                              \
-  ENTRY_BLOCKS(linear_attention_walk##END##_segments_##e##_k##K, SegmentArgs, VALUES * 2,          \
-               128 / VALUES, walk<LINEAR, K, VALUES, BACK, E, false, SEGMENTS>(args))
-#define WALKS_OF_64(E, e, K)              \
-  WALK_SEGMENTS(E, e, K, , 64, false)     \
-  WALK_SEGMENTS(E, e, K, _back, 64, true)
-MIXER_MODULE(WALKS_OF_64)
-#if GYRE_KEYS == 128
-#define WALKS_OF_128(E, e, K)                   \
-  WALK_SEGMENTS(E, e, K, _wide, 128, false)     \
-  WALK_SEGMENTS(E, e, K, _back_wide, 128, true)
-MIXER_MODULE(WALKS_OF_128)
-#endif
+#define WALK_SEGMENTS(E, e, K, END, BACK)                                                     \
+  ENTRY_BLOCKS(linear_attention_walk##END##_states_##e##_k##K, SegmentArgs, 128, 2,           \
+               walk<LINEAR, K, 64, BACK, E, false, STATES>(args))                             \
+  ENTRY_BLOCKS(linear_attention_walk##END##_segments_##e##_k##K, SegmentArgs, 128, 2,         \
+               walk<LINEAR, K, 64, BACK, E, false, SEGMENTS>(args))
+#define WALKS_IN_SEGMENTS(E, e, K)    \
+  WALK_SEGMENTS(E, e, K, , false)     \
+  WALK_SEGMENTS(E, e, K, _back, true)
+MIXER_MODULE(WALKS_IN_SEGMENTS)
 #endif
 
 #if GYRE_KEYS == 64

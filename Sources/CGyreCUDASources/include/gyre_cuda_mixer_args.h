@@ -155,10 +155,10 @@ static inline int gyre_cuda_mixer_walk_shared(enum gyre_cuda_mixer_rule rule, in
   const long bytes = (fit > 4 ? 4 : fit < 2 ? 2 : fit) * stage + 1024;
   return (int)(bytes + (is_team ? 2 * (16L * size + 1024) * 2 : 0));
 }
-/// Of walks of linear attention in segments by `values` columns, 64 or 128: `_states` or `_segments`.
-static inline int gyre_cuda_mixer_segments_shared(int size, int values, int is_back, int is_states, int is_sm90) {
+/// Of walks of linear attention in segments: `_states` or `_segments`.
+static inline int gyre_cuda_mixer_segments_shared(int size, int is_back, int is_states, int is_sm90) {
   const long copied = (is_back || is_states ? 0 : 8192 + 128L * size) + 132L * size;
-  const long stage = (copied + 1023) / 1024 * 1024 + 128L * values, limit = (is_sm90 ? 225 : 160) * 1024L;
+  const long stage = (copied + 1023) / 1024 * 1024 + 128L * 64, limit = (is_sm90 ? 225 : 160) * 1024L;
   const long half = (limit / 2 - 1024) / stage, fit = half >= 2 ? half : (limit - 1024) / stage;
   return (int)((fit > 4 ? 4 : fit < 2 ? 2 : fit) * stage + 1024);
 }
