@@ -11,7 +11,7 @@ import argparse
 
 import torch
 
-from gpu_modules import SOURCES, Cuda, Emulator, LinearTileArgs, MixerArgs, NormalizerArgs, ScanArgs
+from gpu_modules import SOURCES, Cuda, Emulator, LinearTileArgs, MixerArgs, NormalizerArgs, ScanArgs, SegmentArgs
 from gpu_modules import compile  # noqa: F401
 
 LINEAR, BETA, GENERAL = 0, 1, 2
@@ -41,6 +41,15 @@ def walk_bytes(rule, K, VT, back, norm=False):
         stage += up((0 if back else 512) + K * 4)
     fit = (225 * 1024 - 1024) // stage
     return max(2, min(4, fit)) * stage + 1024
+
+
+def segment_bytes(K, back, states):
+    """A walk of linear attention in segments: two blocks of threads a multiprocessor where their stages fit."""
+    up = lambda n: (n + 1023) // 1024 * 1024
+    copied = 128 * K + K * 4 + (0 if back or states else 8192 + 128 * K)
+    stage = up(copied) + 8192
+    half, all = (225 * 512 - 1024) // stage, (225 * 1024 - 1024) // stage
+    return max(2, min(4, half if half >= 2 else all)) * stage + 1024
 
 
 def tiles_bytes(K, outputs):
@@ -92,9 +101,11 @@ class Mixer:
 
     def __init__(self, dev, rule, B, T, H, K, V, dtype, gate_kind=0, gate_dtype=torch.float32, key_heads=None,
                  state=False, reset=False, beta_max=1.0, gate_low=-0.2, seed=0, scale=None, backward=True, team=None,
-                 normalize=False, has_mild=True, divisor=0, input_low=0.0, segments=None):
+                 normalize=False, has_mild=True, divisor=0, input_low=0.0, segments=None,
+                 cut=0, wide=False):
         # divisor: 0 none, 1 a + epsilon, 2 max(|a|, floor) + epsilon, 3 max(|a|, e^-m) + epsilon with input gates
         # segments: of a pass by tiles that keeps nothing for gradients; None: what `segments_of` takes for fastest.
+        # cut: segments of walks over records, 0: the walks for one. wide: these by 128 value columns, not 64.
         self.normalize, self.has_mild, self.divisor = normalize, has_mild, divisor
         self.dev, self.rule = dev, rule
         self.B, self.T, self.H, self.K, self.V, self.dtype = B, T, H, K, V, dtype
@@ -157,6 +168,10 @@ class Mixer:
         self.team = team if team is not None else B * H * ((V + 63) // 64) < 96 or self.KP > 128
         blocks = B * H * ((V + 63) // 64)
         self.segments = segments or segments_of(self.N, blocks)
+        if cut is None:
+            cuts = self.team and rule == LINEAR and self.KP <= 128 and dtype == torch.bfloat16 and not divisor
+            cut = min(2 * 132 // blocks, (self.N + 3) // 4) if cuts else 0
+        self.cut = cut
         self.allocate()
 
     def allocate(self):
@@ -172,7 +187,7 @@ class Mixer:
             self.mild = torch.full((B * H * N,), -1, device=d, dtype=torch.int32)
         self.grads = {}
         self.extra = {}
-        self.tile_args = None
+        self.tile_args = self.between = None
         if self.divisor:
             e = self.extra
             e["row_sums"], e["key_sums"] = nan(B * H * N * 128), nan(B * H * N * self.KP)
@@ -253,7 +268,27 @@ class Mixer:
                             mild_prepare_bytes(self.rule, self.KP), self.args())
         self.rest("prepare", 128, prepare_bytes(self.rule, self.KP, bool(self.scalar())), self.mild is not None)
 
+    def walk_cut(self, back, parts=("states", "segments")):
+        """In segments: their states, then all."""
+        length = (self.N + self.cut - 1) // self.cut
+        segments = (self.N + length - 1) // length
+        a = SegmentArgs(m=self.args(), segments=segments, steps=length)
+        rows, blocks = self.B * self.H, (self.V + 63) // 64
+        if segments > 1:
+            if self.between is None or self.between[0] != segments:
+                nan = lambda n: torch.full((n,), float("nan"), device=self.dev.device)
+                self.between = (segments, nan(rows * ((self.V + 15) // 16) * (segments - 1) * 16 * self.KP),
+                                nan(rows * (segments - 1) * self.KP))
+            a.states, a.decays = (x.data_ptr() for x in self.between[1:])
+        name = "walk_back" if back else "walk"
+        for part, count in (("states", segments - 1), ("segments", segments)):
+            if count and part in parts:
+                self.dev.launch(self.name(f"{name}_{part}"), (blocks, rows, count), 128,
+                                segment_bytes(self.KP, back, part == "states"), a)
+
     def walk(self, back=False):
+        if self.cut:
+            return self.walk_cut(back)
         end = ("_team" if self.team else "") + ("_norm" if self.divisor else "")
         name = self.name(("walk_back" if back else "walk") + end)
         name = name.replace("_beta", "").replace("_general", "")
@@ -527,6 +562,19 @@ def cases(small):
     yield "linear 200 24", (LINEAR, 1, T, 2, 200, 24, bf), dict(gate_kind=2, gate_low=-1, **full)
     yield "mlstm groups", (LINEAR, 1, T, 4, 40, 24, bf), dict(divisor=3, gate_kind=2, gate_low=-1, key_heads=2,
                                                               state=True, gate_dtype=bf)
+    # Walks in segments, forward and backward.
+    for size in (64, 128):
+        for cut in (1, 2, 4, 6):
+            name, shape = f" {size} in {cut}", (LINEAR, 2, T, 2, size, size, bf)
+            many = dict(gate_kind=3, gate_low=-2, cut=cut)
+            yield "cut gla" + name, shape, dict(**full, **many)
+            yield "cut mild" + name, shape, dict(state=True, **many | dict(gate_low=-0.05))
+            yield "cut alone" + name, shape, dict(backward=False, **many | dict(gate_low=-0.5))
+        yield f"cut closed {size}", shape, dict(**full, **many | dict(gate_low=-60, cut=3))
+    yield "cut long", (LINEAR, 1, 1500, 2, 64, 64, bf), dict(gate_kind=3, gate_low=-0.05, cut=8)
+    yield "cut long 128", (LINEAR, 1, 1437, 2, 128, 128, bf), dict(gate_kind=3, gate_low=-0.05, cut=8)
+    yield "cut 40 24", (LINEAR, 1, T, 2, 40, 24, bf), dict(gate_kind=3, cut=3, **full)
+    yield "cut 96 80", (LINEAR, 1, T, 2, 96, 80, bf), dict(gate_kind=3, cut=3, **full)
     # One pass that keeps nothing for gradients, on Hopper.
     tiles = dict(backward=False, gate_kind=2, gate_low=-1)
     for size in (64, 128):

@@ -26,6 +26,12 @@ class MixerArgs(C.Structure):
         ).split()] + [("scale", C.c_float), ("normalize", C.c_int), ("n", NormalizerArgs)]
 
 
+class SegmentArgs(C.Structure):
+    """chunk_walk.cuh"""
+    _fields_ = [("m", MixerArgs), ("states", C.c_void_p), ("decays", C.c_void_p), ("segments", C.c_int),
+                ("steps", C.c_int)]
+
+
 class LinearTileArgs(C.Structure):
     """linear_attention_tiles.cu"""
     _fields_ = [("q", C.c_ubyte * 128), ("k", C.c_ubyte * 128), ("v", C.c_ubyte * 128), ("m", MixerArgs),

@@ -20,7 +20,8 @@ struct ChunkedHeads {
   var a = gyre_cuda_mixer_args()
   /// Gates without channels, and a rule that has kernels for them.
   let isScalar: Bool
-  private let isTeam: Bool
+  /// Too few blocks of 64 value columns for the card.
+  let isTeam: Bool
   /// RWKV-6's own term of each token.
   var bonus: Bonus?
 
@@ -180,11 +181,11 @@ struct ChunkedHeads {
     .init(bitPattern: UInt(address))
   }
 
-  private var isNew: Int32 { launch.device.capability.major >= 9 ? 1 : 0 }
+  var isNew: Int32 { launch.device.capability.major >= 9 ? 1 : 0 }
   var rows: Int { Int(a.batch * a.heads) }
 
   private func walk(_ isBack: Bool) {
-    guard let functions else { return }
+    guard let functions, !walkSegments(isBack) else { return }
     let columns = isTeam ? 32 : 64
     let plain = isBack ? functions.back : functions.walk
     let divided = isBack ? functions.dividedBack : functions.dividedWalk

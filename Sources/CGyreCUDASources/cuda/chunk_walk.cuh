@@ -10,25 +10,68 @@ enum { SHARED_LIMIT = 225 * 1024 };
 enum { SHARED_LIMIT = 160 * 1024 };
 #endif
 
-template <int RULE, int K, int VT, bool BACK, bool NORM>
+/// What a launch makes of a walk: all of it, what its segments but the last would leave if nothing
+/// entered them, or all of it with those states, segments side by side.
+enum WalkPart { WHOLE, STATES, SEGMENTS };
+
+/// A walk of linear attention cut into segments, for few heads and many tokens.
+struct SegmentArgs {
+  MixerArgs m;
+  float *states;  // [B·H, ⌈V / 16⌉, segments − 1, 16 KP] as lanes hold them
+  float *decays;  // [B·H, segments − 1, KP]: of each segment, all its chunks
+  int segments, steps;  // none empty; the chunks of each but the last
+};
+
+/// The part of a walk that a block of threads takes.
+struct WalkSteps {
+  int first, count, segment, segments;
+  float *states, *decays;
+  DEV_MEMBER WalkSteps(const MixerArgs &p)
+      : first(0), count(p.chunks), segment(0), segments(1), states(nullptr), decays(nullptr) {}
+  DEV_MEMBER WalkSteps(const SegmentArgs &w)
+      : first(blockIdx.z * w.steps), segment(blockIdx.z), segments(w.segments), states(w.states), decays(w.decays) {
+    count = w.m.chunks - first < w.steps ? w.m.chunks - first : w.steps;
+  }
+  /// A lane's part of what a segment leaves, every 32nd: 16 values of a row.
+  DEV_MEMBER float4 *state(int i, int v_block, int v_blocks, int keys) const {
+    return (float4 *)states + (((long long)blockIdx.y * v_blocks + v_block) * (segments - 1) + i) * keys * 4 +
+           (threadIdx.x & 31);
+  }
+  DEV_MEMBER float *decay(int i, int keys) const {
+    return decays + ((long long)blockIdx.y * (segments - 1) + i) * keys;
+  }
+};
+DEV const MixerArgs &mixer_of(const MixerArgs &args) {
+  return args;
+}
+DEV const MixerArgs &mixer_of(const SegmentArgs &args) {
+  return args.m;
+}
+
+template <int RULE, int K, int VT, bool BACK, bool NORM, int PART = WHOLE>
 struct WalkLayout {
   typedef Record<RULE, K> R;
-  // What the pass reads of a record is contiguous: all of it, or from W (without W: from Q̃) on.
-  static constexpr int from = BACK ? R::W * 2 : 0;
-  static constexpr int copied = R::bytes - from;
+  // What the pass reads of a record is contiguous: all of it, or from W (without W: from Q̃) on. States
+  // of segments need K̃ and the decays behind Q̃.
+  static constexpr bool is_split = PART == STATES && !BACK;
+  static constexpr int from = BACK ? R::W * 2 : is_split ? R::KT * 2 : 0;
+  static constexpr int copied = is_split ? 128 * K + K * 4 : R::bytes - from;
+  static constexpr int decays = copied - K * 4;
   static constexpr int rows = (copied + 1023) / 1024 * 1024;  // where the rows of v or dO start
   static constexpr int sums = rows + (64 * VT * 2 + 1023) / 1024 * 1024;  // of rows, of columns
   static constexpr int summed = NORM ? (BACK ? 0 : 512) + K * 4 : 0;
   static constexpr int stage = sums + (summed + 1023) / 1024 * 1024;
-  static constexpr int fit = (SHARED_LIMIT - 1024) / stage;
+  // Segments in blocks of threads side by side where two stages of two fit.
+  static constexpr int half = (SHARED_LIMIT / 2 - 1024) / stage;
+  static constexpr int fit = PART != WHOLE && half >= 2 ? half : (SHARED_LIMIT - 1024) / stage;
   static constexpr int stages = fit > 4 ? 4 : fit < 2 ? 2 : fit;
   static constexpr int bytes = stages * stage + 1024;
 };
 
 /// The stages of shared memory that the records and the rows of v or dO pass through.
-template <int RULE, int K, int VT, bool BACK, bool NORM, int THREADS, typename E>
+template <int RULE, int K, int VT, bool BACK, bool NORM, int THREADS, typename E, int PART = WHOLE>
 struct Stages {
-  typedef WalkLayout<RULE, K, VT, BACK, NORM> L;
+  typedef WalkLayout<RULE, K, VT, BACK, NORM, PART> L;
   typedef Record<RULE, K> R;
   const MixerArgs &p;
   unsigned char *memory;
@@ -36,10 +79,10 @@ struct Stages {
   const E *values;
   u64 *barriers;
   long long row_base, token_stride;
-  int v_tile;
+  int v_tile, first, count;
 
-  DEV_MEMBER Stages(const MixerArgs &args, unsigned char *shared)
-      : p(args), memory(shared), values((const E *)(BACK ? args.dy : args.v)) {
+  DEV_MEMBER Stages(const MixerArgs &args, const WalkSteps &w, unsigned char *shared)
+      : p(args), memory(shared), values((const E *)(BACK ? args.dy : args.v)), first(w.first), count(w.count) {
     const int batch = blockIdx.y / p.heads, head = blockIdx.y % p.heads;
     v_tile = blockIdx.x * VT;
     records = p.records + (long long)blockIdx.y * p.chunks * R::bytes + L::from;
@@ -54,18 +97,24 @@ struct Stages {
 #pragma unroll
     for (int i = 0; i < L::stages - 1; i++) fetch(i);
   }
-  DEV_MEMBER int chunk(int step) const { return BACK ? p.chunks - 1 - step : step; }
+  DEV_MEMBER int chunk(int step) const {
+    return BACK ? p.chunks - 1 - first - step : first + step;
+  }
   DEV_MEMBER unsigned char *at_step(int step) const { return memory + step % L::stages * L::stage; }
   DEV_MEMBER void fetch(int step) {
-    if (step < p.chunks) {
+    if (step < count) {
+      constexpr int bytes = L::is_split ? L::decays : L::copied;
       unsigned char *to = at_step(step);
       const unsigned char *from = records + (long long)chunk(step) * R::bytes;
       if (GYRE_BULK) {
-        if (threadIdx.x == 0) bulk_copy(to, from, L::copied, barriers + step % L::stages);
+        if (threadIdx.x == 0) bulk_copy(to, from, bytes, barriers + step % L::stages);
       } else {
-        for (int i = threadIdx.x * 16; i < L::copied; i += THREADS * 16)
+        for (int i = threadIdx.x * 16; i < bytes; i += THREADS * 16)
           copy16(to + i, from + i, true);
       }
+      if (L::is_split)
+        for (int i = threadIdx.x * 16; i < K * 4; i += THREADS * 16)
+          copy16(to + L::decays + i, from + R::D * 2 - L::from + i, true);
       const int start = chunk(step) * CHUNK;
       load_rows<VT>((u16 *)(to + L::rows), values, row_base + start * token_stride, token_stride,
                     p.tokens - start < CHUNK ? p.tokens - start : CHUNK, p.values - v_tile,
@@ -96,18 +145,22 @@ struct Stages {
 /// Forward: reads records, v, initial; writes y, and final, states where given.
 /// Backward: reads records, dy, d_final; writes state_gradients, and d_initial where given.
 /// NORM: with the normaliser's vector beside the state, linear attention only; dy is its dn.
-template <int RULE, int K, int VT, bool BACK, typename E, bool NORM = false>
-DEV void walk(const MixerArgs &p) {
-  typedef WalkLayout<RULE, K, VT, BACK, NORM> L;
+/// In segments, linear attention without NORM only, the grid has as many, STATES one less; STATES writes
+/// nothing but states and decays of segments.
+template <int RULE, int K, int VT, bool BACK, typename E, bool NORM = false, int PART = WHOLE, typename Args>
+DEV void walk(const Args &args) {
+  typedef WalkLayout<RULE, K, VT, BACK, NORM, PART> L;
   typedef Record<RULE, K> R;
   constexpr int STEPS = K / 16, THREADS = VT * 2;
   SHARED(memory);
+  const MixerArgs &p = mixer_of(args);
+  const WalkSteps w(args);
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, c = (lane & 3) * 2;
   const int v_tile = blockIdx.x * VT, mine = warp * 16;
-  Stages<RULE, K, VT, BACK, NORM, THREADS, E> stages(p, memory);
+  Stages<RULE, K, VT, BACK, NORM, THREADS, E, PART> stages(p, w, memory);
 
   float S[K / 8][4];
-  const float *begin = BACK ? p.d_final : p.initial;
+  const float *begin = PART == STATES ? nullptr : BACK ? p.d_final : p.initial;
   const long long state_at = (long long)blockIdx.y * p.keys * p.values;
 #pragma unroll
   for (int n = 0; n < K / 8; n++)
@@ -118,19 +171,35 @@ DEV void walk(const MixerArgs &p) {
                     ? begin[state_at + (long long)key * p.values + value]
                     : 0.0f;
     }
-  uint4 *keep = (uint4 *)(BACK ? p.state_gradients : p.states);
+  uint4 *keep = PART == STATES ? nullptr : (uint4 *)(BACK ? p.state_gradients : p.states);
   const int v_blocks = (p.values + 15) / 16, v_block = (v_tile + mine) / 16;
+  if (PART == SEGMENTS && v_block < v_blocks)
+#pragma unroll 1
+    for (int i = 0; i < w.segment; i++) {
+      const float4 *local = w.state(i, v_block, v_blocks, K);
+      const float *decay = w.decay(i, K);
+#pragma unroll
+      for (int n = 0; n < K / 8; n++) {
+        const float4 x = local[n * 32];
+        const two f = *(const two *)(decay + n * 8 + c);
+        S[n][0] = S[n][0] * f.x + x.x;
+        S[n][1] = S[n][1] * f.y + x.y;
+        S[n][2] = S[n][2] * f.x + x.z;
+        S[n][3] = S[n][3] * f.y + x.w;
+      }
+    }
+  float decay = 1.0f;  // of one key over the segment, STATES only
   WalkVector<NORM ? K : 16, BACK> vector;
   if (NORM) vector.begin(p);
   float *const amounts = NORM && !BACK ? amounts_of(p) : nullptr;
 
 #pragma unroll 1
-  for (int step = 0; step < p.chunks; step++) {
+  for (int step = 0; step < w.count; step++) {
     const int chunk = stages.chunk(step);
     unsigned char *stage = stages.at_step(step);
     const u16 *tiles = (const u16 *)(stage - L::from);  // the record's offsets hold
     const u16 *rows = (const u16 *)(stage + L::rows);
-    const float *d = (const float *)(tiles + R::D), *sums = (const float *)(stage + L::sums);
+    const float *d = (const float *)(stage + L::decays), *sums = (const float *)(stage + L::sums);
     u32 s[STEPS][4];
 #pragma unroll
     for (int i = 0; i < STEPS; i++) as_a(s[i], S[i * 2], S[i * 2 + 1]);
@@ -147,6 +216,8 @@ DEV void walk(const MixerArgs &p) {
                   ((long long)blockIdx.y * p.chunks + chunk) * K, K);
     }
     stages.advance(step);
+
+    if (PART == STATES && threadIdx.x < K) decay *= d[threadIdx.x];
 
     // What the state's own term writes: Y = W S, or X = B̂ dS.
     u32 ya[4][4];
@@ -193,7 +264,7 @@ DEV void walk(const MixerArgs &p) {
           mma(S[n * 2 + 1], ya[j], b[2], b[3]);
         }
       }
-    if (!BACK) {
+    if (!BACK && PART != STATES) {
 #pragma unroll
       for (int m = 0; m < 4; m++) {
         float o[2][4], amount[1][4];
@@ -234,6 +305,16 @@ DEV void walk(const MixerArgs &p) {
   if (NORM)
     vector.keep(BACK ? p.n.d_initial_vector : p.n.final_vector, (long long)blockIdx.y * p.keys,
                 p.keys);
+  if (PART == STATES) {
+    if (v_block < v_blocks) {
+      float4 *to = w.state(w.segment, v_block, v_blocks, K);
+#pragma unroll
+      for (int n = 0; n < K / 8; n++) to[n * 32] = {S[n][0], S[n][1], S[n][2], S[n][3]};
+    }
+    if (blockIdx.x == 0 && threadIdx.x < K) w.decay(w.segment, K)[threadIdx.x] = decay;
+    return;
+  }
+  if (PART == SEGMENTS && w.segment + 1 < w.segments) return;
   float *end = BACK ? p.d_initial : p.final;
   if (end)
 #pragma unroll
@@ -264,7 +345,7 @@ DEV void walk_team(const MixerArgs &p) {
   const int v_tile = blockIdx.x * VT, mine = group * 16, own = member * OWN;
   u16 *shared_state = (u16 *)(memory + L::bytes) + group * (16 * K + 16 * 64);
   u16 *shared_y = shared_state + 16 * K;
-  Stages<RULE, K, VT, BACK, NORM, THREADS, E> stages(p, memory);
+  Stages<RULE, K, VT, BACK, NORM, THREADS, E> stages(p, WalkSteps(p), memory);
 
   float S[OWN / 8][4];
   const float *begin = BACK ? p.d_final : p.initial;

@@ -54,6 +54,16 @@ MIXER_MODULE(SCALAR_DECAYS)
                }))
 
 MIXER_MODULE(CHANNEL_DECAYS)
+
+#define WALK_SEGMENTS(E, e, K, END, BACK)                                                     \
+  ENTRY_BLOCKS(linear_attention_walk##END##_states_##e##_k##K, SegmentArgs, 128, 2,           \
+               walk<LINEAR, K, 64, BACK, E, false, STATES>(args))                             \
+  ENTRY_BLOCKS(linear_attention_walk##END##_segments_##e##_k##K, SegmentArgs, 128, 2,         \
+               walk<LINEAR, K, 64, BACK, E, false, SEGMENTS>(args))
+#define WALKS_IN_SEGMENTS(E, e, K)    \
+  WALK_SEGMENTS(E, e, K, , false)     \
+  WALK_SEGMENTS(E, e, K, _back, true)
+MIXER_MODULE(WALKS_IN_SEGMENTS)
 #endif
 
 #if GYRE_KEYS == 64

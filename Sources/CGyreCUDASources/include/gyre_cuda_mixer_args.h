@@ -83,6 +83,15 @@ struct gyre_cuda_linear_tile_args {
   long unused[1];         // to a multiple of 64 bytes
 };
 
+/// Walks of linear attention in segments, without what divides the outputs.
+struct gyre_cuda_segment_args {
+  struct gyre_cuda_mixer_args m;
+  float *states;  // workspace of gyre_cuda_mixer_segments_between bytes, 16-byte aligned; null for one segment
+  float *decays;  // workspace [B·H, segments − 1, KP]; likewise
+  int segments;   // none of them empty
+  int steps;      // chunks of each but the last
+};
+
 struct gyre_cuda_scan_args {
   const void *decay;     // [B, T, D], D even: a, or ln a ≤ 0; type by the kernel's name
   const void *input;     // element [B, T, D]
@@ -145,6 +154,17 @@ static inline int gyre_cuda_mixer_walk_shared(enum gyre_cuda_mixer_rule rule, in
   const long fit = ((is_sm90 ? 225 : 160) * 1024L - 1024) / stage;
   const long bytes = (fit > 4 ? 4 : fit < 2 ? 2 : fit) * stage + 1024;
   return (int)(bytes + (is_team ? 2 * (16L * size + 1024) * 2 : 0));
+}
+/// Of walks of linear attention in segments: `_states` or `_segments`.
+static inline int gyre_cuda_mixer_segments_shared(int size, int is_back, int is_states, int is_sm90) {
+  const long copied = (is_back || is_states ? 0 : 8192 + 128L * size) + 132L * size;
+  const long stage = (copied + 1023) / 1024 * 1024 + 128L * 64, limit = (is_sm90 ? 225 : 160) * 1024L;
+  const long half = (limit / 2 - 1024) / stage, fit = half >= 2 ? half : (limit - 1024) / stage;
+  return (int)((fit > 4 ? 4 : fit < 2 ? 2 : fit) * stage + 1024);
+}
+/// What segments leave for the second launch.
+static inline long gyre_cuda_mixer_segments_between(int size, int values, long rows, int segments) {
+  return rows * ((values + 15) / 16) * (segments - 1) * size * 64;
 }
 /// `size` is 64 or 128; `has_outputs` 0: of the kernel named `_states`.
 static inline int gyre_cuda_linear_tiles_shared(int size, int has_outputs) {

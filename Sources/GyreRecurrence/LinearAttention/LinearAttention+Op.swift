@@ -400,8 +400,12 @@ extension LinearAttentionForward {
       unrecorded(64, 64, tokens: 1_100, "exponential", .scalar, exponential, keyHeads: 1),
       unrecorded(128, 128, batch: 2, tokens: 140, "exponential", .scalar, exponential),
       unrecorded(128, 64, tokens: 1_100, "scalar", .scalar),
+      unrecorded(64, 40, batch: 2, tokens: 530, "vector", .vector),
+      unrecorded(128, 128, tokens: 1_100, "vector", .vector),
     ]
     return alone + [
+      make("vector in segments", .vector, K: 64, V: 64, tokens: 330),
+      make("vector in segments, wide", .vector, K: 96, V: 128, tokens: 400),
       make("none", .none), make("constant", .constant), make("scalar", .scalar, keyHeads: 1),
       make("vector", .vector), make("bonus", .vector, bonus: true),
       make("sum", .none, .sum(epsilon: 1e-6)), make("floor", .scalar, .floor(1, epsilon: 1e-6)),
