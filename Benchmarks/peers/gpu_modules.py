@@ -35,7 +35,7 @@ class LinearTileArgs(C.Structure):
 
 class DeltaTileArgs(C.Structure):
     """delta_rule_tiles.cu"""
-    _fields_ = [("tiles", C.c_ubyte * 128), ("v", C.c_ubyte * 128), ("m", MixerArgs), ("unused", C.c_ubyte * 64)]
+    _fields_ = [("tiles", C.c_ubyte * 128), ("v", C.c_ubyte * 128), ("m", MixerArgs), ("unused", C.c_longlong * 4)]
 
 
 class ScanArgs(C.Structure):
