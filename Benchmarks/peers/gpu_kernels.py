@@ -163,7 +163,7 @@ class Mixer:
         self.team = team if team is not None else B * H * ((V + 63) // 64) < 96 or self.KP > 128
         blocks = B * H * ((V + 63) // 64)
         self.segments = segments or segments_of(self.N, blocks)
-        self.walks_by_tiles, self.walks_in_pairs = True, V > 64
+        self.walks_by_tiles = True
         self.allocate()
 
     def allocate(self):
@@ -282,8 +282,7 @@ class Mixer:
             bytes, count = record_bytes(self.rule, self.KP), self.B * self.H * self.N
             self.tile_args = DeltaTileArgs(tiles=self.dev.record_map(self.records, self.KP, count, bytes),
                                            v=self.dev.map(self.inputs["v"]), m=self.args())
-        pair = "_pair" if self.walks_in_pairs else ""
-        self.dev.launch(f"delta_rule_tiles{pair}_k{self.KP}", ((self.V + 63) // 64, self.B * self.H, 1), 512,
+        self.dev.launch(f"delta_rule_tiles_k{self.KP}", ((self.V + 63) // 64, self.B * self.H, 1), 512,
                         delta_tiles_bytes(self.KP), self.tile_args)
 
     def stabilize(self):
@@ -680,10 +679,6 @@ def time_all(dev, chosen, forward, shapes):
                 m.states = m.extras = None
                 if m.has_delta_tiles():
                     line += f" | walk by tiles {milliseconds(m.walk_tiles):.4f}"
-                    if m.walks_in_pairs:
-                        m.walks_in_pairs, alone = False, milliseconds(m.walk_tiles)
-                        m.walks_in_pairs = True
-                        line += f" (not in pairs {alone:.4f})"
                     m.walks_by_tiles, before = False, milliseconds(m.forward)
                     m.walks_by_tiles = True
                     line += f" | forward without {before:.4f}"

@@ -4,8 +4,7 @@
 // A block of threads owns 64 value columns of a head's state. Four warps keep it transposed in
 // registers, where it is the operand of Y = W S, and run ahead; eight make outputs, four of them every
 // second chunk, from the state that these leave in shared memory. The copy engine brings the tiles of
-// a record one by one, each again as soon as its last product has ended. A pair of blocks that share a
-// head's records brings half of each tile to both.
+// a record one by one, each again as soon as its last product has ended.
 // Variants: GYRE_KEYS=64,128
 #include "checked.cuh"
 #include "chunk_common.cuh"
@@ -47,7 +46,7 @@ struct Gates {
   }
 };
 
-template <class L, bool PAIR>
+template <class L>
 struct DeltaBarriers {
   Gates w, kt, b, read, state;
   DEV_MEMBER DeltaBarriers(unsigned char *memory) {
@@ -61,7 +60,7 @@ struct DeltaBarriers {
     state = {x, x + L::slots};
   }
   DEV_MEMBER void begin() const {
-    constexpr int uses = PAIR ? 8 * WARP : 4 * WARP;
+    constexpr int uses = 4 * WARP;
     w.begin(L::stages, 1, uses);
     kt.begin(L::stages, 1, uses);
     b.begin(L::stages, 1, uses);
@@ -78,29 +77,17 @@ DEV void arrive_as_warp(u64 *b) {
   if (arrives((threadIdx.x & 31) == 0)) barrier_arrive(b);
 }
 
-/// The same for tiles that come from both blocks of a pair.
-template <bool PAIR>
-DEV void release_as_warp(u64 *b) {
-  arrive_as_warp(b);
-  if constexpr (PAIR)
-    if (arrives((threadIdx.x & 31) == 0)) barrier_arrive_at(b, cluster_rank() ^ 1);
-}
-
 /// One thread: a tile of a record, by its place in it.
-template <class L, bool PAIR>
+template <class L>
 DEV void load_tile(const DeltaTileArgs &t, unsigned char *to, int tile, int record, u64 *full) {
-  if constexpr (PAIR) {
-    const int half = cluster_rank();
-    return load_box_for_both((u16 *)to + half * PANEL, t.tiles, 0, half, tile * 64, record, full);
-  }
 #pragma unroll
   for (int i = 0; i < L::panels; i++)
     load_box((u16 *)to + i * PANEL, t.tiles, 0, i, tile * 64, record, full);
 }
 
 /// One thread: what the state needs.
-template <int K, class L, bool PAIR>
-DEV void bring_updates(const DeltaTileArgs &t, unsigned char *memory, const DeltaBarriers<L, PAIR> &b) {
+template <int K, class L>
+DEV void bring_updates(const DeltaTileArgs &t, unsigned char *memory, const DeltaBarriers<L> &b) {
   typedef Record<BETA, K> R;
   Ring ring;
   for (int n = 0; n < t.m.chunks; n++) {
@@ -108,20 +95,20 @@ DEV void bring_updates(const DeltaTileArgs &t, unsigned char *memory, const Delt
     barrier_wait(b.w.empty + i, ring.parity ^ 1);
     barrier_expect(b.w.full + i, L::tile + K * 4);
     load_bytes(memory + L::d + i * K * 4, t.m.records + (long long)record * R::bytes + R::D * 2, K * 4, b.w.full + i);
-    load_tile<L, PAIR>(t, memory + L::w + i * L::tile, 1, record, b.w.full + i);
+    load_tile<L>(t, memory + L::w + i * L::tile, 1, record, b.w.full + i);
     barrier_wait(b.kt.empty + i, ring.parity ^ 1);
     barrier_expect(b.kt.full + i, L::tile);
-    load_tile<L, PAIR>(t, memory + L::kt + i * L::tile, 0, record, b.kt.full + i);
+    load_tile<L>(t, memory + L::kt + i * L::tile, 0, record, b.kt.full + i);
     barrier_wait(b.b.empty + i, ring.parity ^ 1);
     barrier_expect(b.b.full + i, L::tile);
-    load_tile<L, PAIR>(t, memory + L::b + i * L::tile, 3, record, b.b.full + i);
+    load_tile<L>(t, memory + L::b + i * L::tile, 3, record, b.b.full + i);
     ring.advance<L::stages>();
   }
 }
 
 /// One thread: what outputs need; values also enter the state.
-template <int K, class L, bool PAIR>
-DEV void bring_reads(const DeltaTileArgs &t, unsigned char *memory, const DeltaBarriers<L, PAIR> &b) {
+template <int K, class L>
+DEV void bring_reads(const DeltaTileArgs &t, unsigned char *memory, const DeltaBarriers<L> &b) {
   typedef Record<BETA, K> R;
   const int batch = blockIdx.y / t.m.heads, head = blockIdx.y % t.m.heads;
   Ring ring;
@@ -132,14 +119,9 @@ DEV void bring_reads(const DeltaTileArgs &t, unsigned char *memory, const DeltaB
     barrier_wait(b.read.empty + ring.stage, ring.parity ^ 1);
     barrier_expect(full, L::read);
     load_box((u16 *)(to + L::tile + PANEL * 2), t.v, blockIdx.x * 64, head, n * CHUNK, batch, full);
-    load_tile<L, PAIR>(t, to, 2, record, full);
+    load_tile<L>(t, to, 2, record, full);
     const unsigned char *weights = t.m.records + (long long)record * R::bytes;
-    if constexpr (PAIR) {
-      const int half = cluster_rank() * PANEL;
-      load_bytes_for_both(to + L::tile + half, weights + half, PANEL, full);
-    } else {
-      load_bytes(to + L::tile, weights, PANEL * 2, full);
-    }
+    load_bytes(to + L::tile, weights, PANEL * 2, full);
     ring.advance<L::reads>();
   }
 }
@@ -159,8 +141,8 @@ DEV void visit_state(const MixerArgs &p, F each) {
 }
 
 /// Four warps: the state from chunk to chunk.
-template <int K, class L, bool PAIR>
-DEV void keep_state(const DeltaTileArgs &t, unsigned char *memory, const DeltaBarriers<L, PAIR> &b) {
+template <int K, class L>
+DEV void keep_state(const DeltaTileArgs &t, unsigned char *memory, const DeltaBarriers<L> &b) {
   constexpr int STEPS = K / 16;
   const MixerArgs &p = t.m;
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5 & 3, c = (lane & 3) * 2;
@@ -227,8 +209,8 @@ DEV void keep_state(const DeltaTileArgs &t, unsigned char *memory, const DeltaBa
     pin(y);
     hold(s);
     proxy_fence();  // d and values were read in the ordinary way
-    release_as_warp<PAIR>(b.w.empty + ring.stage);
-    release_as_warp<PAIR>(b.read.empty + read.stage);
+    arrive_as_warp(b.w.empty + ring.stage);
+    arrive_as_warp(b.read.empty + read.stage);
     u32 ya[4][4];
 #pragma unroll
     for (int j = 0; j < 4; j++) as_a(ya[j], y[j * 2], y[j * 2 + 1]);
@@ -240,11 +222,11 @@ DEV void keep_state(const DeltaTileArgs &t, unsigned char *memory, const DeltaBa
     wgmma_commit();
     wgmma_wait<1>();
     hold(va);
-    release_as_warp<PAIR>(b.kt.empty + ring.stage);
+    arrive_as_warp(b.kt.empty + ring.stage);
     wgmma_wait<0>();
     pin(S);
     hold(ya);
-    release_as_warp<PAIR>(b.b.empty + ring.stage);
+    arrive_as_warp(b.b.empty + ring.stage);
     ring.advance<L::stages>();
     read.advance<L::reads>();
     slot.advance<L::slots>();
@@ -253,8 +235,8 @@ DEV void keep_state(const DeltaTileArgs &t, unsigned char *memory, const DeltaBa
 }
 
 /// Four warps: outputs of every OUTPUT_GROUPS-th chunk from `group` on.
-template <int K, class L, bool PAIR>
-DEV void write_outputs(const DeltaTileArgs &t, unsigned char *memory, const DeltaBarriers<L, PAIR> &b, int group) {
+template <int K, class L>
+DEV void write_outputs(const DeltaTileArgs &t, unsigned char *memory, const DeltaBarriers<L> &b, int group) {
   const MixerArgs &p = t.m;
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5 & 3, g = lane >> 2, c = (lane & 3) * 2;
   const int batch = blockIdx.y / p.heads, head = blockIdx.y % p.heads, column = blockIdx.x * 64;
@@ -302,7 +284,7 @@ DEV void write_outputs(const DeltaTileArgs &t, unsigned char *memory, const Delt
       if (token < p.tokens && column + v < p.values) *(uint4 *)((bf16 *)p.y + y_row + token * stride + v) = x;
     }
     proxy_fence();
-    release_as_warp<PAIR>(b.read.empty + read.stage);
+    arrive_as_warp(b.read.empty + read.stage);
 #pragma unroll
     for (int i = 0; i < OUTPUT_GROUPS; i++) {
       read.advance<L::reads>();
@@ -312,42 +294,33 @@ DEV void write_outputs(const DeltaTileArgs &t, unsigned char *memory, const Delt
 }
 
 /// Grid (⌈V / 64⌉, B·H), DeltaTilesLayout's threads, its bytes + 1,024 of shared memory. Reads records, v,
-/// initial; writes y, and final where given. PAIR: clusters of the two blocks of 128 values.
-template <int K, bool PAIR>
+/// initial; writes y, and final where given.
+template <int K>
 DEV void delta_tiles(const DeltaTileArgs &t) {
   typedef DeltaTilesLayout<K> L;
   SHARED(raw);
   unsigned char *memory = raw + ((1024 - (shared_address(raw) & 1023)) & 1023);
-  const DeltaBarriers<L, PAIR> b(memory);
+  const DeltaBarriers<L> b(memory);
   if (threadIdx.x == 0) b.begin();
   __syncthreads();
-  if constexpr (PAIR) cluster_wait();
   const int group = threadIdx.x >> 7;
   if (group == 1 + OUTPUT_GROUPS) {
     fewer_registers<40>();
-    if (threadIdx.x % 128 == 0) bring_updates<K, L, PAIR>(t, memory, b);
-    if (threadIdx.x % 128 == 32) bring_reads<K, L, PAIR>(t, memory, b);
+    if (threadIdx.x % 128 == 0) bring_updates<K, L>(t, memory, b);
+    if (threadIdx.x % 128 == 32) bring_reads<K, L>(t, memory, b);
   } else if (group == 0) {
     more_registers<232>();
-    keep_state<K, L, PAIR>(t, memory, b);
+    keep_state<K, L>(t, memory, b);
   } else {
     fewer_registers<96>();
-    write_outputs<K, L, PAIR>(t, memory, b, group - 1);
+    write_outputs<K, L>(t, memory, b, group - 1);
   }
   __syncwarp();
-  if constexpr (PAIR) cluster_wait();  // what the other block sends or says must find this one
 }
 
 #define DELTA_TILES(K)                                                                             \
-  ENTRY_BLOCKS(delta_rule_tiles_k##K, DeltaTileArgs, (DeltaTilesLayout<K>::threads), 1, delta_tiles<K, false>(args))
+  ENTRY_BLOCKS(delta_rule_tiles_k##K, DeltaTileArgs, (DeltaTilesLayout<K>::threads), 1, delta_tiles<K>(args))
 #define DELTA_TILES_OF(K) DELTA_TILES(K)
 DELTA_TILES_OF(GYRE_KEYS)
-
-#if GYRE_KEYS == 128
-extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(DeltaTilesLayout<128>::threads, 1)
-    delta_rule_tiles_pair_k128(const __grid_constant__ DeltaTileArgs args) {
-  delta_tiles<128, true>(args);
-}
-#endif
 
 #endif

@@ -156,15 +156,6 @@ DEV void load_box(
       "l"(&map), "r"(shared_address(b)), "r"(channel), "r"(head), "r"(row), "r"(batch)
       : "memory");
 }
-/// The same into both blocks of a cluster, counted by the barriers of both.
-DEV void load_box_for_both(
-    u16 *panel, const gyre_tensor_map &map, int channel, int head, int row, int batch, u64 *b) {
-  asm volatile(
-      "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster "
-      "[%0], [%1, {%3, %4, %5, %6}], [%2], %7;" ::"r"(shared_address(panel)),
-      "l"(&map), "r"(shared_address(b)), "r"(channel), "r"(head), "r"(row), "r"(batch), "h"((u16)3)
-      : "memory");
-}
 /// One thread: a box of 64 channels and 64 rows, from row 32 `group` on, of a matrix whose map turns rows 8 t + 2 j + e of
 /// every 32 into 8 j + 2 t + e; for a cluster of two blocks of threads, into both and counted by the barriers of both.
 DEV void load_turned_box_for_both(u16 *panel, const gyre_tensor_map &map, int channel, int group, u64 *b) {
@@ -202,14 +193,6 @@ DEV void load_bytes(void *to, const void *from, u32 bytes, u64 *b) {
       "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
           "r"(shared_address(to)),
       "l"(from), "r"(bytes), "r"(shared_address(b))
-      : "memory");
-}
-/// The same into both blocks of a cluster, counted by the barriers of both.
-DEV void load_bytes_for_both(void *to, const void *from, u32 bytes, u64 *b) {
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, [%3], "
-      "%4;" ::"r"(shared_address(to)),
-      "l"(from), "r"(bytes), "r"(shared_address(b)), "h"((u16)3)
       : "memory");
 }
 template <int R>
