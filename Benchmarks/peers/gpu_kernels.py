@@ -11,7 +11,8 @@ import argparse
 
 import torch
 
-from gpu_modules import SOURCES, Cuda, Emulator, LinearTileArgs, MixerArgs, NormalizerArgs, ScanArgs, SegmentArgs
+from gpu_modules import (
+    SOURCES, Cuda, DeltaTileArgs, Emulator, LinearTileArgs, MixerArgs, NormalizerArgs, ScanArgs, SegmentArgs)
 from gpu_modules import compile  # noqa: F401
 
 LINEAR, BETA, GENERAL = 0, 1, 2
@@ -60,6 +61,12 @@ def tiles_bytes(K, outputs):
 
 def tiles_threads(outputs):
     return 512 if outputs else 192
+
+
+def delta_tiles_bytes(K):
+    stages, reads, slots = (3, 4, 3) if K == 64 else (2, 3, 2)
+    tiles = 3 * stages + reads + slots
+    return 1024 + tiles * 128 * K + reads * 16384 + stages * K * 4 + tiles * 16
 
 
 def gradient_bytes(rule, K, V):
@@ -172,6 +179,7 @@ class Mixer:
             cuts = self.team and rule == LINEAR and self.KP <= 128 and dtype == torch.bfloat16 and not divisor
             cut = min(2 * 132 // blocks, (self.N + 3) // 4) if cuts else 0
         self.cut = cut
+        self.walks_by_tiles = True
         self.allocate()
 
     def allocate(self):
@@ -300,6 +308,19 @@ class Mixer:
         size += 2 * (16 * self.KP + 1024) * 2 if self.team else 0
         self.dev.launch(name, ((self.V + VT - 1) // VT, self.B * self.H, 1), 256 if self.team else 128, size, args)
 
+    def has_delta_tiles(self):
+        return (self.walks_by_tiles and self.rule != LINEAR and self.states is None and self.dtype == torch.bfloat16 and
+                self.dev.device == "cuda" and torch.cuda.get_device_capability()[0] == 9)
+
+    def walk_tiles(self):
+        """The forward walk where nothing is kept for gradients."""
+        if not self.tile_args:
+            bytes, count = record_bytes(self.rule, self.KP), self.B * self.H * self.N
+            self.tile_args = DeltaTileArgs(tiles=self.dev.record_map(self.records, self.KP, count, bytes),
+                                           v=self.dev.map(self.inputs["v"]), m=self.args())
+        self.dev.launch(f"delta_rule_tiles_k{self.KP}", ((self.V + 63) // 64, self.B * self.H, 1), 512,
+                        delta_tiles_bytes(self.KP), self.tile_args)
+
     def stabilize(self):
         if self.divisor == 3:
             self.dev.launch(self.name("stabilize"), (self.B * self.H, 1, 1), 1024, 0, self.args())
@@ -348,7 +369,7 @@ class Mixer:
             return self.tiles()
         self.stabilize()
         self.prepare()
-        self.walk()
+        (self.walk_tiles if self.has_delta_tiles() else self.walk)()
 
     def backprop(self):
         self.normalize_back()
@@ -594,6 +615,18 @@ def cases(small):
     yield "tiles wide", (LINEAR, 1, T, 4, 96, 200, bf), dict(divisor=3, key_heads=2, segments=2, **full, **tiles)
     yield "tiles long", (LINEAR, 1, 1500, 2, 64, 64, bf), dict(divisor=3, segments=5, **tiles)
     yield "tiles short", (LINEAR, 3, 5, 2, 64, 64, bf), dict(divisor=3, **full, **tiles)
+    for size in (64, 128):
+        name, shape = f" {size} in tiles", (BETA, 2, T, 2, size, size, bf)
+        yield "delta" + name, shape, dict(backward=False, **full)
+        yield "delta open" + name, shape, dict(backward=False, beta_max=2.0)
+        yield "gated delta" + name, shape, dict(backward=False, gate_kind=2, gate_low=-1, normalize=True, **full)
+        yield "kda" + name, shape, dict(backward=False, gate_kind=3, gate_low=-2, normalize=True, **full)
+        yield "kda mild" + name, shape, dict(backward=False, gate_kind=3, gate_low=-0.5, state=True)
+        yield "kda closed" + name, shape, dict(backward=False, gate_kind=3, gate_low=-60, **full)
+        yield "rwkv7" + name, (GENERAL, *shape[1:]), dict(backward=False, gate_kind=3, gate_low=-0.6, **full)
+    yield "groups in tiles", (BETA, 2, T, 4, 40, 24, bf), dict(backward=False, gate_kind=2, key_heads=2, **full)
+    yield "wide groups in tiles", (BETA, 1, 1500, 4, 96, 80, bf), dict(backward=False, gate_kind=3, key_heads=2, **full)
+    yield "short in tiles", (BETA, 3, 5, 2, 64, 128, bf), dict(backward=False, gate_kind=2, **full)
     yield "linear scalar", (LINEAR, 1, T, 2, 64, 64, bf), dict(gate_kind=2, gate_low=-1, **full)
     yield "linear constant", (LINEAR, 1, T, 2, 64, 64, bf), dict(gate_kind=1, gate_low=-0.1)
     yield "linear closed", (LINEAR, 1, T, 2, 64, 64, bf), dict(gate_kind=3, gate_low=-60, **full)
@@ -693,6 +726,11 @@ def time_all(dev, chosen, forward, shapes):
                     both = milliseconds(lambda: (m.forward(), m.backprop()))
                     line += f" both {both:.4f} (floor {floor + floor_b:.4f})"
                 m.states = m.extras = None
+                if m.has_delta_tiles():
+                    line += f" | walk by tiles {milliseconds(m.walk_tiles):.4f}"
+                    m.walks_by_tiles, before = False, milliseconds(m.forward)
+                    m.walks_by_tiles = True
+                    line += f" | forward without {before:.4f}"
                 line += f" | forward {milliseconds(m.forward):.4f}"
                 print(line, flush=True)
                 del m, parts

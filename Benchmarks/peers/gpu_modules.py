@@ -39,6 +39,11 @@ class LinearTileArgs(C.Structure):
                 ("segment_chunks", C.c_int), ("unused", C.c_longlong)]
 
 
+class DeltaTileArgs(C.Structure):
+    """delta_rule_tiles.cu"""
+    _fields_ = [("tiles", C.c_ubyte * 128), ("v", C.c_ubyte * 128), ("m", MixerArgs), ("unused", C.c_longlong * 4)]
+
+
 class ScanArgs(C.Structure):
     """diagonal_scan.cu"""
     _fields_ = [(n, C.c_void_p) for n in "decay input initial reset h final dh d_final da du d_initial".split()] + [
@@ -99,8 +104,8 @@ class Cuda:
 
     def module(self, kernel):
         """The compiled source that holds a kernel: one a size and element type."""
-        source = next(n for n in ("linear_attention_tiles", "linear_attention", "delta_rule", "diagonal_scan")
-                      if kernel.startswith(n))
+        source = next(n for n in ("linear_attention_tiles", "linear_attention", "delta_rule_tiles", "delta_rule",
+                                 "diagonal_scan") if kernel.startswith(n))
         key = source
         if source != "diagonal_scan":
             key += re.search(r"(_bf16|_float|)_k\d+$", kernel)[0]
@@ -129,13 +134,19 @@ class Cuda:
 
     def map(self, x):
         """A tensor [batch, rows, heads, channels] by boxes of 64 rows and channels of a head."""
+        B, T, H, D = x.shape
+        return self.encode(x, (D, H, T, B), (2 * D, 2 * D * H, 2 * D * H * T), 3)
+
+    def record_map(self, records, K, count, bytes):
+        """K̃ | W | Q̃ | B̂ of delta rules' records, 64 columns by 64 rows as they lie."""
+        return self.encode(records[8192:], (64, K // 64, 256, count), (128, 2 * K, bytes), 0)
+
+    def encode(self, x, sizes, strides, swizzle):
         room = (C.c_ubyte * 192)()
         at = (C.addressof(room) + 63) & ~63
-        B, T, H, D = x.shape
         self.ok(self.cu.cuTensorMapEncodeTiled(
-            C.c_void_p(at), 9, 4, C.c_void_p(x.data_ptr()), (C.c_uint64 * 4)(D, H, T, B),
-            (C.c_uint64 * 3)(2 * D, 2 * D * H, 2 * D * H * T), (C.c_uint32 * 4)(64, 1, 64, 1),
-            (C.c_uint32 * 4)(1, 1, 1, 1), 0, 3, 2, 0))
+            C.c_void_p(at), 9, 4, C.c_void_p(x.data_ptr()), (C.c_uint64 * 4)(*sizes), (C.c_uint64 * 3)(*strides),
+            (C.c_uint32 * 4)(64, 1, 64, 1), (C.c_uint32 * 4)(1, 1, 1, 1), 0, swizzle, 2, 0))
         return (C.c_ubyte * 128).from_buffer_copy(C.string_at(at, 128))
 
     def launch(self, name, grid, threads, smem, args):

@@ -263,7 +263,7 @@ struct ChunkedHeads {
       (a.n.vectors, a.n.amounts) = (nil, nil)
     }
     prepare()
-    walk(false)
+    if !walkTiles() { walk(false) }
     if let bonus { bonus.finish(a, y, launch) }
   }
 

@@ -32,9 +32,17 @@ extension CUDALaunch {
     map(address, [channels, rows], strides: [2 * channels], box: [64, UInt32(box)])
   }
 
+  /// K̃, W, Q̃ and B̂ of `count` records of delta rules, by boxes of 64 columns and 64 rows as they lie.
+  func recordMap(_ address: UInt64, keys: Int, count: Int, bytes: Int) -> gyre_tensor_map {
+    map(
+      address + 8192, [64, keys / 64, 256, count], strides: [128, 2 * keys, bytes],
+      box: [64, 1, 64, 1], swizzle: GYRE_CUDA_MAP_SWIZZLE_NONE)
+  }
+
   /// - Parameter strides: bytes from one to the next along all axes but the first.
   private func map(
-    _ address: UInt64, _ sizes: [Int], strides: [Int], box: [UInt32]
+    _ address: UInt64, _ sizes: [Int], strides: [Int], box: [UInt32],
+    swizzle: Int = GYRE_CUDA_MAP_SWIZZLE_128
   ) -> gyre_tensor_map {
     let size = MemoryLayout<gyre_tensor_map>.size
     return withUnsafeTemporaryAllocation(byteCount: size, alignment: 64) { memory in
@@ -43,7 +51,7 @@ extension CUDALaunch {
       let code = device.driver.current.tensor_map(
         start, Int32(GYRE_CUDA_MAP_BF16), UInt32(sizes.count), address,
         sizes.map { UInt64($0) }, strides.map { UInt64($0) }, box,
-        [UInt32](repeating: 1, count: sizes.count), 0, Int32(GYRE_CUDA_MAP_SWIZZLE_128),
+        [UInt32](repeating: 1, count: sizes.count), 0, Int32(swizzle),
         Int32(GYRE_CUDA_MAP_PROMOTION_128), 0)
       device.check(code, "tensor map")
       return memory.loadUnaligned(as: gyre_tensor_map.self)

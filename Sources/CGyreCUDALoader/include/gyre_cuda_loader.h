@@ -33,6 +33,7 @@ enum {
 // Of tensor maps: the element type, rows of 128 bytes exchanged in pieces, reads of 128 bytes.
 enum {
   GYRE_CUDA_MAP_BF16 = 9,
+  GYRE_CUDA_MAP_SWIZZLE_NONE = 0,
   GYRE_CUDA_MAP_SWIZZLE_128 = 3,
   GYRE_CUDA_MAP_PROMOTION_128 = 2,
 };

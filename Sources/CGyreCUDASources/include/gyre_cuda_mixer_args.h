@@ -92,6 +92,14 @@ struct gyre_cuda_segment_args {
   int steps;      // chunks of each but the last
 };
 
+/// cuda/delta_rule_tiles.cu: records as [record, K̃ | W | Q̃ | B̂ of 64 rows, K / 64, 64] in boxes of 64 rows, as they
+/// lie, and boxes of 64 rows and channels of a head of v. Of `m` it reads records, initial and sizes.
+struct gyre_cuda_delta_tile_args {
+  gyre_tensor_map tiles, v;
+  struct gyre_cuda_mixer_args m;
+  long unused[4];  // to a multiple of 64 bytes
+};
+
 struct gyre_cuda_scan_args {
   const void *decay;     // [B, T, D], D even: a, or ln a ≤ 0; type by the kernel's name
   const void *input;     // element [B, T, D]
@@ -177,6 +185,12 @@ static inline int gyre_cuda_linear_tiles_threads(int has_outputs) { return has_o
 /// What segments leave for the second pass; `blocks` of 64 value columns in all heads.
 static inline long gyre_cuda_linear_tiles_between(int size, long blocks, int segments) {
   return blocks * (segments - 1) * (size / 64) * 4352 * 4;
+}
+/// `size` is 64 or 128.
+static inline int gyre_cuda_delta_tiles_shared(int size) {
+  const int stages = size == 64 ? 3 : 2, reads = size == 64 ? 4 : 3, slots = stages;
+  const int tiles = 3 * stages + reads + slots;
+  return 1024 + tiles * 128 * size + reads * 16384 + stages * size * 4 + tiles * 16;
 }
 static inline int gyre_cuda_mixer_mild_prepare_shared(enum gyre_cuda_mixer_rule rule, int size) {
   const int tiles = (rule == GYRE_CUDA_MIXER_LINEAR ? 2 : 4) * 64 * size;
