@@ -283,36 +283,58 @@ extension DeltaRuleForward {
       + make("general", gate: [B, T, H, K], general: true) + halfCases + stepCases
   }()
 
-  /// Values in bfloat16, whose products devices may form in it: two chunks and a bit.
+  /// Values in bfloat16, whose products devices may form in it: two chunks and a bit; and calls that nothing is
+  /// recorded of, from one chunk to nine.
   private static let halfCases: [OpCase] = {
-    let (B, T, H, K, V) = (1, 70, 2, 16, 24)
-    func half(_ shape: Shape, scale: Double = 1) -> TestInput {
-      TestInput(shape, .normal(scale: scale)).stored(as: .bfloat16)
-    }
-    let scalar: Shape = [B, T, H]
-    let vector: Shape = [B, T, H, K]
-    func make(_ label: String, gate: TestInput?, general: Bool, keyHeads: Int) -> OpCase {
+    func make(
+      _ label: String, channels: Bool? = nil, rounded: Bool = false, general: Bool = false,
+      keyHeads: Int = 2, K: Int = 16, V: Int = 24, batch B: Int = 1, tokens T: Int = 70,
+      isRecorded: Bool = true
+    ) -> OpCase {
+      let H = 2
+      func input(_ shape: Shape, _ values: TestInput.Values = .normal()) -> TestInput {
+        TestInput(shape, values, differentiable: isRecorded)
+      }
+      func half(_ shape: Shape, scale: Double = 1) -> TestInput {
+        input(shape, .normal(scale: scale)).stored(as: .bfloat16)
+      }
+      let scalar: Shape = [B, T, H]
+      let vector: Shape = [B, T, H, K]
+      // |k|² is 1 about: what a rule takes back of a state is no more than was there.
+      let unit = 1 / Double(K).squareRoot()
+      let gate = channels.map { input($0 ? vector : scalar, .uniform(-0.5, 0)) }
       let inputs: [TestInput?] = [
-        half([B, T, keyHeads, K]), half([B, T, keyHeads, K], scale: 0.25), half([B, T, H, V]), gate,
-        general ? nil : TestInput(scalar, .uniform(0, 1)),
-        general ? half(vector, scale: 0.15) : nil, general ? half(vector, scale: 0.15) : nil,
-        TestInput([B, H, K, V]), testResets(batch: B, tokens: T),
+        half([B, T, keyHeads, K]), half([B, T, keyHeads, K], scale: unit), half([B, T, H, V]),
+        rounded ? gate?.stored(as: .bfloat16) : gate,
+        general ? nil : input(scalar, .uniform(0, 1)),
+        general ? half(vector, scale: 0.6 * unit) : nil,
+        general ? half(vector, scale: 0.6 * unit) : nil,
+        input([B, H, K, V]), testResets(batch: B, tokens: T),
       ]
       return OpCase(
-        "bfloat16 \(label)",
+        "bfloat16 \(isRecorded ? "" : "alone, ")\(label)"
+          + (isRecorded ? "" : " \(K) by \(V), \(T) tokens"),
         DeltaRuleForward(
-          form: .chunkwise, scale: 0.3, keepsChunks: true,
+          form: .chunkwise, scale: 0.3, keepsChunks: isRecorded,
           optional: OptionalInputs(inputs.map { $0 != nil })), inputs.compactMap { $0 },
         tolerance: 1e-2, gradientTolerance: 2e-2, differenceTolerance: 1e-2,
         differentiableOutputs: 2, comparedOutputs: 2)
     }
     return [
-      make("no gate", gate: nil, general: false, keyHeads: H),
-      make("scalar", gate: TestInput(scalar, .uniform(-0.5, 0)), general: false, keyHeads: 1),
+      make("no gate"), make("scalar", channels: false, keyHeads: 1),
+      make("vector", channels: true, rounded: true),
+      make("general", channels: true, general: true),
+      make("no gate", K: 128, V: 128, tokens: 140, isRecorded: false),
+      make("no gate", keyHeads: 1, K: 64, V: 64, tokens: 530, isRecorded: false),
       make(
-        "vector", gate: TestInput(vector, .uniform(-0.5, 0)).stored(as: .bfloat16), general: false,
-        keyHeads: H),
-      make("general", gate: TestInput(vector, .uniform(-0.5, 0)), general: true, keyHeads: H),
+        "scalar", channels: false, keyHeads: 1, K: 40, V: 24, batch: 3, tokens: 64,
+        isRecorded: false),
+      make("scalar", channels: false, K: 96, V: 80, tokens: 330, isRecorded: false),
+      make("vector", channels: true, rounded: true, K: 64, V: 128, tokens: 200, isRecorded: false),
+      make("vector", channels: true, K: 128, V: 72, batch: 2, tokens: 6, isRecorded: false),
+      make("general", channels: true, general: true, K: 64, V: 64, tokens: 200, isRecorded: false),
+      make(
+        "general", channels: true, general: true, K: 128, V: 128, tokens: 150, isRecorded: false),
     ]
   }()
 }
