@@ -109,10 +109,10 @@ class Mixer:
     def __init__(self, dev, rule, B, T, H, K, V, dtype, gate_kind=0, gate_dtype=torch.float32, key_heads=None,
                  state=False, reset=False, beta_max=1.0, gate_low=-0.2, seed=0, scale=None, backward=True, team=None,
                  normalize=False, has_mild=True, divisor=0, input_low=0.0, segments=None,
-                 cut=0, wide=False):
+                 cut=None):
         # divisor: 0 none, 1 a + epsilon, 2 max(|a|, floor) + epsilon, 3 max(|a|, e^-m) + epsilon with input gates
         # segments: of a pass by tiles that keeps nothing for gradients; None: what `segments_of` takes for fastest.
-        # cut: segments of walks over records, 0: the walks for one. wide: these by 128 value columns, not 64.
+        # cut: segments of walks over records, 0: walks in one piece; None: as many as fill the card.
         self.normalize, self.has_mild, self.divisor = normalize, has_mild, divisor
         self.dev, self.rule = dev, rule
         self.B, self.T, self.H, self.K, self.V, self.dtype = B, T, H, K, V, dtype
