@@ -276,7 +276,7 @@ class Mixer:
                             mild_prepare_bytes(self.rule, self.KP), self.args())
         self.rest("prepare", 128, prepare_bytes(self.rule, self.KP, bool(self.scalar())), self.mild is not None)
 
-    def walk_cut(self, back, parts=("states", "segments")):
+    def walk_cut(self, back):
         """In segments: their states, then all."""
         length = (self.N + self.cut - 1) // self.cut
         segments = (self.N + length - 1) // length
@@ -290,7 +290,7 @@ class Mixer:
             a.states, a.decays = (x.data_ptr() for x in self.between[1:])
         name = "walk_back" if back else "walk"
         for part, count in (("states", segments - 1), ("segments", segments)):
-            if count and part in parts:
+            if count:
                 self.dev.launch(self.name(f"{name}_{part}"), (blocks, rows, count), 128,
                                 segment_bytes(self.KP, back, part == "states"), a)
 

@@ -15,7 +15,7 @@ extension ChunkedHeads {
     let columns = (Int(a.values) + 63) / 64
     guard launch.device.compiler.architecture == "sm_90a", rule != GYRE_CUDA_MIXER_LINEAR,
       a.states == nil, size <= 128, shared <= launch.device.sharedPerBlock,
-      rows.allSatisfy({ $0 % 16 == 0 }), a.chunks > 0, self.rows * columns > 0
+      rows.allSatisfy({ $0 % 16 == 0 })
     else { return false }
     var t = gyre_cuda_delta_tile_args()
     t.tiles = launch.recordMap(

@@ -133,7 +133,7 @@ struct ChunkedHeads {
     guard size > 0, isWide ? x.valueSize % 8 == 0 : valueSize > 0,
       size < 256
         || gyre_cuda_mixer_walk_shared(rule, size, 0, 1, 1, isNew) <= launch.device.sharedPerBlock,
-      inputs[2].dtype == .bfloat16, x.tokens > 0, x.batch > 0,
+      inputs[2].dtype == .bfloat16, x.tokens > 0, x.batch > 0, x.valueSize > 0,
       x.batch * x.heads <= 65_535
     else { return nil }
     self.launch = launch

@@ -37,8 +37,7 @@ extension ChunkedHeads {
     let rows = [a.q, a.k, a.v, UnsafeRawPointer(a.y)].map { UInt(bitPattern: $0) }
     let columns = (Int(a.values) + 63) / 64
     guard launch.device.compiler.architecture == "sm_90a", rule == GYRE_CUDA_MIXER_LINEAR,
-      isScalar, size <= 128, rows.allSatisfy({ $0 % 16 == 0 }),
-      a.chunks > 0, self.rows * columns > 0
+      isScalar, size <= 128, rows.allSatisfy({ $0 % 16 == 0 })
     else { return false }
     let blocks = self.rows * columns
     let chunks = Self.segment(of: Int(a.chunks), blocks: blocks, of: launch.device.multiprocessors)

@@ -25,8 +25,7 @@ extension ChunkedHeads {
   /// False where a walk in one piece serves the call better.
   func walkSegments(_ isBack: Bool) -> Bool {
     let columns = (Int(a.values) + 63) / 64
-    guard isTeam, rule == GYRE_CUDA_MIXER_LINEAR, size <= 128, a.n.divisor == 0,
-      rows * columns > 0
+    guard isTeam, rule == GYRE_CUDA_MIXER_LINEAR, size <= 128, a.n.divisor == 0
     else { return false }
     let steps = Self.segment(
       of: Int(a.chunks), blocks: rows * columns, of: launch.device.multiprocessors)

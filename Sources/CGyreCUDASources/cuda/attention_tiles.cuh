@@ -13,7 +13,6 @@
 #define SIZE 64
 #endif
 #define PANELS (SIZE / 64)
-#define PANEL 4096  // elements of 64 rows
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
@@ -125,16 +124,13 @@ DEV void load_rows(
 template <int B>
 DEV void rows_by_rows(float (&d)[B * 8][4], u64 a, u64 b) {
 #pragma unroll
-  for (int k = 0; k < SIZE / 16; k++) {
-    const int inside = k % 4 * 2;
-    wgmma<0>(d, a + (k / 4 * PANEL * 2 >> 4) + inside, b + (k / 4 * B * PANEL * 2 >> 4) + inside, k);
-  }
+  for (int k = 0; k < SIZE / 16; k++) wgmma<0>(d, a + panel_step(k), b + panel_step(k, B * 64), k);
 }
 /// d += p b over the rows of b, a tile of 16 DEPTH rows.
 template <int DEPTH>
 DEV void weights_by_rows(float (&d)[SIZE / 8][4], const u32 (&p)[DEPTH][4], u64 b) {
 #pragma unroll
-  for (int k = 0; k < DEPTH; k++) wgmma<1>(d, p[k], b + (k * 16 * 128 >> 4), 1);
+  for (int k = 0; k < DEPTH; k++) wgmma<1>(d, p[k], b + turned_step(k), 1);
 }
 template <int N>
 DEV void pack_weights(u32 (&p)[N / 2][4], const float (&s)[N][4]) {

@@ -6,7 +6,6 @@
 // second chunk, from the state that these leave in shared memory. The copy engine brings the tiles of
 // a record one by one, each again as soon as its last product has ended.
 // Variants: GYRE_KEYS=64,128
-#include "checked.cuh"
 #include "chunk_common.cuh"
 #include "wgmma.cuh"
 
@@ -19,7 +18,7 @@ struct DeltaTileArgs {
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
-enum { PANEL = 4096, OUTPUT_GROUPS = 2, WARP = ARRIVALS(32) };
+enum { OUTPUT_GROUPS = 2 };
 
 template <int K>
 struct DeltaTilesLayout {
@@ -70,12 +69,6 @@ struct DeltaBarriers {
     barrier_fence();
   }
 };
-
-/// One warp is done with what a barrier guards.
-DEV void arrive_as_warp(u64 *b) {
-  __syncwarp();
-  if (arrives((threadIdx.x & 31) == 0)) barrier_arrive(b);
-}
 
 /// One thread: a tile of a record, by its place in it.
 template <class L>
@@ -182,7 +175,7 @@ DEV void keep_state(const DeltaTileArgs &t, unsigned char *memory, const DeltaBa
     float y[8][4];
     wgmma_fence();
 #pragma unroll
-    for (int i = 0; i < STEPS; i++) wgmma<0>(y, s[i], w + (i / 4 * PANEL * 2 >> 4) + i % 4 * 2, i);
+    for (int i = 0; i < STEPS; i++) wgmma<0>(y, s[i], w + panel_step(i), i);
     wgmma_commit();
     // While that runs: the state for the outputs, and this chunk's values.
     barrier_wait(b.state.empty + slot.stage, slot.parity ^ 1);
@@ -203,7 +196,7 @@ DEV void keep_state(const DeltaTileArgs &t, unsigned char *memory, const DeltaBa
     barrier_wait(b.kt.full + ring.stage, ring.parity);
     wgmma_fence();
 #pragma unroll
-    for (int j = 0; j < 4; j++) wgmma<1>(S, va[j], panel_operand(kt, PANEL * 2) + j * (16 * 128 >> 4), 1);
+    for (int j = 0; j < 4; j++) wgmma<1>(S, va[j], panel_operand(kt, PANEL * 2) + turned_step(j), 1);
     wgmma_commit();
     wgmma_wait<1>();
     pin(y);
@@ -218,7 +211,7 @@ DEV void keep_state(const DeltaTileArgs &t, unsigned char *memory, const DeltaBa
     barrier_wait(b.b.full + ring.stage, ring.parity);
     wgmma_fence();
 #pragma unroll
-    for (int j = 0; j < 4; j++) wgmma<1>(S, ya[j], panel_operand(write, PANEL * 2) + j * (16 * 128 >> 4), 1);
+    for (int j = 0; j < 4; j++) wgmma<1>(S, ya[j], panel_operand(write, PANEL * 2) + turned_step(j), 1);
     wgmma_commit();
     wgmma_wait<1>();
     hold(va);
@@ -258,13 +251,10 @@ DEV void write_outputs(const DeltaTileArgs &t, unsigned char *memory, const Delt
     barrier_wait(b.state.full + slot.stage, slot.parity);
     wgmma_fence();
 #pragma unroll
-    for (int i = 0; i < K / 16; i++) {
-      const int at = (i / 4 * PANEL * 2 >> 4) + i % 4 * 2;
-      wgmma<0>(o, queries + at, state + at, i);
-    }
+    for (int i = 0; i < K / 16; i++) wgmma<0>(o, queries + panel_step(i), state + panel_step(i), i);
     wgmma_commit();
 #pragma unroll
-    for (int j = 0; j < 4; j++) wgmma<1>(o, weights + j * 2, values + j * (16 * 128 >> 4), 1);
+    for (int j = 0; j < 4; j++) wgmma<1>(o, weights + j * 2, values + turned_step(j), 1);
     wgmma_commit();
     wgmma_wait<1>();
     arrive_as_warp(b.state.empty + slot.stage);

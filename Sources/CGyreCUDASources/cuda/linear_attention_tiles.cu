@@ -11,7 +11,6 @@
 // Where heads are too few for the card, tokens are cut into segments: `states` gives what each would
 // leave if nothing entered it, and who goes through a segment first adds up those before it.
 // Variants: GYRE_KEYS=64,128
-#include "checked.cuh"
 #include "chunk_normalizer.cuh"
 #include "wgmma.cuh"
 
@@ -27,7 +26,7 @@ struct LinearTileArgs {
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
-enum { PANEL = 4096, OUTPUT_GROUPS = 2, WARP = ARRIVALS(32) };
+enum { OUTPUT_GROUPS = 2 };
 
 /// A chunk's gates, beside its tiles.
 struct TileGates {
@@ -72,12 +71,6 @@ struct TileBarriers {
     barrier_fence();
   }
 };
-
-/// One warp is done with what a barrier guards.
-DEV void arrive_as_warp(u64 *b) {
-  __syncwarp();
-  if (arrives((threadIdx.x & 31) == 0)) barrier_arrive(b);
-}
 
 /// This block's part of the problem.
 struct Segment {
@@ -371,7 +364,7 @@ DEV void keep_state(const LinearTileArgs &t, const Segment &w, unsigned char *me
     for (int m = 0; m < P; m++)
 #pragma unroll
       for (int j = 0; j < 4; j++) {
-        wgmma<1>(state.S[m], kt[m * 4 + j], values + j * (16 * 128 >> 4), 1);
+        wgmma<1>(state.S[m], kt[m * 4 + j], values + turned_step(j), 1);
         if (NORM) wgmma<0>(state.z[m], kt[m * 4 + j], one + j * 2, 1);
       }
     wgmma_commit();
@@ -415,16 +408,12 @@ DEV void write_outputs(const LinearTileArgs &t, const Segment &w, unsigned char 
     barrier_wait(b.kept + slot.stage, slot.parity);
     wgmma_fence();
 #pragma unroll
-    for (int i = 0; i < K / 16; i++) {
-      const int at = (i / 4 * PANEL * 2 >> 4) + i % 4 * 2;
-      wgmma<0>(s, queries + at, keys + at, i);
-    }
+    for (int i = 0; i < K / 16; i++) wgmma<0>(s, queries + panel_step(i), keys + panel_step(i), i);
     wgmma_commit();
 #pragma unroll
     for (int i = 0; i < K / 16; i++) {
-      const int at = (i / 4 * PANEL * 2 >> 4) + i % 4 * 2;
-      wgmma<1>(o, queries + at, before + i * (16 * 128 >> 4), i);
-      if (NORM) wgmma<0>(amount, queries + at, vector + (i / 4 * 1024 >> 4) + i % 4 * 2, i);
+      wgmma<1>(o, queries + panel_step(i), before + turned_step(i), i);
+      if (NORM) wgmma<0>(amount, queries + panel_step(i), vector + panel_step(i, 8), i);
     }
     wgmma_commit();
     const int i = warp * 16 + g;
@@ -455,7 +444,7 @@ DEV void write_outputs(const LinearTileArgs &t, const Segment &w, unsigned char 
     wgmma_fence();
 #pragma unroll
     for (int j = 0; j < 4; j++) {
-      wgmma<1>(o, weights[j], values + j * (16 * 128 >> 4), 1);
+      wgmma<1>(o, weights[j], values + turned_step(j), 1);
       if (NORM) wgmma<0>(amount, weights[j], one + j * 2, 1);
     }
     wgmma_commit();

@@ -5,16 +5,28 @@
 // 16-byte pieces are exchanged as `at<64>` does, from a multiple of 1,024 bytes on. That is what a
 // tensor map with 128-byte swizzle writes and what wgmma reads.
 #pragma once
+#include "checked.cuh"
 #include "gyre_cuda_args.h"
 #include "mma.cuh"
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
+
+enum { PANEL = 4096 };  // elements of 64 rows
 
 /// A panel as an operand; `next` is the distance in bytes to the panel of the next 64 columns, where
 /// columns are the operand's outer side.
 DEV u64 panel_operand(const u16 *panel, u32 next = 16) {
   return (u64)((shared_address(panel) & 0x3ffff) >> 4) | (u64)(next >> 4) << 16 |
          (u64)(1024 >> 4) << 32 | (u64)1 << 62;
+}
+
+/// From an operand to its step i of 16 columns, in panels of `rows` rows.
+DEV u32 panel_step(int i, int rows = 64) {
+  return (i / 4 * rows * 128 >> 4) + i % 4 * 2;
+}
+/// From an operand that lies as [depth][column] to its step i of 16 rows.
+DEV u32 turned_step(int i) {
+  return i * (16 * 128 >> 4);
 }
 
 #define GYRE_OUT4(d, n) "+f"(d[n][0]), "+f"(d[n][1]), "+f"(d[n][2]), "+f"(d[n][3])
@@ -140,6 +152,12 @@ DEV void barrier_init(u64 *b, u32 count) {
 }
 DEV void barrier_arrive(u64 *b) {
   asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(shared_address(b)) : "memory");
+}
+enum { WARP = ARRIVALS(32) };
+/// One warp is done with what a barrier guards: WARP arrivals.
+DEV void arrive_as_warp(u64 *b) {
+  __syncwarp();
+  if (arrives((threadIdx.x & 31) == 0)) barrier_arrive(b);
 }
 /// One thread: the barrier also waits for `bytes` that the copy engine brings.
 DEV void barrier_expect(u64 *b, u32 bytes) {
