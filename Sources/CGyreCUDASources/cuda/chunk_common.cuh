@@ -70,11 +70,12 @@ struct MixerArgs {
   unsigned char
       *extras;   // workspace, B·H·N of EXTRA bytes, or null: written by prepare for gradient
   void *states;  // bf16 [B, H, N, V/16, K/16, 32, 8] or null: states entering the chunks
+  void *written;  // T [B, T, H, V] or null, the delta rule only: Y = V − K̄ S, by walk for gradient
   void *state_gradients;  // the same shape: gradients of the states that leave the chunks
   const void *dy;         // T [B, T, H, V]
   const float *d_final;   // [B, H, K, V] or null: zeros
   void *dq, *dk;          // T [B, T, H, K]: per value head, the caller sums the heads of a group
-  void *dv;               // T [B, T, H, V]
+  void *dv;               // T [B, T, H, V]; of the delta rule by walk_back, for gradient too
   void *da, *db;          // T [B, T, H, K]
   void *d_gate;  // [B, T, H, K] in the gate's type; float [B, T, H] for gate kinds 1 and 2; or null
   float *d_beta;     // [B, T, H]
@@ -112,8 +113,10 @@ struct Record {
   static constexpr int W = KT + 64 * K;
   static constexpr int Q = RULE == LINEAR ? W : W + 64 * K;
   static constexpr int B = Q + 64 * K;
-  static constexpr int D = RULE == LINEAR ? B : B + 64 * K;
-  static constexpr int bytes = D * 2 + K * 4;
+  static constexpr int D = RULE == GENERAL ? B + 64 * K : B;
+  // Two factors a row, float [2][64]: what K̄ and Q̄ are of the rows of k and q, where one decay serves all channels.
+  static constexpr int F = D + K * 2;
+  static constexpr int bytes = F * 2 + (RULE == BETA ? 512 : 0);
   static constexpr int extra = RULE == LINEAR ? 0 : RULE == BETA ? 8192 : 3 * 8192;
 };
 

@@ -49,6 +49,7 @@ struct gyre_cuda_mixer_args {
   unsigned char *records;  // workspace, B·H·N × gyre_cuda_mixer_record_bytes, 128-byte aligned
   unsigned char *extras;   // workspace, B·H·N × gyre_cuda_mixer_extra_bytes; null without gradients
   void *states;            // bf16, B·H·N × gyre_cuda_mixer_state_bytes; null without gradients
+  void *written;           // element [B, T, H, V], the delta rule only; null without gradients
   void *state_gradients;   // the same size
   const void *dy;          // element [B, T, H, V]
   const float *d_final;    // [B, H, K, V] or null: zeros
@@ -131,7 +132,8 @@ static inline int gyre_cuda_mixer_wide_size(int n) {
 
 /// Bytes a chunk and head of `records`; `size` is gyre_cuda_mixer_size's of K, here and below.
 static inline long gyre_cuda_mixer_record_bytes(enum gyre_cuda_mixer_rule rule, int size) {
-  return (4096L + (rule == GYRE_CUDA_MIXER_LINEAR ? 2 : 4) * 64L * size) * 2 + size * 4L;
+  const int tiles = rule == GYRE_CUDA_MIXER_LINEAR ? 2 : rule == GYRE_CUDA_MIXER_BETA ? 3 : 4;
+  return (4096L + tiles * 64L * size) * 2 + size * 4L + (rule == GYRE_CUDA_MIXER_BETA ? 512 : 0);
 }
 static inline long gyre_cuda_mixer_extra_bytes(enum gyre_cuda_mixer_rule rule) {
   return rule == GYRE_CUDA_MIXER_LINEAR ? 0 : rule == GYRE_CUDA_MIXER_BETA ? 8192 : 24576;
