@@ -22,22 +22,20 @@ PREFIX = ["linear_attention", "delta_rule_beta", "delta_rule_general"]
 # Launch descriptions: the same numbers as the layouts in the headers.
 
 def record_bytes(rule, K):
-    return (4096 + (2 if rule == LINEAR else 4) * 64 * K) * 2 + K * 4
+    return (4096 + (2, 3, 4)[rule] * 64 * K) * 2 + K * 4 + (512 if rule == BETA else 0)
 
 
 def prepare_bytes(rule, K, scalar=False):
-    if scalar and rule == BETA and K == 64:
-        return (6 * 4096 + 2048 + 640 + 256) * 2
-    after = record_bytes(rule, K) // 2 - K * 2 + (4096 if rule == LINEAR else 0)
-    G = after + (0, 64 * K, 2 * 64 * K)[rule]
-    end = G + (0, 8192, 16384)[rule]
-    return (end + 2048 + 640 + 256) * 2
+    if scalar and rule == BETA:
+        return (2 * 4096 + 2 * 64 * K + 2048 + 640 + 256) * 2
+    tiles = 4096 + (2, 4, 6)[rule] * 64 * K + (4096, 8192, 16384)[rule]
+    return (tiles + 2048 + 640 + 256) * 2
 
 
 def walk_bytes(rule, K, VT, back, norm=False):
-    start = (4096 + 64 * K) * 2 if back else 0
+    without = 512 if rule == BETA else (4096 + 64 * K) * 2 if back else 0
     up = lambda n: (n + 1023) // 1024 * 1024
-    stage = up(record_bytes(rule, K) - start) + up(64 * VT * 2)
+    stage = up(record_bytes(rule, K) - without) + up(64 * VT * 2)
     if norm:
         stage += up((0 if back else 512) + K * 4)
     fit = (225 * 1024 - 1024) // stage
@@ -80,7 +78,7 @@ LINEAR_GRADIENT_BYTES = (8 * 4096 + 640 + 1280 + 128 + 256) * 2
 
 
 def mild_prepare_bytes(rule, K):
-    tiles = 64 * K * (2, 4, 4)[rule] + 4096 * (1, 3, 5)[rule]
+    tiles = 64 * K * (2, 3, 4)[rule] + 4096 * (1, 3, 5)[rule]
     return (tiles + 8 * K + 128 + 2 * K) * 2
 
 
@@ -187,7 +185,7 @@ class Mixer:
         nan = lambda *s, dtype=torch.float32: torch.full(s, float("nan"), device=d, dtype=dtype)
         self.y, self.final = nan(B, T, H, V, dtype=self.dtype), nan(B, H, K, V)
         self.records = torch.full((B * H * N * record_bytes(self.rule, self.KP),), 255, device=d, dtype=torch.uint8)
-        self.states = self.state_gradients = self.extras = None
+        self.states = self.state_gradients = self.extras = self.written = None
         self.norms = nan(B * H * N * 128)
         # The kernels for mild decays leave steep chunks to the others.
         self.mild = None
@@ -212,6 +210,8 @@ class Mixer:
             if self.rule:
                 size = B * H * N * (8192, 24576)[self.rule - 1]
                 self.extras = torch.full((size,), 255, device=d, dtype=torch.uint8)
+            if self.rule == BETA:
+                self.written = nan(B, T, H, V, dtype=self.dtype)
             g = {"dq": nan(B, T, H, K, dtype=self.dtype), "dk": nan(B, T, H, K, dtype=self.dtype),
                  "dv": nan(B, T, H, V, dtype=self.dtype)}
             if self.rule == GENERAL:
@@ -233,7 +233,8 @@ class Mixer:
         i, own = self.inputs, ("input", "vector")
         a = MixerArgs(**{n: p(x) for n, x in i.items() if n not in own}, reset=p(self.reset), norms=p(self.norms),
                       mild=p(self.mild), y=p(self.y), final=p(self.final), records=p(self.records),
-                      extras=p(self.extras), states=p(self.states), state_gradients=p(self.state_gradients),
+                      extras=p(self.extras), states=p(self.states), written=p(self.written),
+                      state_gradients=p(self.state_gradients),
                       dy=p(self.dy), d_final=p(self.d_final),
                       **{n: p(x) for n, x in self.grads.items() if n not in ("d_input", "d_vector")})
         a.n = NormalizerArgs(
@@ -299,7 +300,6 @@ class Mixer:
             return self.walk_cut(back)
         end = ("_team" if self.team else "") + ("_norm" if self.divisor else "")
         name = self.name(("walk_back" if back else "walk") + end)
-        name = name.replace("_beta", "").replace("_general", "")
         args = self.args()
         if back and self.divisor:
             args.dy = args.n.dn
@@ -309,8 +309,8 @@ class Mixer:
         self.dev.launch(name, ((self.V + VT - 1) // VT, self.B * self.H, 1), 256 if self.team else 128, size, args)
 
     def has_delta_tiles(self):
-        return (self.walks_by_tiles and self.rule != LINEAR and self.states is None and self.dtype == torch.bfloat16 and
-                self.dev.device == "cuda" and torch.cuda.get_device_capability()[0] == 9)
+        return (self.walks_by_tiles and self.rule == GENERAL and self.states is None and
+                self.dtype == torch.bfloat16 and self.dev.device == "cuda" and torch.cuda.get_device_capability()[0] == 9)
 
     def walk_tiles(self):
         """The forward walk where nothing is kept for gradients."""

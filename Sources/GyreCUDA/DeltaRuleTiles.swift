@@ -13,7 +13,7 @@ extension ChunkedHeads {
     let shared = Int(gyre_cuda_delta_tiles_shared(size))
     let rows = [a.v, UnsafeRawPointer(a.y)].map { UInt(bitPattern: $0) }
     let columns = (Int(a.values) + 63) / 64
-    guard launch.device.compiler.architecture == "sm_90a", rule != GYRE_CUDA_MIXER_LINEAR,
+    guard launch.device.compiler.architecture == "sm_90a", rule == GYRE_CUDA_MIXER_GENERAL,
       a.states == nil, size <= 128, shared <= launch.device.sharedPerBlock,
       rows.allSatisfy({ $0 % 16 == 0 })
     else { return false }

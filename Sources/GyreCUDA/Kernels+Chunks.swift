@@ -55,10 +55,10 @@ struct ChunkedHeads {
         mixedGradient: make(prefix, gradients, in: "chunk_gradient_mixed", "_mixed"),
         mildPrepare: make(prefix, ["prepare_mild"], in: file)[0],
         mildGradient: size == 64 ? make(prefix, ["gradient_mild"], in: file)[0] : nil,
-        walk: make(file, ["walk", "walk_team"], in: file),
-        back: make(file, ["walk_back", "walk_back_team"], in: file),
-        dividedWalk: make(file, ["walk_norm", "walk_team_norm"], in: file),
-        dividedBack: make(file, ["walk_back_norm", "walk_back_team_norm"], in: file),
+        walk: make(prefix, ["walk", "walk_team"], in: file),
+        back: make(prefix, ["walk_back", "walk_back_team"], in: file),
+        dividedWalk: make(prefix, ["walk_norm", "walk_team_norm"], in: file),
+        dividedBack: make(prefix, ["walk_back_norm", "walk_back_team_norm"], in: file),
         stabilize: make(prefix, ["stabilize"], in: file)[0],
         normalizeBack: make(prefix, ["normalize_back"], in: file)[0])
     }
@@ -229,11 +229,18 @@ struct ChunkedHeads {
   private var recordBytes: Int { parts * Int(gyre_cuda_mixer_record_bytes(rule, size)) }
   private var extraBytes: Int { parts * Int(gyre_cuda_mixer_extra_bytes(rule)) }
   private var stateBytes: Int { parts * Int(gyre_cuda_mixer_state_bytes(a.values, size)) }
+  /// What the tokens of the delta rule wrote.
+  private var writtenBytes: Int {
+    rule == GYRE_CUDA_MIXER_BETA ? 2 * rows * Int(a.tokens) * Int(a.values) : 0
+  }
+  /// Sizes of what a gradient needs of the forward pass, but for what divides the outputs.
+  private var keptBytes: [Int] { [recordBytes, max(extraBytes, 1), stateBytes, max(writtenBytes, 1)] }
 
-  private mutating func use(records: UInt64, extras: UInt64, states: UInt64) {
-    a.records = Self.bytes(records)
-    a.extras = extraBytes > 0 ? Self.bytes(extras) : nil
-    a.states = Self.memory(states)
+  private mutating func use(_ kept: [UInt64]) {
+    a.records = Self.bytes(kept[0])
+    a.extras = extraBytes > 0 ? Self.bytes(kept[1]) : nil
+    a.states = Self.memory(kept[2])
+    a.written = writtenBytes > 0 ? Self.memory(kept[3]) : nil
   }
 
   /// y and the final state. Under a tape, what the gradients need stays with the values' memory, as
@@ -250,10 +257,10 @@ struct ChunkedHeads {
     a.n.final_vector = Self.floats(finalVector.address)
     a.n.final_max = Self.floats(finalMax.address)
     if Tape.current != nil, let notes,
-      let kept = launch.keep([recordBytes, max(extraBytes, 1), stateBytes, divisionBytes])
+      let kept = launch.keep(keptBytes + [divisionBytes])
     {
-      use(records: kept[0].address, extras: kept[1].address, states: kept[2].address)
-      useDivision(kept[3].address)
+      use(kept.map(\.address))
+      useDivision(kept[4].address)
       notes.chunks.withLock { $0 = KeptChunks(key: key, buffers: kept) }
     } else if runTiles() {
       return
@@ -287,12 +294,10 @@ struct ChunkedHeads {
     }
     if let kept {
       let addresses = launch.hold(kept.buffers)
-      use(records: addresses[0], extras: addresses[1], states: addresses[2])
-      useDivision(addresses[3])
+      use(addresses)
+      useDivision(addresses[4])
     } else {
-      use(
-        records: launch.scratch(recordBytes), extras: launch.scratch(max(extraBytes, 1)),
-        states: launch.scratch(stateBytes))
+      use(keptBytes.map { launch.scratch($0) })
       if a.n.divisor > 0 { useDivision(launch.scratch(divisionBytes)) }
       a.y = Self.memory(launch.scratch(2 * dy.elementCount))
       prepare()
@@ -383,7 +388,7 @@ struct ChunkedHeads {
 }
 
 /// What a forward pass by chunks leaves for its derivative: records, extras, states at the chunks'
-/// starts, and what divided the outputs.
+/// starts, what the tokens wrote, and what divided the outputs.
 struct KeptChunks {
   /// Addresses of the inputs, kind of gate, scale, divisor.
   var key: [UInt64]

@@ -1,9 +1,10 @@
 // prepare: everything of a chunk that does not depend on the state.
 //
-//     P_ij = s q_i·(e^{c_i − c_j} k_j), j ≤ i                       (and A likewise, strictly
-//     lower) delta rule:        T = (I + βA)⁻¹          W = −T β K̄    Q̃ = Q̄ + P W    K̃ = β Tᵀ K̂ P̃ =
-//     P T β generalised rule:  T = (I − A_ab)⁻¹, M = T A_ak
-//                        W = T Ā    Q̃ = Q̄ + A_qb W    K̃ = K̂ + Mᵀ B̂    P̃ = A_qk + A_qb M
+//     P_ij = s q_i·(e^{c_i − c_j} k_j), j ≤ i           (and A likewise, strictly lower)
+//     delta rule:        T = (I + βA)⁻¹                W = −K̄            Q̃ = Q̄
+//                        K̃ = β Tᵀ K̂           P̃ = P T β
+//     generalised rule:  T = (I − A_ab)⁻¹, M = T A_ak  W = T Ā           Q̃ = Q̄ + A_qb W
+//                        K̃ = K̂ + Mᵀ B̂         P̃ = A_qk + A_qb M
 //
 // with Q̄, K̄, Ā decayed from the chunk's start and K̂, B̂ to its end. T comes from 16-row blocks
 // inverted by substitution in float32 and merged 16 → 32 → 64 by T₂₁ = −T₂₂ A₂₁ T₁₁.
@@ -120,10 +121,11 @@ struct Levels {
   }
 };
 
-/// prepare's products and decayed rows where one factor serves all channels.
+/// prepare's products and decayed rows where one factor serves all channels; of the delta rule W and Q̄
+/// go to the record.
 template <int RULE, int K, bool COMPACT>
 DEV void prepare_scalar(const MixerArgs &p, u16 *m, const ScalarDecays &decays, const float *beta,
-                        float *diagonal, float *d) {
+                        float *diagonal, unsigned char *record) {
   typedef PrepareLayout<RULE, K, COMPACT> L;
   typedef Record<RULE, K> R;
   constexpr int grams = RULE == LINEAR ? 1 : 2;
@@ -169,16 +171,18 @@ DEV void prepare_scalar(const MixerArgs &p, u16 *m, const ScalarDecays &decays, 
     const int row = i / (K / 8);  // the pieces of a row stay in it
     uint4 *q = (uint4 *)(m + L::Q) + i, *k = (uint4 *)(m + L::H) + i;
     const float lead = decays.lead[row];
-    *q = scaled8(*q, p.scale * lead);
+    uint4 *to = RULE == BETA ? (uint4 *)(record + R::Q * 2) + i : q;
+    *to = scaled8(*q, p.scale * lead);
     const uint4 key = *k;
-    if (RULE == BETA) ((uint4 *)(m + L::A))[i] = scaled8(key, -beta[row] * lead);
+    if (RULE == BETA) ((uint4 *)(record + R::W * 2))[i] = scaled8(key, -lead);
     *k = scaled8(key, decays.tail[row]);
   }
+  float *d = (float *)(record + R::D * 2);
   for (int k = threadIdx.x; k < K; k += 128) d[k] = decays.lead[63];
 }
 
-DEV_CONST bool is_compact(int rule, int keys, bool is_scalar) {
-  return is_scalar && rule == BETA && keys == 64;
+DEV_CONST bool is_compact(int rule, bool is_scalar) {
+  return is_scalar && rule == BETA;
 }
 
 /// Chunk `chunk` of row `index` of B·H, 128 threads, PrepareLayout::bytes of shared memory. Reads q,
@@ -186,7 +190,7 @@ DEV_CONST bool is_compact(int rule, int keys, bool is_scalar) {
 /// only, and faster; without it any kind.
 template <int RULE, int K, bool SCALAR, typename E>
 DEV void prepare(const MixerArgs &p, int chunk, int index) {
-  constexpr bool COMPACT = is_compact(RULE, K, SCALAR);
+  constexpr bool COMPACT = is_compact(RULE, SCALAR);
   typedef PrepareLayout<RULE, K, COMPACT> L;
   typedef Record<RULE, K> R;
   constexpr int grams = Levels<RULE, K>::grams;
@@ -222,7 +226,6 @@ DEV void prepare(const MixerArgs &p, int chunk, int index) {
     // A strength of 0 counts as 1e-18, so that what a token would have written can be recovered.
     beta[threadIdx.x] = x < 1e-18f && x > -1e-18f ? 1e-18f : x;
   }
-  float *d_out = (float *)(record + R::D * 2);
   if (SCALAR) {
     ScalarDecays &decays = *(ScalarDecays *)total;
     if (warp == 0) decays.fill(p, gates, batch, head, start);
@@ -232,7 +235,7 @@ DEV void prepare(const MixerArgs &p, int chunk, int index) {
       normalize_rows<K>(p, m + L::Q, m + L::H, place);
       __syncthreads();
     }
-    prepare_scalar<RULE, K, COMPACT>(p, m, decays, beta, diagonal, d_out);
+    prepare_scalar<RULE, K, COMPACT>(p, m, decays, beta, diagonal, record);
     __syncthreads();
     if (RULE == LINEAR && p.n.row_sums) sum_tiles<K>(p, m + L::P, m + L::H, diagonal, place);
     finish<RULE, K, COMPACT>(p, m, diagonal, beta, record, place);
@@ -317,10 +320,7 @@ DEV void prepare(const MixerArgs &p, int chunk, int index) {
       const int place = at<K>(warp * 16 + i, channel);
       const two from_start = times(before[i], lead), to_end = times(after[i], tail);
       const u32 key = levels.key(i), query = levels.query(i);
-      if (RULE == BETA) {
-        const float strength = -beta[warp * 16 + i];
-        *(u32 *)(m + L::A + place) = scaled(key, times(from_start, {strength, strength}));
-      }
+      if (RULE == BETA) *(u32 *)(m + L::A + place) = scaled(key, times(from_start, {-1.0f, -1.0f}));
       if (RULE == GENERAL) {
         *(u32 *)(m + L::A + place) =
             scaled(levels.erase(i), times(i ? before[i ? i - 1 : 0] : one, lead));

@@ -9,14 +9,14 @@ template <int RULE, int K>
 struct MildPrepareLayout {
   static constexpr int full = 64 * K, small = 4096;
   static constexpr int q = 0, k = full;                            // rows q e^c, columns k e^−c
-  static constexpr int a = k + full;                               // rows that erase, then W
+  static constexpr int a = k + full;                               // rows that erase; W
   static constexpr int b = a + (RULE == LINEAR ? 0 : full);        // columns that write
   static constexpr int p = b + (RULE == GENERAL ? full : 0);
   static constexpr int g = p + small, t = g + (RULE == LINEAR ? 0 : small);
   static constexpr int qb = t + (RULE == LINEAR ? 0 : small);
   static constexpr int ak = qb + (RULE == GENERAL ? small : 0);
-  static constexpr int kt = ak + (RULE == GENERAL ? small : 0);    // BETA
-  static constexpr int end = kt + (RULE == BETA ? full : 0);
+  static constexpr int kt = RULE == BETA ? q : k;
+  static constexpr int end = ak + (RULE == GENERAL ? small : 0);
   static constexpr int totals = end;                               // float [K / 64][4][64]
   static constexpr int beta = totals + 8 * K;                      // float [64]
   static constexpr int tail = beta + 128;                          // float [K]
@@ -91,10 +91,7 @@ DEV void mild_prepare(const MixerArgs &p) {
         *q = scaled(*q, times(f, {p.scale, p.scale}));
         const u32 key = *k;
         *k = scaled(key, column);
-        if (RULE == BETA) {
-          const float strength = -beta[row];
-          *(u32 *)(m + L::a + to) = scaled(key, times(f, {strength, strength}));
-        }
+        if (RULE == BETA) *(u32 *)(m + L::a + to) = scaled(key, times(f, {-1.0f, -1.0f}));
         if (RULE == GENERAL) {
           u32 *a = (u32 *)(m + L::a + to), *b = (u32 *)(m + L::b + to);
           *a = scaled(*a, {exp2_of(c0 - own[h * 2]), exp2_of(c1 - own[h * 2 + 1])});
@@ -131,14 +128,15 @@ DEV void mild_prepare(const MixerArgs &p) {
           }
         }
     }
-    // A, the rows' products that are solved for, has a minus: β is in the rows of the delta rule.
+    // A, the rows' products that are solved for, has a minus: of the delta rule in its rows, β not.
     const auto masked = [&](float (&x)[4][4], int to, bool is_solved) {
 #pragma unroll
       for (int n = 0; n < 4; n++)
 #pragma unroll
         for (int e = 0; e < 4; e++) {
           const int i = w * 16 + g + (e >> 1) * 8, j = h0 + n * 8 + c + (e & 1);
-          x[n][e] = j < i || (j == i && !kind) ? (is_solved ? -x[n][e] : x[n][e]) : 0.0f;
+          const float factor = !is_solved ? 1.0f : RULE == BETA ? -beta[i] : -1.0f;
+          x[n][e] = j < i || (j == i && !kind) ? x[n][e] * factor : 0.0f;
           if (is_solved && half * 2 + n / 2 == w)
             diagonal[w * 512 + (g + (e >> 1) * 8) * 16 + (n & 1) * 8 + c + (e & 1)] = x[n][e];
         }
@@ -148,6 +146,14 @@ DEV void mild_prepare(const MixerArgs &p) {
     if constexpr (RULE == GENERAL) masked(d2, kind ? L::g : L::qb, kind);
   }
   __syncthreads();
+  const auto copy = [&](int to, int from, int count) {
+    for (int i = threadIdx.x * 8; i < count; i += 256 * 8)
+      *(uint4 *)(record + (to + i) * 2) = *(const uint4 *)(m + from + i);
+  };
+  if (RULE == BETA) {
+    copy(R::Q, L::q, 64 * K);
+    copy(R::W, L::a, 64 * K);
+  }
   if (RULE != LINEAR) {
     invert(m + L::t, diagonal, 512, m + L::g);
     u32 of_t[4][4], of_p[4][4];
@@ -190,16 +196,17 @@ DEV void mild_prepare(const MixerArgs &p) {
       store_tile<64>(m + L::g, w * 16, h0, d);
     }
 #pragma unroll 1
-    for (int part = 0; part < K / 64; part++) {
+    for (int part = 0; RULE == GENERAL && part < K / 64; part++) {
       clear(d);
       full(d, of_t, L::a, part * 64 + h0);
       __syncthreads();  // rows of `a` become W
       store_tile<K>(m + L::a, w * 16, part * 64 + h0, d);
     }
-    __syncthreads();
+    if (RULE == GENERAL) __syncthreads();
     // P̃, over P: nobody reads it any more (BETA: in products; its rows are in registers).
     clear(d);
     triangular(d, of_p, RULE == BETA ? L::t : L::g);
+    if (RULE == BETA) __syncthreads();
 #pragma unroll
     for (int n = 0; n < 4; n++)
 #pragma unroll
@@ -218,19 +225,21 @@ DEV void mild_prepare(const MixerArgs &p) {
     for (int part = 0; part < K / 64; part++) {
       const int first = part * 64 + h0;
       // Q̃ in place of q: a warp's own rows.
+      if (RULE == GENERAL) {
 #pragma unroll
-      for (int n = 0; n < 4; n++)
+        for (int n = 0; n < 4; n++)
 #pragma unroll
-        for (int h = 0; h < 2; h++) {
-          const u32 old =
-              *(const u32 *)(m + L::q + at<K>(w * 16 + g + h * 8, first + n * 8 + c));
-          d[n][h * 2] = low_of(old);
-          d[n][h * 2 + 1] = high_of(old);
-        }
-      full(d, of_p, L::a, first);
-      store_tile<K>(m + L::q, w * 16, first, d);
+          for (int h = 0; h < 2; h++) {
+            const u32 old =
+                *(const u32 *)(m + L::q + at<K>(w * 16 + g + h * 8, first + n * 8 + c));
+            d[n][h * 2] = low_of(old);
+            d[n][h * 2 + 1] = high_of(old);
+          }
+        full(d, of_p, L::a, first);
+        store_tile<K>(m + L::q, w * 16, first, d);
+      }
       // K̃: columns of T (or M) from this block's rows on; in place of keys where nobody else reads
-      // these.
+      // these, or of q.
 #pragma unroll
       for (int n = 0; n < 4; n++)
 #pragma unroll
@@ -263,7 +272,7 @@ DEV void mild_prepare(const MixerArgs &p) {
           d[n][h * 2 + 1] *= f.y * strength;
         }
       }
-      store_tile<K>(m + (RULE == BETA ? L::kt : L::k), w * 16, first, d);
+      store_tile<K>(m + L::kt, w * 16, first, d);
     }
     __syncthreads();
     if (p.extras) {
@@ -277,10 +286,6 @@ DEV void mild_prepare(const MixerArgs &p) {
       }
     }
   }
-  const auto copy = [&](int to, int from, int count) {
-    for (int i = threadIdx.x * 8; i < count; i += 256 * 8)
-      *(uint4 *)(record + (to + i) * 2) = *(const uint4 *)(m + from + i);
-  };
   // Columns, decayed to the chunk's end on their way out.
   const auto copy_columns = [&](int to, int from) {
     for (int i = threadIdx.x * 8; i < 64 * K; i += 256 * 8) {
@@ -292,13 +297,13 @@ DEV void mild_prepare(const MixerArgs &p) {
     }
   };
   copy(R::P, L::p, 4096);
-  copy(R::Q, L::q, 64 * K);
+  if (RULE != BETA) copy(R::Q, L::q, 64 * K);
   if (RULE == LINEAR) {
     copy_columns(R::KT, L::k);
   } else {
-    copy(R::W, L::a, 64 * K);
-    copy(R::KT, RULE == BETA ? L::kt : L::k, 64 * K);
-    copy_columns(R::B, RULE == BETA ? L::k : L::b);
+    if (RULE == GENERAL) copy(R::W, L::a, 64 * K);
+    copy(R::KT, L::kt, 64 * K);
+    if (RULE == GENERAL) copy_columns(R::B, L::b);
   }
   if (threadIdx.x < K) ((float *)(record + R::D * 2))[threadIdx.x] = tails[threadIdx.x];
 }

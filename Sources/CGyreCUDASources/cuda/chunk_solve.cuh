@@ -2,27 +2,28 @@
 #pragma once
 #include "chunk_common.cuh"
 
-/// Shared memory of prepare, in 16-bit elements. COMPACT lets what comes late take the place of
-/// what is needed no more, for one block more on a multiprocessor; otherwise the record's tiles
-/// come first.
+/// Shared memory of prepare, in 16-bit elements; the record's tiles come first. COMPACT, of the delta
+/// rule: W and Q̄ go to the record at once, and what comes late takes their place, for more blocks of
+/// threads on a multiprocessor.
 template <int RULE, int K, bool COMPACT>
 struct PrepareLayout {
   typedef Record<RULE, K> R;
   static constexpr int sets = RULE == LINEAR ? 1 : 2;
   static constexpr int record_tiles = R::D;
-  static constexpr int P = 0, Q = COMPACT ? 4096 : R::Q, B = COMPACT ? Q + 64 * K : R::B;
+  static constexpr int P = 0, Q = COMPACT ? 4096 : R::Q, B = R::B, W = R::W;
   // Level tiles of 64 tokens: over K̃ and W, which come later.
   static constexpr int level = RULE == LINEAR ? record_tiles : R::KT;
   static constexpr int after_level =
-      COMPACT ? B + 64 * K : record_tiles + (RULE == LINEAR ? 4096 : 0);
-  static constexpr int A = after_level;                                             // Ā, or −β K̄
-  static constexpr int H = RULE == LINEAR ? R::KT : RULE == BETA ? B : A + 64 * K;  // K̂
-  static constexpr int G = A + (RULE == LINEAR ? 0 : RULE == BETA ? 64 * K : 2 * 64 * K);
-  static constexpr int T = G + (RULE == LINEAR ? 0 : 4096);
-  static constexpr int QB = T + (RULE == LINEAR ? 0 : 4096);
+      COMPACT ? Q + 64 * K : record_tiles + (RULE == LINEAR ? 4096 : 0);
+  static constexpr int A = RULE == BETA ? W : after_level;  // Ā, or −K̄
+  static constexpr int H = RULE == LINEAR ? R::KT : RULE == BETA ? after_level : A + 64 * K;  // K̂
+  static constexpr int G =
+      after_level + (RULE == LINEAR ? 0 : RULE == BETA ? 64 * K : 2 * 64 * K);
+  static constexpr int after_g = G + (RULE == LINEAR ? 0 : 4096);
+  static constexpr int T = COMPACT ? Q : after_g, KT = COMPACT ? Q : R::KT;
+  static constexpr int QB = after_g + (RULE == LINEAR || COMPACT ? 0 : 4096);
   static constexpr int AK = QB + (RULE == GENERAL ? 4096 : 0);
   static constexpr int end = AK + (RULE == GENERAL ? 4096 : 0);
-  static constexpr int KT = COMPACT ? G : R::KT, W = COMPACT ? A : R::W;
   static constexpr int scratch = RULE == LINEAR ? P : G;  // level tiles of one warp's 16
   static constexpr int diagonal = end;                    // float [4][256]
   static constexpr int total = diagonal + 2048;           // float [4][64], or ScalarDecays
@@ -122,11 +123,12 @@ DEV void finish(const MixerArgs &p, u16 *m, const float *diagonal, const float *
   if (RULE != LINEAR) {
     u16 *t = m + L::T;
     invert(t, diagonal, 256, m + L::G);
-    u32 rows_of_t[4][4], rows_of_p[4][4];
+    // Of T the rows, or of the delta rule the columns.
+    u32 of_t[4][4], rows_of_p[4][4];
 #pragma unroll
     for (int j = 0; j < 4; j++)
       if (j <= warp) {
-        load_a<64>(rows_of_t[j], t, warp * 16, j * 16);
+        if (RULE == GENERAL) load_a<64>(of_t[j], t, warp * 16, j * 16);
         load_a<64>(rows_of_p[j], m + (RULE == BETA ? R::P : L::QB), warp * 16, j * 16);
       }
     if (RULE == GENERAL) {
@@ -140,29 +142,31 @@ DEV void finish(const MixerArgs &p, u16 *m, const float *diagonal, const float *
           for (int n = 0; n <= j; n++) {
             u32 b[4];
             load_b_t<64>(b, m + L::AK, n * 16, j * 16);
-            mma(d[n * 2], rows_of_t[j], b[0], b[1]);
-            mma(d[n * 2 + 1], rows_of_t[j], b[2], b[3]);
+            mma(d[n * 2], of_t[j], b[0], b[1]);
+            mma(d[n * 2 + 1], of_t[j], b[2], b[3]);
           }
       store_tile<64>(m + L::G, warp * 16, 0, d);
-    }
 #pragma unroll 1
-    for (int part = 0; part < K / 64; part++) {
-      float d[8][4];
-      clear(d);
+      for (int part = 0; part < K / 64; part++) {
+        clear(d);
+#pragma unroll
+        for (int j = 0; j < 4; j++)
+          if (j <= warp)
+#pragma unroll
+            for (int n = 0; n < 4; n++) {
+              u32 b[4];
+              load_b_t<K>(b, m + L::A, part * 64 + n * 16, j * 16);
+              mma(d[n * 2], of_t[j], b[0], b[1]);
+              mma(d[n * 2 + 1], of_t[j], b[2], b[3]);
+            }
+        store_tile<K>(m + L::W, warp * 16, part * 64, d);
+      }
+      __syncthreads();
+    } else {
 #pragma unroll
       for (int j = 0; j < 4; j++)
-        if (j <= warp)
-#pragma unroll
-          for (int n = 0; n < 4; n++) {
-            u32 b[4];
-            load_b_t<K>(b, m + L::A, part * 64 + n * 16, j * 16);
-            mma(d[n * 2], rows_of_t[j], b[0], b[1]);
-            mma(d[n * 2 + 1], rows_of_t[j], b[2], b[3]);
-          }
-      if (COMPACT) __syncthreads();  // one part only
-      store_tile<K>(m + L::W, warp * 16, part * 64, d);
+        if (j >= warp) load_a_t<64>(of_t[j], t, warp * 16, j * 16);
     }
-    __syncthreads();
     // P̃, over P: no other warp reads these rows.
     {
       float d[8][4];
@@ -193,7 +197,7 @@ DEV void finish(const MixerArgs &p, u16 *m, const float *diagonal, const float *
       store_tile<64>(m + L::P, warp * 16, 0, d);
     }
 #pragma unroll 1
-    for (int part = 0; part < K / 64; part++) {
+    for (int part = 0; RULE == GENERAL && part < K / 64; part++) {
       float d[8][4];
 #pragma unroll
       for (int n = 0; n < 8; n++)
@@ -216,6 +220,19 @@ DEV void finish(const MixerArgs &p, u16 *m, const float *diagonal, const float *
           }
       store_tile<K>(m + L::Q, warp * 16, part * 64, d);
     }
+    const auto keep = [&] {
+      if (!p.extras) return;
+      uint4 *to = (uint4 *)(p.extras + place * R::extra);
+      for (int i = threadIdx.x; i < 512; i += 128) {
+        to[i] = *(const uint4 *)(m + L::T + i * 8);
+        if (RULE == GENERAL) {
+          to[512 + i] = *(const uint4 *)(m + L::G + i * 8);
+          to[1024 + i] = *(const uint4 *)(m + L::QB + i * 8);
+        }
+      }
+    };
+    if (RULE == BETA) keep();
+    if (COMPACT) __syncthreads();  // K̃ takes T's place
     // K̃: columns of T (or M) from this block's rows on.
 #pragma unroll 1
     for (int part = 0; part < K / 64; part++) {
@@ -224,12 +241,13 @@ DEV void finish(const MixerArgs &p, u16 *m, const float *diagonal, const float *
 #pragma unroll
       for (int j = 0; j < 4; j++)
         if (j >= warp) {
-          u32 a[4];
-          load_a_t<64>(a, m + (RULE == BETA ? L::T : L::G), warp * 16, j * 16);
+          u32 own[4];
+          if (RULE == GENERAL) load_a_t<64>(own, m + L::G, warp * 16, j * 16);
+          const u32(&a)[4] = RULE == BETA ? of_t[j] : own;
 #pragma unroll
           for (int n = 0; n < 4; n++) {
             u32 b[4];
-            load_b_t<K>(b, m + L::B, part * 64 + n * 16, j * 16);
+            load_b_t<K>(b, m + (RULE == BETA ? L::H : L::B), part * 64 + n * 16, j * 16);
             mma(d[n * 2], a, b[0], b[1]);
             mma(d[n * 2 + 1], a, b[2], b[3]);
           }
@@ -251,16 +269,7 @@ DEV void finish(const MixerArgs &p, u16 *m, const float *diagonal, const float *
       store_tile<K>(m + L::KT, warp * 16, part * 64, d);
     }
     __syncthreads();
-    if (p.extras) {
-      uint4 *to = (uint4 *)(p.extras + place * R::extra);
-      for (int i = threadIdx.x; i < 512; i += 128) {
-        to[i] = *(const uint4 *)(m + L::T + i * 8);
-        if (RULE == GENERAL) {
-          to[512 + i] = *(const uint4 *)(m + L::G + i * 8);
-          to[1024 + i] = *(const uint4 *)(m + L::QB + i * 8);
-        }
-      }
-    }
+    if (RULE == GENERAL) keep();
   }
   const auto copy = [&](int to, int from, int count) {
     for (int i = threadIdx.x * 8; i < count; i += 128 * 8)
@@ -269,8 +278,6 @@ DEV void finish(const MixerArgs &p, u16 *m, const float *diagonal, const float *
   if (COMPACT) {
     copy(R::P, L::P, 4096);
     copy(R::KT, L::KT, 64 * K);
-    copy(R::W, L::W, 64 * K);
-    copy(R::Q, L::Q, 2 * 64 * K);
   } else {
     copy(0, 0, R::D);
   }

@@ -54,8 +54,8 @@ struct WalkLayout {
   // What the pass reads of a record is contiguous: all of it, or from W (without W: from Q̃) on. States
   // of segments need K̃ and the decays behind Q̃.
   static constexpr bool is_split = PART == STATES && !BACK;
-  static constexpr int from = BACK ? R::W * 2 : is_split ? R::KT * 2 : 0;
-  static constexpr int copied = is_split ? 128 * K + K * 4 : R::bytes - from;
+  static constexpr int from = BACK && RULE != BETA ? R::W * 2 : is_split ? R::KT * 2 : 0;
+  static constexpr int copied = is_split ? 128 * K + K * 4 : R::D * 2 + K * 4 - from;
   static constexpr int decays = copied - K * 4;
   static constexpr int rows = (copied + 1023) / 1024 * 1024;  // where the rows of v or dO start
   static constexpr int sums = rows + (64 * VT * 2 + 1023) / 1024 * 1024;  // of rows, of columns
@@ -136,14 +136,27 @@ struct Stages {
   DEV_MEMBER void advance(int step) {
     if (GYRE_BULK) barrier_wait(barriers + step % L::stages, step / L::stages & 1);
     copy_wait<L::stages - 2>();
+    if (GYRE_BULK) proxy_fence();  // what was read of the stage before, from the copy into it
     __syncthreads();
     fetch(step + L::stages - 1);
+  }
+  /// Rows of an array like the values, from the A operand [value, token] of 16 values and tokens.
+  DEV_MEMBER void store_turned(void *to, const u32 (&a)[4], int value, int t) const {
+    const int lane = threadIdx.x & 31, g = lane >> 2, c = (lane & 3) * 2;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      const u32 x = turned(a[i]);
+      const int token = t + g + (i >> 1) * 8, column = value + (i & 1) * 8 + c;
+      if (token < p.tokens && v_tile + column < p.values)
+        store_packed((E *)to, row_base + token * token_stride + column, x);
+    }
   }
 };
 
 /// Grid (⌈V / VT⌉, B·H), 2 VT threads, WalkLayout::bytes of shared memory.
-/// Forward: reads records, v, initial; writes y, and final, states where given.
-/// Backward: reads records, dy, d_final; writes state_gradients, and d_initial where given.
+/// Forward: reads records, v, initial; writes y, and final, states, written where given.
+/// Backward: reads records, dy, d_final; writes state_gradients, and d_initial where given, dv of the
+/// delta rule.
 /// NORM: with the normaliser's vector beside the state, linear attention only; dy is its dn.
 /// In segments, linear attention without NORM only, the grid has as many, STATES one less; STATES writes
 /// nothing but states and decays of segments.
@@ -219,12 +232,22 @@ DEV void walk(const Args &args) {
 
     if (PART == STATES && threadIdx.x < K) decay *= d[threadIdx.x];
 
-    // What the state's own term writes: Y = W S, or X = B̂ dS.
-    u32 ya[4][4];
+    // Rows of the values, as A: [value, token]. As B, [token, value], they are the same registers.
+    u32 va[4][4], ya[4][4];
+    const auto load_values = [&] {
+#pragma unroll
+      for (int j = 0; j < 4; j++) load_a_t<VT>(va[j], rows, mine, j * 16);
+    };
+    if (RULE == BETA) load_values();
+    // What the state's own term writes: Y = W S, or X = B̂ dS; of the delta rule Y = V + W S, or
+    // dV = P̃ᵀ dO + K̃ dS.
     if (RULE != LINEAR) {
       float y[8][4];
       clear(y);
-      const u16 *w = tiles + (BACK ? R::B : R::W);
+      if (RULE == BETA && !BACK)
+#pragma unroll
+        for (int j = 0; j < 4; j++) from_a(y[j * 2], y[j * 2 + 1], va[j]);
+      const u16 *w = tiles + (!BACK ? R::W : RULE == BETA ? R::KT : R::B);
 #pragma unroll
       for (int i = 0; i < STEPS; i++)
 #pragma unroll
@@ -234,13 +257,20 @@ DEV void walk(const Args &args) {
           mma(y[n * 2], s[i], b[0], b[1]);
           mma(y[n * 2 + 1], s[i], b[2], b[3]);
         }
+      if (RULE == BETA && BACK)
+#pragma unroll
+        for (int j = 0; j < 4; j++)
+#pragma unroll
+          for (int n = 0; n <= j; n++) {
+            u32 b[4];
+            load_b_t<64>(b, tiles + R::P, n * 16, j * 16);
+            mma(y[n * 2], va[j], b[0], b[1]);
+            mma(y[n * 2 + 1], va[j], b[2], b[3]);
+          }
 #pragma unroll
       for (int j = 0; j < 4; j++) as_a(ya[j], y[j * 2], y[j * 2 + 1]);
     }
-    // Rows of the values, as A: [value, token]. As B, [token, value], they are the same registers.
-    u32 va[4][4];
-#pragma unroll
-    for (int j = 0; j < 4; j++) load_a_t<VT>(va[j], rows, mine, j * 16);
+    if (RULE != BETA) load_values();
 #pragma unroll
     for (int n = 0; n < K / 8; n++) {
       const two f = *(const two *)(d + n * 8 + c);
@@ -249,15 +279,18 @@ DEV void walk(const Args &args) {
       S[n][2] *= f.x;
       S[n][3] *= f.y;
     }
-    const u16 *direct = tiles + (BACK ? R::Q : R::KT), *indirect = tiles + (BACK ? R::W : R::B);
+    const u16 *direct = tiles + (BACK ? R::Q : R::KT);
+    const u16 *indirect = tiles + (BACK ? R::W : RULE == BETA ? R::KT : R::B);
 #pragma unroll
     for (int n = 0; n < STEPS; n++)
 #pragma unroll
       for (int j = 0; j < 4; j++) {
         u32 b[4];
-        load_b_t<K>(b, direct, n * 16, j * 16);
-        mma(S[n * 2], va[j], b[0], b[1]);
-        mma(S[n * 2 + 1], va[j], b[2], b[3]);
+        if (RULE != BETA || BACK) {
+          load_b_t<K>(b, direct, n * 16, j * 16);
+          mma(S[n * 2], va[j], b[0], b[1]);
+          mma(S[n * 2 + 1], va[j], b[2], b[3]);
+        }
         if (RULE != LINEAR) {
           load_b_t<K>(b, indirect, n * 16, j * 16);
           mma(S[n * 2], ya[j], b[0], b[1]);
@@ -281,9 +314,10 @@ DEV void walk(const Args &args) {
 #pragma unroll
         for (int j = 0; j <= m; j++) {
           u32 a[4];
+          const u32(&x)[4] = RULE == BETA ? ya[j] : va[j];
           load_a<64>(a, tiles + R::P, m * 16, j * 16);
-          mma(o[0], a, va[j][0], va[j][2]);
-          mma(o[1], a, va[j][1], va[j][3]);
+          mma(o[0], a, x[0], x[2]);
+          mma(o[1], a, x[1], x[3]);
         }
 #pragma unroll
         for (int h = 0; h < 2; h++) {
@@ -299,6 +333,9 @@ DEV void walk(const Args &args) {
         }
       }
     }
+    if (void *to = BACK ? p.dv : p.written; RULE == BETA && to)
+#pragma unroll
+      for (int j = 0; j < 4; j++) stages.store_turned(to, ya[j], mine, chunk * CHUNK + j * 16);
     if (NORM) vector.advance(sums + (BACK ? 0 : 128), d);
   }
   copy_wait<0>();
@@ -391,12 +428,23 @@ DEV void walk_team(const MixerArgs &p) {
       for (int i = 0; i < STEPS; i++)
         if ((i & 3) == member) to[i * 32] = {s[i][0], s[i][1], s[i][2], s[i][3]};
     }
+    u32 va[4][4];
+    const auto load_values = [&] {
+#pragma unroll
+      for (int j = 0; j < 4; j++) load_a_t<VT>(va[j], rows, mine, j * 16);
+    };
+    if (RULE == BETA && BACK) load_values();
     if (RULE != LINEAR) {
       // This member's 16 tokens; two chains for each accumulator.
       float y[2][4], y_odd[2][4];
       clear(y);
       clear(y_odd);
-      const u16 *w = tiles + (BACK ? R::B : R::W);
+      if (RULE == BETA && !BACK) {
+        u32 v[4];
+        load_a_t<VT>(v, rows, mine, member * 16);
+        from_a(y[0], y[1], v);
+      }
+      const u16 *w = tiles + (!BACK ? R::W : RULE == BETA ? R::KT : R::B);
 #pragma unroll
       for (int i = 0; i < STEPS; i++) {
         u32 b[4];
@@ -404,15 +452,22 @@ DEV void walk_team(const MixerArgs &p) {
         mma(i & 1 ? y_odd[0] : y[0], s[i], b[0], b[1]);
         mma(i & 1 ? y_odd[1] : y[1], s[i], b[2], b[3]);
       }
+      if (RULE == BETA && BACK)
+#pragma unroll
+        for (int j = 0; j < 4; j++)
+          if (j >= member) {
+            u32 b[4];
+            load_b_t<64>(b, tiles + R::P, member * 16, j * 16);
+            mma(j & 1 ? y_odd[0] : y[0], va[j], b[0], b[1]);
+            mma(j & 1 ? y_odd[1] : y[1], va[j], b[2], b[3]);
+          }
 #pragma unroll
       for (int n = 0; n < 2; n++)
 #pragma unroll
         for (int e = 0; e < 4; e++) y[n][e] += y_odd[n][e];
       store_tile<64>(shared_y, 0, member * 16, y);
     }
-    u32 va[4][4];
-#pragma unroll
-    for (int j = 0; j < 4; j++) load_a_t<VT>(va[j], rows, mine, j * 16);
+    if (RULE != BETA) load_values();
     float o[2][4], amount[1][4];
     if (!BACK) {
       float o_odd[2][4];
@@ -427,14 +482,15 @@ DEV void walk_team(const MixerArgs &p) {
         mma(i & 1 ? o_odd[1] : o[1], a, s[i][1], s[i][3]);
         if (NORM) mma(amount[0], a, vector.column[NORM ? i : 0][0], vector.column[NORM ? i : 0][1]);
       }
+      if (RULE != BETA)
 #pragma unroll
-      for (int j = 0; j < 4; j++)
-        if (j <= member) {
-          u32 a[4];
-          load_a<64>(a, tiles + R::P, member * 16, j * 16);
-          mma(o[0], a, va[j][0], va[j][2]);
-          mma(o[1], a, va[j][1], va[j][3]);
-        }
+        for (int j = 0; j < 4; j++)
+          if (j <= member) {
+            u32 a[4];
+            load_a<64>(a, tiles + R::P, member * 16, j * 16);
+            mma(o[0], a, va[j][0], va[j][2]);
+            mma(o[1], a, va[j][1], va[j][3]);
+          }
 #pragma unroll
       for (int n = 0; n < 2; n++)
 #pragma unroll
@@ -448,16 +504,18 @@ DEV void walk_team(const MixerArgs &p) {
       S[n][2] *= f.x;
       S[n][3] *= f.y;
     }
-    const u16 *direct = tiles + (BACK ? R::Q : R::KT), *indirect = tiles + (BACK ? R::W : R::B);
+    const u16 *direct = tiles + (BACK ? R::Q : R::KT);
+    const u16 *indirect = tiles + (BACK ? R::W : RULE == BETA ? R::KT : R::B);
+    if (RULE != BETA || BACK)
 #pragma unroll
-    for (int j = 0; j < 4; j++)
+      for (int j = 0; j < 4; j++)
 #pragma unroll
-      for (int n = 0; n < OWN / 16; n++) {
-        u32 b[4];
-        load_b_t<K>(b, direct, own + n * 16, j * 16);
-        mma(S[n * 2], va[j], b[0], b[1]);
-        mma(S[n * 2 + 1], va[j], b[2], b[3]);
-      }
+        for (int n = 0; n < OWN / 16; n++) {
+          u32 b[4];
+          load_b_t<K>(b, direct, own + n * 16, j * 16);
+          mma(S[n * 2], va[j], b[0], b[1]);
+          mma(S[n * 2 + 1], va[j], b[2], b[3]);
+        }
     // The state is read from shared memory before anyone's next one goes there.
     __syncthreads();
     if (RULE != LINEAR) {
@@ -472,6 +530,14 @@ DEV void walk_team(const MixerArgs &p) {
           mma(S[n * 2], a, b[0], b[1]);
           mma(S[n * 2 + 1], a, b[2], b[3]);
         }
+        if (RULE == BETA && !BACK && j <= member) {
+          u32 x[4];
+          load_a<64>(x, tiles + R::P, member * 16, j * 16);
+          mma(o[0], x, a[0], a[2]);
+          mma(o[1], x, a[1], a[3]);
+        }
+        if (void *to = BACK ? p.dv : p.written; RULE == BETA && to && j == member)
+          stages.store_turned(to, a, mine, chunk * CHUNK + j * 16);
       }
     }
     if (!BACK)

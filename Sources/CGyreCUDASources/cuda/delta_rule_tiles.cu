@@ -22,7 +22,7 @@ enum { OUTPUT_GROUPS = 2 };
 
 template <int K>
 struct DeltaTilesLayout {
-  typedef Record<BETA, K> R;
+  typedef Record<GENERAL, K> R;
   static constexpr int threads = (2 + OUTPUT_GROUPS) * 128, panels = K / 64, tile = panels * PANEL * 2;
   static constexpr int stages = K == 64 ? 3 : 2;  // of W with d, K̃ and B̂
   static constexpr int reads = K == 64 ? 4 : 3;   // of Q̃, P̃ and v
@@ -81,7 +81,7 @@ DEV void load_tile(const DeltaTileArgs &t, unsigned char *to, int tile, int reco
 /// One thread: what the state needs.
 template <int K, class L>
 DEV void bring_updates(const DeltaTileArgs &t, unsigned char *memory, const DeltaBarriers<L> &b) {
-  typedef Record<BETA, K> R;
+  typedef Record<GENERAL, K> R;
   Ring ring;
   for (int n = 0; n < t.m.chunks; n++) {
     const int record = blockIdx.y * t.m.chunks + n, i = ring.stage;
@@ -102,7 +102,7 @@ DEV void bring_updates(const DeltaTileArgs &t, unsigned char *memory, const Delt
 /// One thread: what outputs need; values also enter the state.
 template <int K, class L>
 DEV void bring_reads(const DeltaTileArgs &t, unsigned char *memory, const DeltaBarriers<L> &b) {
-  typedef Record<BETA, K> R;
+  typedef Record<GENERAL, K> R;
   const int batch = blockIdx.y / t.m.heads, head = blockIdx.y % t.m.heads;
   Ring ring;
   for (int n = 0; n < t.m.chunks; n++) {

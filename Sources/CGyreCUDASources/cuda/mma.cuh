@@ -65,6 +65,12 @@ DEV void ldsm4t(u32 (&r)[4], const u16 *p) {
                : "r"(shared_address(p))
                : "memory");
 }
+/// An 8×8 matrix, a row in four lanes, transposed.
+DEV u32 turned(u32 x) {
+  u32 y;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
+  return y;
+}
 DEV void mma(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
   asm volatile(
       "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
@@ -114,8 +120,12 @@ DEV void barrier_wait(u64 *b, u32 parity) {
         : "r"(shared_address(b)), "r"(parity)
         : "memory");
 }
+/// What this thread wrote to or read of shared memory comes before what products and the copy engine do after the
+/// next barrier.
+DEV void proxy_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 #else
 #define GYRE_BULK 0
+DEV void proxy_fence() {}
 DEV void barrier_init(u64 *) {}
 DEV void barrier_fence() {}
 DEV void bulk_copy(void *, const void *, u32, u64 *) {}
@@ -155,6 +165,12 @@ DEV void store_two(bf16 *p, long long i, float x, float y) {
 }
 DEV void store_two(float *p, long long i, float x, float y) {
   *(two *)(p + i) = {x, y};
+}
+DEV void store_packed(bf16 *p, long long i, u32 v) {
+  *(u32 *)(p + i) = v;
+}
+DEV void store_packed(float *p, long long i, u32 v) {
+  *(two *)(p + i) = {low_of(v), high_of(v)};
 }
 /// An element of an array that is float32 or bf16.
 DEV float load_any(const void *p, bool is_float, long long i) {
@@ -211,6 +227,17 @@ DEV void load_b_t(u32 (&r)[4], const u16 *tile, int n, int k) {
   ldsm4t(r, tile + at<W>(k + (lane & 15), n + (lane >> 4) * 8));
 }
 
+/// Two accumulators side by side (16 rows, 16 columns) from the A operand that as_a makes of them.
+DEV void from_a(float (&left)[4], float (&right)[4], const u32 (&r)[4]) {
+  left[0] = low_of(r[0]);
+  left[1] = high_of(r[0]);
+  left[2] = low_of(r[1]);
+  left[3] = high_of(r[1]);
+  right[0] = low_of(r[2]);
+  right[1] = high_of(r[2]);
+  right[2] = low_of(r[3]);
+  right[3] = high_of(r[3]);
+}
 /// Two accumulators side by side (16 rows, 16 columns) as the A operand of the next product.
 DEV void as_a(u32 (&r)[4], const float (&left)[4], const float (&right)[4]) {
   r[0] = pack2(left[0], left[1]);

@@ -183,8 +183,6 @@ DEV void load_turned_box_for_both(u16 *panel, const gyre_tensor_map &map, int ch
       "l"(&map), "r"(shared_address(b)), "r"(channel), "r"(0), "r"(group), "h"((u16)3)
       : "memory");
 }
-/// What this thread wrote to shared memory is there for products and the copy engine after the next barrier.
-DEV void proxy_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 /// The four warps of one group.
 DEV void group_wait(int group) { asm volatile("bar.sync %0, 128;" ::"r"(group + 1) : "memory"); }
 /// This block's place in its cluster.

@@ -54,7 +54,7 @@ struct gyre_cuda_mixer_args {
   const void *dy;          // element [B, T, H, V]
   const float *d_final;    // [B, H, K, V] or null: zeros
   void *dq, *dk;  // element [B, T, H, K], of each value head; sum over the heads of a group
-  void *dv;       // element [B, T, H, V]
+  void *dv;       // element [B, T, H, V]; of the delta rule from walk_back, and read by gradient
   void *da, *db;  // element [B, T, H, K], generalised rule only
   void *d_gate;   // [B, T, H, K] in the gate's type; float [B, T, H] for gate kinds 1, 2; or null
   float *d_beta;  // [B, T, H] or null
@@ -81,7 +81,6 @@ struct gyre_cuda_linear_tile_args {
   float *segment_gates;   // workspace [B·H, segments, 2]; likewise
   int segments;           // none of them empty
   int segment_chunks;     // of each but the last
-  long unused[1];         // to a multiple of 64 bytes
 };
 
 /// Walks of linear attention in segments, without what divides the outputs.
@@ -98,7 +97,7 @@ struct gyre_cuda_segment_args {
 struct gyre_cuda_delta_tile_args {
   gyre_tensor_map tiles, v;
   struct gyre_cuda_mixer_args m;
-  long unused[4];  // to a multiple of 64 bytes
+  long unused[3];  // to a multiple of 64 bytes
 };
 
 struct gyre_cuda_scan_args {
@@ -145,10 +144,10 @@ static inline long gyre_cuda_mixer_state_bytes(int values, int size) {
 // Dynamic shared memory.
 static inline int gyre_cuda_mixer_prepare_shared(enum gyre_cuda_mixer_rule rule, int size,
                                                  int is_scalar) {
-  if (is_scalar && rule == GYRE_CUDA_MIXER_BETA && size == 64)
-    return (6 * 4096 + 2048 + 640 + 256) * 2;
   const int tiles = 64 * size;
-  int n = 4096 + (rule == GYRE_CUDA_MIXER_LINEAR ? 2 : 4) * tiles;
+  if (is_scalar && rule == GYRE_CUDA_MIXER_BETA)
+    return (2 * 4096 + 2 * tiles + 2048 + 640 + 256) * 2;
+  int n = 4096 + (rule == GYRE_CUDA_MIXER_LINEAR ? 2 : rule == GYRE_CUDA_MIXER_BETA ? 3 : 4) * tiles;
   n += rule == GYRE_CUDA_MIXER_LINEAR ? 4096 : rule * tiles + rule * 8192;
   return (n + 2048 + 640 + 256) * 2;
 }
@@ -156,8 +155,9 @@ static inline int gyre_cuda_mixer_prepare_shared(enum gyre_cuda_mixer_rule rule,
 static inline int gyre_cuda_mixer_walk_shared(enum gyre_cuda_mixer_rule rule, int size, int is_back,
                                               int is_team, int has_norm, int is_sm90) {
   const int values = is_team ? 32 : 64;
-  const long copied =
-      gyre_cuda_mixer_record_bytes(rule, size) - (is_back ? (4096L + 64L * size) * 2 : 0);
+  const int is_beta = rule == GYRE_CUDA_MIXER_BETA;
+  const long copied = gyre_cuda_mixer_record_bytes(rule, size) - (is_beta ? 512 : 0) -
+                      (is_back && !is_beta ? (4096L + 64L * size) * 2 : 0);
   const long sums = has_norm ? (is_back ? 0 : 512) + size * 4L : 0;
   const long stage =
       (copied + 1023) / 1024 * 1024 + 64L * values * 2 + (sums + 1023) / 1024 * 1024;
@@ -195,7 +195,7 @@ static inline int gyre_cuda_delta_tiles_shared(int size) {
   return 1024 + tiles * 128 * size + reads * 16384 + stages * size * 4 + tiles * 16;
 }
 static inline int gyre_cuda_mixer_mild_prepare_shared(enum gyre_cuda_mixer_rule rule, int size) {
-  const int tiles = (rule == GYRE_CUDA_MIXER_LINEAR ? 2 : 4) * 64 * size;
+  const int tiles = (rule == GYRE_CUDA_MIXER_LINEAR ? 2 : rule == GYRE_CUDA_MIXER_BETA ? 3 : 4) * 64 * size;
   return (tiles + (2 * rule + 1) * 4096 + 10 * size + 128) * 2;
 }
 /// normalize_back's.
