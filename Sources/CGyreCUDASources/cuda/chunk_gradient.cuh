@@ -2,8 +2,8 @@
 // leaving it (dS), both kept by the walks.
 //
 //     linear        N = V                     dV = P̃ᵀ dO + K̃ dS
-//     delta rule    N = T β V + W S           dV likewise (= β R),  dβ = rowsum(dV ∘ N) / β²
-//     generalised   N = M V + W S             dV likewise,          R = Tᵀ (A_qbᵀ dO + B̂ dS)
+//     delta rule    N = T β Y                 R = dV, from walk_back,  dβ = rowsum(dV ∘ N) / β²
+//     generalised   N = M V + W S             dV as linear,  R = Tᵀ (A_qbᵀ dO + B̂ dS)
 //
 // The gradients of the masked products, dA_qk = s tril(dO Xᵀ) with X = N (generalised: V, and
 // dA_qb with N), dA_kk = −strict(dV Nᵀ), dA_ak = strict(R Vᵀ), dA_ab = strict(R Nᵀ), go to the rows
@@ -17,7 +17,8 @@
 
 /// Chunk `chunk` of row `index` of B·H, 256 threads, GradientLayout::bytes of shared memory; V:
 /// values rounded up to 64 or 128. Reads q, k, v, a, b, gate, beta, reset, records, extras, states,
-/// state_gradients, dy; writes dq, dk, dv, da, db, d_gate, d_beta. SCALAR: gate kinds 0 to 2,
+/// state_gradients, dy, of the delta rule written and dv in place of v and records; writes dq, dk, da,
+/// db, d_gate, d_beta, and dv of the other rules. SCALAR: gate kinds 0 to 2,
 /// the delta rule only, and faster; without it any kind.
 template <int RULE, int K, int V, bool SCALAR, typename E>
 DEV void gradient(const MixerArgs &p, int chunk, int index) {
@@ -51,16 +52,22 @@ DEV void gradient(const MixerArgs &p, int chunk, int index) {
   KeptState<K, V> state, state_gradient;
   state.fetch(p.states, place, p.values);
   state_gradient.fetch(p.state_gradients, place, p.values);
-  load_rows<V>(m + L::v, (const E *)p.v, value_row, value_stride, rows, p.values, 256);
+  const void *v = RULE == BETA ? p.written : p.v;
+  load_rows<V>(m + L::v, (const E *)v, value_row, value_stride, rows, p.values, 256);
   load_rows<V>(m + L::dy, (const E *)p.dy, value_row, value_stride, rows, p.values, 256);
   const auto image = [&](int to, const u16 *from, int count) {
     for (int i = threadIdx.x * 8; i < count; i += 256 * 8) copy16(m + to + i, from + i, true);
   };
-  image(L::p, record + R::P, 4096 + 64 * K);
+  if (RULE == BETA)
+    load_rows<V>(m + L::r, (const E *)p.dv, value_row, value_stride, rows, p.values, 256);
+  else
+    image(L::p, record + R::P, 4096 + 64 * K);
   if (RULE != LINEAR) {
     const u16 *extra = (const u16 *)(p.extras + place * R::extra);
-    image(L::w, record + R::W, 64 * K);
-    if (RULE == GENERAL) image(L::b, record + R::B, 64 * K);
+    if (RULE == GENERAL) {
+      image(L::w, record + R::W, 64 * K);
+      image(L::b, record + R::B, 64 * K);
+    }
     image(L::t, extra, RULE == GENERAL ? 3 * 4096 : 4096);
   }
   load_rows<64>(m + L::raw_q, (const E *)p.q, key_row, key_stride, rows, p.keys, 256);
@@ -117,13 +124,15 @@ DEV void gradient(const MixerArgs &p, int chunk, int index) {
       }
     }
   };
-  with_state(dv, m + L::kt, m + L::ds);
-  if (RULE != LINEAR) with_state(nv, m + L::w, m + L::s);
-  if (RULE == GENERAL) with_state(rv, m + L::b, m + L::ds);
+  if (RULE != BETA) with_state(dv, m + L::kt, m + L::ds);
+  if (RULE == GENERAL) {
+    with_state(nv, m + L::w, m + L::s);
+    with_state(rv, m + L::b, m + L::ds);
+  }
 #pragma unroll
   for (int j = 0; j < 4; j++) {
     u32 a[4];
-    if (j >= w) {
+    if (RULE != BETA && j >= w) {
       load_a_t<64>(a, m + L::p, w * 16, j * 16);
       with_values(dv, a, m + L::dy, j * 16);
       if (RULE == GENERAL) {
@@ -148,7 +157,17 @@ DEV void gradient(const MixerArgs &p, int chunk, int index) {
 #pragma unroll
   for (int h = 0; h < 2; h++) {
     const int row = w * 16 + g + h * 8;
-    if (row < rows)
+    if (RULE == BETA) {
+      float sum = 0.0f;
+#pragma unroll
+      for (int n = 0; n < VN; n++) {
+        const u32 x = *(const u32 *)(m + L::r + at<V>(row, v0 + n * 8 + c));
+        sum += low_of(x) * nv[n][h * 2] + high_of(x) * nv[n][h * 2 + 1];
+      }
+      sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+      sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+      if ((lane & 3) == 0) strengths[half * 64 + row] = sum;
+    } else if (row < rows) {
 #pragma unroll
       for (int n = 0; n < VN; n++) {
         const int column = v0 + n * 8 + c;
@@ -156,14 +175,6 @@ DEV void gradient(const MixerArgs &p, int chunk, int index) {
           store_two((E *)p.dv, value_row + row * value_stride + column, dv[n][h * 2],
                     dv[n][h * 2 + 1]);
       }
-    if (RULE == BETA) {
-      float sum = 0.0f;
-#pragma unroll
-      for (int n = 0; n < VN; n++)
-        sum += dv[n][h * 2] * nv[n][h * 2] + dv[n][h * 2 + 1] * nv[n][h * 2 + 1];
-      sum += __shfl_xor_sync(0xffffffffu, sum, 1);
-      sum += __shfl_xor_sync(0xffffffffu, sum, 2);
-      if ((lane & 3) == 0) strengths[half * 64 + row] = sum;
     }
   }
   // ⟨S, dS⟩ of each channel, in eight shares; later summed in a fixed order.
@@ -196,7 +207,7 @@ DEV void gradient(const MixerArgs &p, int chunk, int index) {
   }
   if (RULE != LINEAR) {
     store_tile<V>(m + L::n, w * 16, v0, nv);
-    store_tile<V>(m + L::r, w * 16, v0, RULE == BETA ? dv : rv);
+    if (RULE == GENERAL) store_tile<V>(m + L::r, w * 16, v0, rv);
   }
   if (RULE == BETA && threadIdx.x < rows && p.d_beta) {
     const float x = beta[threadIdx.x];

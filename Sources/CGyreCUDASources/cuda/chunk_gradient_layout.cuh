@@ -2,6 +2,8 @@
 #pragma once
 #include "chunk_common.cuh"
 
+/// In 16-bit elements. Of the delta rule v is what tokens wrote, then N; and the tiles of the first stage
+/// are but T, which dA_qk follows.
 template <int RULE, int K, int V>
 struct GradientLayout {
   typedef Record<RULE, K> R;
@@ -9,12 +11,14 @@ struct GradientLayout {
   // Tiles of the first stage, later the results'.
   static constexpr int stage = ds + V * K;
   static constexpr int p = stage, kt = p + 4096, w = kt + 64 * K;
-  static constexpr int b = w + (RULE == LINEAR ? 0 : 64 * K);
-  static constexpr int t = b + (RULE == GENERAL ? 64 * K : 0);
+  static constexpr int b = w + (RULE == GENERAL ? 64 * K : 0);
+  static constexpr int after_b = b + (RULE == GENERAL ? 64 * K : 0);
+  static constexpr int t = RULE == BETA ? stage + 64 * V : after_b;
   static constexpr int m = t + (RULE == LINEAR ? 0 : 4096),
                        qb_tile = m + (RULE == GENERAL ? 4096 : 0);
   static constexpr int stage_end = qb_tile + (RULE == GENERAL ? 4096 : 0);
-  static constexpr int n = stage, r = n + (RULE == LINEAR ? 0 : 64 * V);
+  static constexpr int n = RULE == BETA ? v : stage;
+  static constexpr int r = stage + (RULE == GENERAL ? 64 * V : 0);
   static constexpr int qk = r + (RULE == LINEAR ? 0 : 64 * V);
   static constexpr int ak = qk + 4096, qb = ak + (RULE == LINEAR ? 0 : 4096);
   static constexpr int ab = qb + (RULE == GENERAL ? 4096 : 0);

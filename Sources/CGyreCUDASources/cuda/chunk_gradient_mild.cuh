@@ -17,18 +17,18 @@ template <int RULE>
 struct MildLayout {
   static constexpr int dy = 0, v = 4096, s = 2 * 4096, ds = 3 * 4096;
   static constexpr int b = rule_tile(RULE, 4, 0, 0), qb = rule_tile(RULE, 5, 0, 0);
-  static constexpr int t = rule_tile(RULE, 6, 4, 0), w = rule_tile(RULE, 7, 5, 0);
+  static constexpr int t = rule_tile(RULE, 6, 4, 0), w = rule_tile(RULE, 7, 0, 0);
   static constexpr int m = rule_tile(RULE, 8, 0, 0);
-  static constexpr int kt = rule_tile(RULE, 9, 6, 4), p = rule_tile(RULE, 10, 7, 5);
-  static constexpr int q = rule_tile(RULE, 11, 8, 6), k = rule_tile(RULE, 12, 9, 7);
+  static constexpr int kt = rule_tile(RULE, 9, 0, 4), p = rule_tile(RULE, 10, 0, 5);
+  static constexpr int q = rule_tile(RULE, 11, 7, 6), k = rule_tile(RULE, 12, 8, 7);
   static constexpr int z = k;
-  // Later.
-  static constexpr int n = rule_tile(RULE, 4, 10, 0), r = rule_tile(RULE, 5, 11, 0);
+  // Later; of the delta rule v is what tokens wrote, and r comes from memory.
+  static constexpr int n = rule_tile(RULE, 4, 1, 0), r = rule_tile(RULE, 5, 5, 0);
   static constexpr int a = rule_tile(RULE, 6, 4, 0);  // rows that erase
   static constexpr int write = w;                     // columns that write
-  static constexpr int qk = rule_tile(RULE, 8, 6, 4), ak = rule_tile(RULE, 10, 7, 0);
+  static constexpr int qk = rule_tile(RULE, 8, 2, 4), ak = rule_tile(RULE, 10, 6, 0);
   static constexpr int qb2 = rule_tile(RULE, 9, 0, 0), ab = s;
-  static constexpr int end = rule_tile(RULE, 13, 12, 8);
+  static constexpr int end = rule_tile(RULE, 13, 9, 8);
   static constexpr int totals = end;                // float [4][64]
   static constexpr int columns = totals + 512;      // float [4][64]
   static constexpr int carry = columns + 512;       // float [8][64]
@@ -80,15 +80,23 @@ DEV void mild_gradient(const MixerArgs &p) {
     image(L::qb, extra + 2 * 4096);
     copy_commit();
   }
-  load_rows<64>(m + L::v, (const E *)p.v, value_row, value_stride, rows, p.values, THREADS);
-  if (RULE != LINEAR) image(L::w, record + R::W);
-  if (RULE == BETA) image(L::t, extra);
+  const auto load_values = [&](int to, const void *from) {
+    load_rows<64>(m + to, (const E *)from, value_row, value_stride, rows, p.values, THREADS);
+  };
+  load_values(L::v, RULE == BETA ? p.written : p.v);
+  if (RULE == BETA) {
+    load_values(L::r, p.dv);
+    image(L::t, extra);
+  }
   if (RULE == GENERAL) {
+    image(L::w, record + R::W);
     image(L::m, extra + 4096);
     copy_commit();
   }
-  image(L::kt, record + R::KT);
-  image(L::p, record + R::P);
+  if (RULE != BETA) {
+    image(L::kt, record + R::KT);
+    image(L::p, record + R::P);
+  }
   load_rows<64>(m + L::q, (const E *)p.q, key_row, key_stride, rows, p.keys, THREADS);
   const auto load_keys = [&] {
     load_rows<64>(m + L::k, (const E *)p.k, key_row, key_stride, rows, p.keys, THREADS);
@@ -183,7 +191,7 @@ DEV void mild_gradient(const MixerArgs &p) {
   };
   if (RULE != LINEAR) {
     clear(x);
-    with_state(x, m + L::w, m + L::s);
+    if (RULE == GENERAL) with_state(x, m + L::w, m + L::s);
 #pragma unroll
     for (int j = 0; j < 4; j++)
       if (j <= w) {
@@ -200,17 +208,18 @@ DEV void mild_gradient(const MixerArgs &p) {
         }
         times_tile(x, a, m + L::v, j * 16);
       }
+    if (RULE == BETA) __syncthreads();  // N takes the place of what tokens wrote
     store_tile<64>(m + L::n, w * 16, h0, x);
   }
   if (RULE == BETA) {
-    values();
-    store_tile<64>(m + L::r, w * 16, h0, dv);
 #pragma unroll
     for (int h = 0; h < 2; h++) {
       float sum = 0.0f;
 #pragma unroll
-      for (int n = 0; n < N; n++)
-        sum += dv[n][h * 2] * x[n][h * 2] + dv[n][h * 2 + 1] * x[n][h * 2 + 1];
+      for (int n = 0; n < N; n++) {
+        const u32 r = *(const u32 *)(m + L::r + at<64>(w * 16 + g + h * 8, h0 + n * 8 + c));
+        sum += low_of(r) * x[n][h * 2] + high_of(r) * x[n][h * 2 + 1];
+      }
       sum += __shfl_xor_sync(0xffffffffu, sum, 1);
       sum += __shfl_xor_sync(0xffffffffu, sum, 2);
       if ((lane & 3) == 0) strengths[part * 64 + w * 16 + g + h * 8] = sum;

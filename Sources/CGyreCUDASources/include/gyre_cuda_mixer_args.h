@@ -202,7 +202,7 @@ static inline int gyre_cuda_mixer_mild_prepare_shared(enum gyre_cuda_mixer_rule 
 static inline int gyre_cuda_mixer_normalize_shared(void) { return (64 + 1024) * 4; }
 /// Keys and values of up to 64.
 static inline int gyre_cuda_mixer_mild_gradient_shared(enum gyre_cuda_mixer_rule rule) {
-  const int tiles = rule == GYRE_CUDA_MIXER_LINEAR ? 8 : rule == GYRE_CUDA_MIXER_BETA ? 12 : 13;
+  const int tiles = rule == GYRE_CUDA_MIXER_LINEAR ? 8 : rule == GYRE_CUDA_MIXER_BETA ? 9 : 13;
   return (tiles * 4096 + 2944) * 2;
 }
 /// Linear attention with gates of kinds 0 to 2, any size.
@@ -213,12 +213,11 @@ static inline int gyre_cuda_mixer_linear_gradient_shared(void) {
 static inline int gyre_cuda_mixer_gradient_shared(enum gyre_cuda_mixer_rule rule, int size,
                                                   int values) {
   const int tile = 64 * size, value_tile = 64 * values;
-  const int first = 4096 + tile +
-                    (rule == GYRE_CUDA_MIXER_LINEAR ? 0
-                     : rule == GYRE_CUDA_MIXER_BETA ? tile + 4096
-                                                    : 2 * tile + 3 * 4096);
+  const int first = rule == GYRE_CUDA_MIXER_LINEAR    ? 4096 + tile
+                    : rule == GYRE_CUDA_MIXER_GENERAL ? 4 * 4096 + 3 * tile
+                                                      : 0;
   const int second = rule == GYRE_CUDA_MIXER_LINEAR ? 4096
-                     : rule == GYRE_CUDA_MIXER_BETA ? 2 * value_tile + 2 * 4096
+                     : rule == GYRE_CUDA_MIXER_BETA ? value_tile + 2 * 4096
                                                     : 2 * value_tile + 6 * 4096;
   return (2 * value_tile + 2 * size * values + (first > second ? first : second) + 2 * 4096 +
           8 * 1280 + 4480) *
