@@ -1,20 +1,23 @@
 // The chunkwise form of every matrix-state recurrence, in four kernels.
 //
 // With a chunk's 64 tokens as rows and S the [K, V] state entering it, linear attention, the delta
-// rule with or without gates and the generalised (diagonal plus low rank) rule all take the shape
+// rule with or without gates and the generalised (diagonal plus low rank) rule take the shape
 //
-//     Y = W S        O = Q̃ S + P̃ V        S' = diag(d) S + K̃ᵀ V + B̂ᵀ Y
+//     linear attention   O = Q̃ S + P̃ V                  S' = diag(d) S + K̃ᵀ V
+//     delta rule         O = Q̄ S + P̃ Y   Y = V + W S    S' = diag(d) S + K̃ᵀ Y          W = −K̄
+//     generalised rule   O = Q̃ S + P̃ V   Y = W S        S' = diag(d) S + K̃ᵀ V + B̂ᵀ Y
 //
-// (no W, B̂ in linear attention). Gates, β and the triangular solve are folded into the tiles, so:
+// Gates, β and the triangular solve are folded into the tiles, so:
 //
-//   prepare    one block a chunk and head: q, k, gates … → the record [P̃ | K̃ | W | Q̃ | B̂ | d]
+//   prepare    one block a chunk and head: q, k, gates … → the record [P̃ | K̃ | W | Q̃ | B̂ | d], without
+//              W, B̂ of linear attention, without B̂ of the delta rule
 //   walk       one warp owns 16 value columns of a head's state and walks its records: y, final
-//   state,
-//              and the state entering each chunk where `states` is given
-//   walk_back  the mirror image, from the last chunk to the first:
-//              X = B̂ dS,  dS ← diag(d) dS + Q̃ᵀ dO + Wᵀ X; keeps dS of each chunk, gives dS of the
-//              initial
-//   gradient   one block a chunk and head: all gradients from the kept S and dS
+//              state, and the state entering each chunk and Y of the delta rule where these are given
+//   walk_back  the mirror image, from the last chunk to the first, keeps dS of each chunk and gives dS
+//              of the initial:
+//              delta rule         dV = P̃ᵀ dO + K̃ dS    dS ← diag(d) dS + Q̄ᵀ dO + Wᵀ dV
+//              generalised rule   X = B̂ dS             dS ← diag(d) dS + Q̃ᵀ dO + Wᵀ X
+//   gradient   one block a chunk and head: all other gradients from the kept S and dS
 //
 // Decays are products of factors in [0, 1] (a reset is a factor 0), never of an exponential of a
 // positive number: e^{c_i − c_j} is split at the edge between the halves of the smallest aligned
