@@ -67,11 +67,14 @@ def delta_tiles_bytes(K):
     return 1024 + tiles * 128 * K + reads * 16384 + stages * K * 4 + tiles * 16
 
 
-def gradient_bytes(rule, K, V):
+def gradient_bytes(rule, K, V, scalar=False):
+    rest = 640 + 2048 + 1024 + 256 + 128 + 128 + 256
+    if scalar:
+        return (3 * 64 * V + 2 * 4096 + 2 * 64 * K + rest) * 2
     stage = 2 * 64 * V + 2 * V * K
-    first = 4096 + 64 * K + (0, 64 * K + 4096, 2 * 64 * K + 3 * 4096)[rule]
-    second = (4096, 2 * 64 * V + 2 * 4096, 2 * 64 * V + 6 * 4096)[rule]
-    return (stage + max(first, second) + 2 * 4096 + 8 * 1280 + 640 + 2048 + 1024 + 256 + 128 + 128 + 256) * 2
+    first = (4096 + 64 * K, 0, 4 * 4096 + 3 * 64 * K)[rule]
+    second = (4096, 64 * V + 2 * 4096, 2 * 64 * V + 6 * 4096)[rule]
+    return (stage + max(first, second) + 2 * 4096 + 8 * 1280 + rest) * 2
 
 
 LINEAR_GRADIENT_BYTES = (8 * 4096 + 640 + 1280 + 128 + 256) * 2
@@ -83,7 +86,7 @@ def mild_prepare_bytes(rule, K):
 
 
 def mild_gradient_bytes(rule):
-    return ((8, 12, 13)[rule] * 4096 + 2 * 512 + 1024 + 256 + 128 + 512) * 2
+    return ((8, 9, 13)[rule] * 4096 + 2 * 512 + 1024 + 256 + 128 + 512) * 2
 
 
 def round_size(K):
@@ -336,7 +339,8 @@ class Mixer:
             self.dev.launch(self.name("gradient_mild"), (self.N, self.B * self.H, 1), 256,
                             mild_gradient_bytes(self.rule), self.args())
         is_linear = self.rule == LINEAR and self.scalar()
-        size = LINEAR_GRADIENT_BYTES if is_linear else gradient_bytes(self.rule, self.KP, self.KP)
+        size = LINEAR_GRADIENT_BYTES if is_linear else gradient_bytes(
+            self.rule, self.KP, self.KP, bool(self.scalar()))
         self.rest("gradient", 256, size, does)
 
     def has_tiles(self):

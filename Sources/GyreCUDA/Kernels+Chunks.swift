@@ -346,7 +346,7 @@ struct ChunkedHeads {
         Int(
           valueSize == 0
             ? gyre_cuda_mixer_linear_gradient_shared()
-            : gyre_cuda_mixer_gradient_shared(rule, size, valueSize)),
+            : gyre_cuda_mixer_gradient_shared(rule, size, valueSize, isScalar ? 1 : 0)),
         mild: isOwnSize ? functions.mildGradient : nil,
         Int(gyre_cuda_mixer_mild_gradient_shared(rule)))
     }

@@ -409,8 +409,9 @@ DEV void normalize_rows(const MixerArgs &p, u16 *q, u16 *k, long long place) {
   if (p.norms) p.norms[place * 128 + threadIdx.x] = f;
 }
 
-/// Threads 0 to 127: the same for 64 columns, with the lengths that normalize_rows kept.
+/// Threads 0 to 127: the same for W columns, with the lengths that normalize_rows kept.
+template <int W>
 DEV void scale_raw(const MixerArgs &p, u16 *q, u16 *k, long long place) {
   if (threadIdx.x < 128)
-    scale_row<64>(threadIdx.x >> 6 ? k : q, p.norms[place * 128 + threadIdx.x]);
+    scale_row<W>(threadIdx.x >> 6 ? k : q, p.norms[place * 128 + threadIdx.x]);
 }

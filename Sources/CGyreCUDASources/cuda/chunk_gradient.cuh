@@ -22,7 +22,7 @@
 /// the delta rule only, and faster; without it any kind.
 template <int RULE, int K, int V, bool SCALAR, typename E>
 DEV void gradient(const MixerArgs &p, int chunk, int index) {
-  typedef GradientLayout<RULE, K, V> L;
+  typedef GradientLayout<RULE, K, V, SCALAR> L;
   typedef Record<RULE, K> R;
   constexpr int grams = RULE == LINEAR ? 1 : RULE == BETA ? 2 : 4;
   SHARED(memory);
@@ -50,8 +50,10 @@ DEV void gradient(const MixerArgs &p, int chunk, int index) {
   GatePair gates;
   if (SCALAR && warp == 0) gates.fetch(p, batch, head, start);
   KeptState<K, V> state, state_gradient;
-  state.fetch(p.states, place, p.values);
-  state_gradient.fetch(p.state_gradients, place, p.values);
+  if (!SCALAR) {
+    state.fetch(p.states, place, p.values);
+    state_gradient.fetch(p.state_gradients, place, p.values);
+  }
   const void *v = RULE == BETA ? p.written : p.v;
   load_rows<V>(m + L::v, (const E *)v, value_row, value_stride, rows, p.values, 256);
   load_rows<V>(m + L::dy, (const E *)p.dy, value_row, value_stride, rows, p.values, 256);
@@ -70,11 +72,14 @@ DEV void gradient(const MixerArgs &p, int chunk, int index) {
     }
     image(L::t, extra, RULE == GENERAL ? 3 * 4096 : 4096);
   }
-  load_rows<64>(m + L::raw_q, (const E *)p.q, key_row, key_stride, rows, p.keys, 256);
-  load_rows<64>(m + L::raw_k, (const E *)p.k, key_row, key_stride, rows, p.keys, 256);
+  constexpr int W = SCALAR ? K : 64;
+  load_rows<W>(m + L::raw_q, (const E *)p.q, key_row, key_stride, rows, p.keys, 256);
+  load_rows<W>(m + L::raw_k, (const E *)p.k, key_row, key_stride, rows, p.keys, 256);
   copy_commit();
-  state.put(m + L::s);
-  state_gradient.put(m + L::ds);
+  if (!SCALAR) {
+    state.put(m + L::s);
+    state_gradient.put(m + L::ds);
+  }
   if (RULE == BETA && threadIdx.x < CHUNK) {
     float x = 0.0f;
     if ((int)threadIdx.x < rows)
@@ -91,7 +96,7 @@ DEV void gradient(const MixerArgs &p, int chunk, int index) {
   const u32 resets = SCALAR ? 0 : load_resets(p, batch, start + w * 16);
   copy_wait<0>();
   __syncthreads();
-  if (p.normalize) scale_raw(p, m + L::raw_q, m + L::raw_k, place);  // read after later barriers
+  if (p.normalize) scale_raw<W>(p, m + L::raw_q, m + L::raw_k, place);  // read after later barriers
 
   // Stage 1, rows of block w, half of the value columns: N, dV, R.
   constexpr int VN = V / 16;  // accumulators of V / 2 columns
@@ -214,6 +219,8 @@ DEV void gradient(const MixerArgs &p, int chunk, int index) {
     p.d_beta[(token + threadIdx.x) * p.heads + head] =
         (strengths[threadIdx.x] + strengths[64 + threadIdx.x]) / x / x;
   }
+  ScalarGradients<K, V> last;
+  if (SCALAR) last.fetch(p, place);
   __syncthreads();
 
   // Stage 2: gradients of the masked products; warp (w, half) makes column blocks 2 half, 2 half
@@ -258,8 +265,7 @@ DEV void gradient(const MixerArgs &p, int chunk, int index) {
   __syncthreads();
   if constexpr (SCALAR) {
     static_assert(RULE == BETA, "linear attention has chunk_gradient_linear.cuh");
-    scalar_gradients<K, V, E>(p, m, decays, key_row, key_stride, head_row, head_stride, rows, token,
-                              head);
+    last.template run<E>(p, m, decays, place, head_row, head_stride, rows, token, head);
     return;
   }
 
@@ -315,7 +321,7 @@ DEV void gradient(const MixerArgs &p, int chunk, int index) {
     copy_wait<0>();
     __syncthreads();
     if (part && p.normalize) {
-      scale_raw(p, m + L::raw_q, m + L::raw_k, place);
+      scale_raw<64>(p, m + L::raw_q, m + L::raw_k, place);
       __syncthreads();
     }
 

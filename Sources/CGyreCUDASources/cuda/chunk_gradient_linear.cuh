@@ -209,7 +209,7 @@ DEV void linear_gradient(const MixerArgs &p) {
       }
       arrive();
       if (!piece && p.normalize) {
-        scale_raw(p, m + L::q, m + L::k, place);
+        scale_raw<64>(p, m + L::q, m + L::k, place);
         __syncthreads();
       }
       if (!piece) {

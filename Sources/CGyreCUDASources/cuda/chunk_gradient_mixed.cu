@@ -12,7 +12,7 @@
 #define GRADIENTS(E, e, K)                                                                       \
   ENTRY(linear_attention_gradient_##e##_k##K##_mixed, MixerArgs, 256, EACH(LINEAR, E, K))        \
   ENTRY(delta_rule_beta_gradient_##e##_k##K##_mixed, MixerArgs, 256, EACH(BETA, E, K))           \
-  ENTRY(delta_rule_beta_gradient_scalar_##e##_k##K##_mixed, MixerArgs, 256,                      \
+  ENTRY_BLOCKS(delta_rule_beta_gradient_scalar_##e##_k##K##_mixed, MixerArgs, 256, 2,            \
         gradient<BETA, K, GYRE_VALUES, true, E>(args, blockIdx.x, blockIdx.y))                   \
   ENTRY(delta_rule_general_gradient_##e##_k##K##_mixed, MixerArgs, 256, EACH(GENERAL, E, K))
 

@@ -211,8 +211,9 @@ static inline int gyre_cuda_mixer_linear_gradient_shared(void) {
 }
 /// `values` is gyre_cuda_mixer_size's of V.
 static inline int gyre_cuda_mixer_gradient_shared(enum gyre_cuda_mixer_rule rule, int size,
-                                                  int values) {
+                                                  int values, int is_scalar) {
   const int tile = 64 * size, value_tile = 64 * values;
+  if (is_scalar) return (3 * value_tile + 2 * 4096 + 2 * tile + 4480) * 2;
   const int first = rule == GYRE_CUDA_MIXER_LINEAR    ? 4096 + tile
                     : rule == GYRE_CUDA_MIXER_GENERAL ? 4 * 4096 + 3 * tile
                                                       : 0;
