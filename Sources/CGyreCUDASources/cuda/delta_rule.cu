@@ -24,9 +24,9 @@
                each_steep(args, [&](int chunk, int row) {                                         \
                  prepare<BETA, K, false, E>(args, chunk, row);                                    \
                }))                                                                                \
-  ENTRY_BLOCKS(delta_rule_beta_prepare_mild_##e##_k##K, MixerArgs, 256, (K == 64 ? 3 : 2),        \
+  ENTRY_BLOCKS(delta_rule_beta_prepare_mild_##e##_k##K, MixerArgs, 256, (K == 64 ? 4 : 3),        \
                mild_prepare<BETA, K, E>(args))                                                    \
-  ENTRY_BLOCKS(delta_rule_beta_prepare_scalar_##e##_k##K, MixerArgs, 128, (K == 64 ? 4 : 2),      \
+  ENTRY_BLOCKS(delta_rule_beta_prepare_scalar_##e##_k##K, MixerArgs, 128, (K == 64 ? 5 : 4),      \
                prepare<BETA, K, true, E>(args, blockIdx.x, blockIdx.y))                           \
   ENTRY_BLOCKS(delta_rule_general_prepare_##e##_k##K, MixerArgs, 128, 2,                          \
                each_steep(args, [&](int chunk, int row) {                                         \
