@@ -63,6 +63,22 @@ DEV float4 *segment_state(const DeltaTileArgs &t, int segment, int block) {
   return (float4 *)t.segment_states +
          (((long long)blockIdx.y * (t.segments - 1) + segment) * blocks + block) * (K / 8) * 128 + (threadIdx.x & 127);
 }
+template <int K>
+DEV void load_state(float (&S)[K / 8][4], const float4 *from) {
+#pragma unroll
+  for (int n = 0; n < K / 8; n++) {
+    const float4 x = from[n * 128];
+    S[n][0] = x.x;
+    S[n][1] = x.y;
+    S[n][2] = x.z;
+    S[n][3] = x.w;
+  }
+}
+template <int K>
+DEV void store_state(float4 *to, const float (&S)[K / 8][4]) {
+#pragma unroll
+  for (int n = 0; n < K / 8; n++) to[n * 128] = {S[n][0], S[n][1], S[n][2], S[n][3]};
+}
 /// Tiles [64 keys before][K keys after]: high parts, then low parts.
 template <int K>
 DEV u16 *segment_transition(const DeltaTileArgs &t, int segment, int block) {
@@ -127,16 +143,7 @@ template <int K, int PART>
 DEV void begin_state(const DeltaTileArgs &t, float (&S)[K / 8][4], int column, DeltaSpan span) {
   clear(S);
   if (PART == OUTPUTS && blockIdx.z) {
-    if (column >= t.m.values) return;
-    const float4 *from = segment_state<K>(t, blockIdx.z - 1, column / 64);
-#pragma unroll
-    for (int n = 0; n < K / 8; n++) {
-      const float4 x = from[n * 128];
-      S[n][0] = x.x;
-      S[n][1] = x.y;
-      S[n][2] = x.z;
-      S[n][3] = x.w;
-    }
+    if (column < t.m.values) load_state<K>(S, segment_state<K>(t, blockIdx.z - 1, column / 64));
   } else if (PART == STATES && span.transition >= 0) {
     const int lane = threadIdx.x & 31, row = span.transition * 64 + (threadIdx.x >> 5 & 3) * 16 + (lane >> 2);
 #pragma unroll
@@ -155,10 +162,7 @@ DEV void leave_state(const DeltaTileArgs &t, const float (&S)[K / 8][4], int col
     if (t.m.final && span.last == t.m.chunks)
       visit_state<K>(t.m, column, [&](int n, int e, long long i) { t.m.final[i] = S[n][e]; });
   } else if (span.transition < 0) {
-    if (column >= t.m.values) return;
-    float4 *to = segment_state<K>(t, blockIdx.z, column / 64);
-#pragma unroll
-    for (int n = 0; n < K / 8; n++) to[n * 128] = {S[n][0], S[n][1], S[n][2], S[n][3]};
+    if (column < t.m.values) store_state<K>(segment_state<K>(t, blockIdx.z, column / 64), S);
   } else if (span.transition < K / 64) {
     const int lane = threadIdx.x & 31, row = (threadIdx.x >> 5 & 3) * 16 + (lane >> 2), c = (lane & 3) * 2;
     u16 *to = segment_transition<K>(t, blockIdx.z, span.transition);
@@ -328,8 +332,8 @@ DEV void walk_delta_tiles(const DeltaTileArgs &t) {
   __syncwarp();
 }
 
-/// Grid (⌈V / 64⌉, B·H), 128 threads, 2 (4 · 64 K · 2 · K / 64) + 1,056 bytes of shared memory. Makes of what segments add
-/// to a state the states that they leave: S ← M S + L, M in two parts of 8 bits, products of low parts left out.
+/// Grid (⌈V / 64⌉, B·H), 128 threads, gyre_cuda_delta_tiles_fold_shared. Makes of what segments add to a state the
+/// states that they leave: S ← M S + L, operands in two parts of bf16, products of low parts left out.
 template <int K>
 DEV void fold_delta_segments(const DeltaTileArgs &t) {
   constexpr int STEPS = K / 16, tile = K * 128, stage = K / 64 * 2 * tile;
@@ -350,33 +354,28 @@ DEV void fold_delta_segments(const DeltaTileArgs &t) {
   }
   __syncthreads();
   fetch(1);
-  float S[K / 8][4];
-  for (int segment = 0; segment <= last; segment++) {
-    float4 *place = segment_state<K>(t, segment, blockIdx.x);
+  float S[K / 8][4], added[K / 8][4];
+  load_state<K>(S, segment_state<K>(t, 0, blockIdx.x));
+  if (last) load_state<K>(added, segment_state<K>(t, 1, blockIdx.x));
+#pragma unroll 1
+  for (int segment = 1; segment <= last; segment++) {
     u32 high[STEPS][4], low[STEPS][4];
-    if (segment) {
 #pragma unroll
-      for (int i = 0; i < STEPS; i++) {
-        as_a(high[i], S[i * 2], S[i * 2 + 1]);
+    for (int i = 0; i < STEPS; i++) {
+      as_a(high[i], S[i * 2], S[i * 2 + 1]);
 #pragma unroll
-        for (int e = 0; e < 4; e++) {
-          const float *x = S[i * 2 + (e >> 1)] + (e & 1) * 2;
-          low[i][e] = pack2(x[0] - low_of(high[i][e]), x[1] - high_of(high[i][e]));
-        }
+      for (int e = 0; e < 4; e++) {
+        const float *x = S[i * 2 + (e >> 1)] + (e & 1) * 2;
+        low[i][e] = pack2(x[0] - low_of(high[i][e]), x[1] - high_of(high[i][e]));
       }
-      hold(high);
-      hold(low);
     }
+    hold(high);
+    hold(low);
 #pragma unroll
-    for (int n = 0; n < K / 8; n++) {
-      const float4 x = place[n * 128];
-      S[n][0] = x.x;
-      S[n][1] = x.y;
-      S[n][2] = x.z;
-      S[n][3] = x.w;
-    }
-    fetch(segment + 1 > 1 ? segment + 1 : last + 1);
-    if (!segment) continue;
+    for (int n = 0; n < K / 8; n++)
+#pragma unroll
+      for (int e = 0; e < 4; e++) S[n][e] = added[n][e];
+    fetch(segment + 1);
     barrier_wait(full + (segment & 1), (segment - 1) >> 1 & 1);
     const u16 *tiles = (const u16 *)(memory + (segment & 1) * stage);
     pin(S);
@@ -389,12 +388,12 @@ DEV void fold_delta_segments(const DeltaTileArgs &t) {
       wgmma<1>(S, high[i], m + (tile >> 4), 1);
     }
     wgmma_commit();
+    if (segment < last) load_state<K>(added, segment_state<K>(t, segment + 1, blockIdx.x));
     wgmma_wait<0>();
     pin(S);
     hold(high);
     hold(low);
-#pragma unroll
-    for (int n = 0; n < K / 8; n++) place[n * 128] = {S[n][0], S[n][1], S[n][2], S[n][3]};
+    store_state<K>(segment_state<K>(t, segment, blockIdx.x), S);
     __syncthreads();  // all are done with the tiles
   }
 }

@@ -10,8 +10,8 @@
 #include "chunk_common.cuh"
 #include "wgmma.cuh"
 
-/// Boxes of 64 rows: `tiles` of records as they lie, [record, K̃ | W | Q̄ (| B̂), K / 64, 64]; q, k and `rows` (v, or dy in
-/// the walk back) of 64 channels of a head.
+/// Boxes of 64 rows: `tiles` of records as they lie, [record, K̃ | W | Q̄ (| B̂), K / 64, 64]; q, k and `rows` (v, or
+/// dy in the walk back) of 64 channels of a head.
 struct DeltaTileArgs {
   gyre_tensor_map tiles, q, k, rows;
   MixerArgs m;
