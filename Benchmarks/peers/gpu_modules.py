@@ -40,8 +40,10 @@ class LinearTileArgs(C.Structure):
 
 
 class DeltaTileArgs(C.Structure):
-    """delta_rule_tiles.cu"""
-    _fields_ = [("tiles", C.c_ubyte * 128), ("v", C.c_ubyte * 128), ("m", MixerArgs), ("unused", C.c_longlong * 3)]
+    """delta_tiles.cuh"""
+    _fields_ = [("tiles", C.c_ubyte * 128), ("q", C.c_ubyte * 128), ("k", C.c_ubyte * 128), ("rows", C.c_ubyte * 128),
+                ("m", MixerArgs), ("segment_states", C.c_void_p), ("segment_transitions", C.c_void_p),
+                ("segments", C.c_int), ("segment_chunks", C.c_int)]
 
 
 class ScanArgs(C.Structure):

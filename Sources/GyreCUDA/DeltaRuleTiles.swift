@@ -1,33 +1,99 @@
 import CGyreCUDASources
 import GyreTensors
 
-/// The walk of the delta rules by tiles for Hopper, where nothing is kept for a gradient
-/// (`cuda/delta_rule_tiles.cu`).
+/// The walk of the delta rules by tiles for Hopper (`cuda/delta_rule_tiles.cu`).
 extension ChunkedHeads {
-  private static let walks = [64, 128].map {
-    CUDAFunction("delta_rule_tiles", "delta_rule_tiles_k\($0)", ["-DGYRE_KEYS=\($0)"])
+  /// Kernels for one size of keys.
+  private struct Walks {
+    /// Of outputs and of states, each for blocks of 64 and of 128 value columns.
+    typealias Parts = (outputs: [CUDAFunction], states: [CUDAFunction])
+    var raw, channels, general: Parts
+    var fold: CUDAFunction
+    init(_ size: Int) {
+      func function(_ name: String) -> CUDAFunction {
+        CUDAFunction(
+          "delta_rule_tiles", "delta_rule_tiles\(name)_k\(size)", ["-DGYRE_KEYS=\(size)"])
+      }
+      func each(_ name: String) -> [CUDAFunction] { [64, 128].map { function("\(name)_v\($0)") } }
+      func parts(_ name: String) -> Parts { (each(name), each("\(name)_states")) }
+      (raw, channels, general) = (parts("_raw"), parts(""), parts("_general"))
+      fold = function("_fold")
+    }
+  }
+  private static let walks = [Walks(64), Walks(128)]
+
+  /// Value columns of a head by 64.
+  private var panels: Int { (Int(a.values) + 63) / 64 }
+  private var processors: Int { launch.device.multiprocessors }
+
+  /// Segments of the chunks, side by side: as many as let every block of threads have a multiprocessor, also those
+  /// that make the segments' transitions; one where the folds between would take longer.
+  private var segments: Int {
+    let side = processors / rows, transitions = (Int(size) / 64 + panels - 1) / panels
+    let wanted = min(side, (side + 1 + 2 * transitions) / (1 + transitions))
+    return side < 3 || a.chunks < 32 ? 1 : min(wanted, Int(a.chunks) / 8)
   }
 
-  /// After `prepare`: `a.y` and the final state; false where this kernel does not serve the call.
-  func walkTiles() -> Bool {
-    let shared = Int(gyre_cuda_delta_tiles_shared(size))
-    let rows = [a.v, UnsafeRawPointer(a.y)].map { UInt(bitPattern: $0) }
-    let columns = (Int(a.values) + 63) / 64
-    guard launch.device.compiler.architecture == "sm_90a", rule == GYRE_CUDA_MIXER_GENERAL,
-      a.states == nil, size <= 128, shared <= launch.device.sharedPerBlock,
-      rows.allSatisfy({ $0 % 16 == 0 })
+  /// After `prepare`: `a.y`, the final state, and what is kept for gradients; false where this kernel does not serve
+  /// the call.
+  ///
+  /// - Parameter isRaw: Whether `prepare` has left K̄ and Q̄ to be made of k and q.
+  func walkTiles(isRaw: Bool = false) -> Bool {
+    let isGeneral = rule == GYRE_CUDA_MIXER_GENERAL
+    let tensors = [a.q, a.k, a.v, UnsafeRawPointer(a.y)].map { UInt(bitPattern: $0) }
+    guard launch.device.compiler.architecture == "sm_90a", rule != GYRE_CUDA_MIXER_LINEAR,
+      !isGeneral || a.states == nil, size <= 128, panels <= 2,
+      gyre_cuda_delta_tiles_shared(rule, size, Int32(panels), 1) <= launch.device.sharedPerBlock,
+      tensors.allSatisfy({ $0 % 16 == 0 })
     else { return false }
     var t = gyre_cuda_delta_tile_args()
     t.tiles = launch.recordMap(
       UInt64(UInt(bitPattern: a.records)), keys: Int(size), count: parts,
       bytes: Int(gyre_cuda_mixer_record_bytes(rule, size)))
-    t.v = launch.map(
-      UInt64(UInt(bitPattern: a.v)), batch: Int(a.batch), rows: Int(a.tokens), heads: Int(a.heads),
-      channels: Int(a.values))
+    func map(_ tensor: UnsafeRawPointer?, _ heads: Int32, _ channels: Int32) -> gyre_tensor_map {
+      launch.map(
+        UInt64(UInt(bitPattern: tensor)), batch: Int(a.batch), rows: Int(a.tokens),
+        heads: Int(heads), channels: Int(channels))
+    }
+    t.rows = map(a.v, a.heads, a.values)
+    if isRaw { (t.q, t.k) = (map(a.q, a.key_heads, a.keys), map(a.k, a.key_heads, a.keys)) }
     t.m = a
-    launch.run(
-      Self.walks[Int(size / 128)], grid: (columns, self.rows, 1), threads: (512, 1),
-      shared: shared, t)
+    t.segment_chunks = (a.chunks + Int32(segments) - 1) / Int32(segments)
+    t.segments = (a.chunks + t.segment_chunks - 1) / t.segment_chunks
+    let walks = Self.walks[Int(size / 128)]
+    let walk = isGeneral ? walks.general : isRaw ? walks.raw : walks.channels
+    if t.segments > 1 { makeStates(&t, walk.states, walks.fold) }
+    run(walk.outputs, hasOutputs: true, t, segments: Int(t.segments)) {
+      (self.panels + $0 - 1) / $0
+    }
     return true
+  }
+
+  /// The states that enter segments.
+  private func makeStates(
+    _ t: inout gyre_cuda_delta_tile_args, _ states: [CUDAFunction], _ fold: CUDAFunction
+  ) {
+    t.segment_states = Self.floats(
+      launch.scratch(Int(gyre_cuda_delta_tiles_segment_states(size, a.values, rows, t.segments))))
+    t.segment_transitions = Self.memory(
+      launch.scratch(Int(gyre_cuda_delta_tiles_segment_transitions(size, rows, t.segments))))
+    run(states, hasOutputs: false, t, segments: Int(t.segments) - 1) {
+      (self.panels + $0 - 1) / $0 + (Int(self.size) / 64 + $0 - 1) / $0
+    }
+    launch.run(
+      fold, grid: (panels, rows, 1), threads: (128, 1),
+      shared: Int(gyre_cuda_delta_tiles_fold_shared(size)), t)
+  }
+
+  /// By blocks of 64 columns where all of them have a multiprocessor each, else by blocks of all columns.
+  private func run(
+    _ walk: [CUDAFunction], hasOutputs: Bool, _ t: gyre_cuda_delta_tile_args, segments: Int,
+    blocks: (Int) -> Int
+  ) {
+    let groups = blocks(1) * rows * segments <= processors ? 1 : panels
+    launch.run(
+      walk[groups - 1], grid: (blocks(groups), rows, segments),
+      threads: (Int(gyre_cuda_delta_tiles_threads(Int32(groups))), 1),
+      shared: Int(gyre_cuda_delta_tiles_shared(rule, size, Int32(groups), hasOutputs ? 1 : 0)), t)
   }
 }

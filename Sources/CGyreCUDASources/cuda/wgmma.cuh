@@ -211,6 +211,12 @@ DEV void load_bytes(void *to, const void *from, u32 bytes, u64 *b) {
       "l"(from), "r"(bytes), "r"(shared_address(b))
       : "memory");
 }
+/// Four 8x8 matrices, each turned, from where ldsm4t reads them.
+DEV void stsm4t(u16 *p, const u32 (&r)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(shared_address(p)),
+               "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
+               : "memory");
+}
 template <int R>
 DEV void more_registers() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(R));
