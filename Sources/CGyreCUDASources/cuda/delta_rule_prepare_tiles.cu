@@ -1,0 +1,303 @@
+// The delta rules' prepare for Hopper where one decay serves all channels: bfloat16, keys of up to 64 or
+// 128 channels. Of a record it writes what the walks by tiles read: P̃, K̃, d and the factors of rows.
+//
+// A group of four warps takes a chunk at a time; several groups share a multiprocessor, so that one's
+// copies and steps of one warp overlap another's products. The copy engine brings q and k and takes the
+// results away. P stays in registers from its masks to P̃; T lies where q was, K̃ is left where k was.
+// Variants: GYRE_KEYS=64,128
+#include "chunk_solve.cuh"
+#include "wgmma.cuh"
+
+/// `q`, `k` in boxes of 64 rows and channels of a head. Of `m`: gate, beta, reset, sizes; writes records,
+/// and where given extras and norms.
+struct DeltaPrepareArgs {
+  gyre_tensor_map q, k;
+  MixerArgs m;
+};
+
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+
+#ifndef PREPARE_STAGES
+#define PREPARE_STAGES 1
+#endif
+#ifndef PREPARE_BLOCKS
+#define PREPARE_BLOCKS 5
+#endif
+
+/// Shared memory in bytes. A stage: k, later K̃ | q, later T | the rest of q, or more: A, later P̃.
+template <int K>
+struct DeltaPrepareLayout {
+  static constexpr int stages = PREPARE_STAGES, panels = K / 64, tile = panels * PANEL * 2;
+  static constexpr int q = tile, t = q, a = q + PANEL * 2;
+  static constexpr int stage = a + PANEL * 2;
+  static constexpr int diagonal = stages * stage;  // float [4][256]
+  static constexpr int decays = diagonal + 4096;
+  static constexpr int beta = decays + 1280;  // float [64]
+  static constexpr int norms = beta + 256;    // float [2][64], of q and k
+  static constexpr int barriers = norms + 512;
+  static constexpr int bytes = barriers + stages * 8;
+};
+
+/// One thread: contiguous bytes to global memory; they have left shared memory after stores_wait.
+DEV void store_bytes(void *to, const void *from, u32 bytes) {
+  asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to),
+               "r"(shared_address(from)), "r"(bytes)
+               : "memory");
+}
+DEV void stores_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+DEV void stores_wait() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
+
+/// A chunk of a head. Heads that lie side by side are worked on at the same time.
+struct ChunkPlace {
+  int batch, head, chunk;
+  DEV_MEMBER ChunkPlace(const MixerArgs &p, int i) {
+    head = i % p.heads;
+    chunk = i / p.heads % p.chunks;
+    batch = i / p.heads / p.chunks;
+  }
+  DEV_MEMBER long long record(const MixerArgs &p) const {
+    return ((long long)batch * p.heads + head) * p.chunks + chunk;
+  }
+};
+
+/// One thread: q and k of a chunk.
+template <int K>
+DEV void bring_chunk(const DeltaPrepareArgs &t, const ChunkPlace &x, unsigned char *stage, u64 *full) {
+  typedef DeltaPrepareLayout<K> L;
+  const int key_head = x.head / (t.m.heads / t.m.key_heads);
+  barrier_expect(full, 2 * L::tile);
+#pragma unroll
+  for (int i = 0; i < L::panels; i++) {
+    load_box((u16 *)stage + i * PANEL, t.k, i * 64, key_head, x.chunk * CHUNK, x.batch, full);
+    load_box((u16 *)(stage + L::q) + i * PANEL, t.q, i * 64, key_head, x.chunk * CHUNK, x.batch, full);
+  }
+}
+
+/// 1 / length of row `threadIdx.x & 63` of q, or of k from thread 64 on.
+template <int K>
+DEV float row_norm(const unsigned char *stage) {
+  typedef DeltaPrepareLayout<K> L;
+  const int row = threadIdx.x & 63;
+  const u16 *tile = (const u16 *)(stage + (threadIdx.x < 64 ? L::q : 0)) + row * 64;
+  float sum = 1e-6f;
+#pragma unroll
+  for (int i = 0; i < K / 8; i++) {
+    const uint4 x = ((const uint4 *)(tile + i / 8 * PANEL))[i % 8 ^ (row & 7)];
+    const u32 part[4] = {x.x, x.y, x.z, x.w};
+#pragma unroll
+    for (int j = 0; j < 4; j++)
+      sum += low_of(part[j]) * low_of(part[j]) + high_of(part[j]) * high_of(part[j]);
+  }
+  return 1.0f / sqrtf(sum);
+}
+
+/// Masks and decays of the two products of a warp's rows: P becomes an operand, A goes to `a`, its diagonal
+/// block to `diagonal`.
+DEV void mask_products(const MixerArgs &p, const float (&scores)[8][4],
+                       const float (&keys)[8][4], u32 (&weights)[4][4],
+                       const ScalarDecays &decays, const float *beta, const float *norms, u16 *a,
+                       float *diagonal) {
+  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, c = (lane & 3) * 2;
+  const bool decayed = p.gate_kind || p.reset;
+  float from[2], shut[2], of_query[2], of_key[2];
+#pragma unroll
+  for (int h = 0; h < 2; h++) {
+    const int i = warp * 16 + g + h * 8;
+    from[h] = decays.row[i];
+    shut[h] = decays.closed[i];
+    of_query[h] = p.scale * norms[i];
+    of_key[h] = beta[i] * norms[64 + i];
+  }
+#pragma unroll
+  for (int n = 0; n < 8; n++) {
+    const int j = n * 8 + c;
+    const two length = *(const two *)(norms + 64 + j);
+    float f[4] = {length.x, length.y, length.x, length.y};
+    if (decayed) {
+      const two to = *(const two *)(decays.column + j), before = *(const two *)(decays.closed + j);
+#pragma unroll
+      for (int e = 0; e < 4; e++) {
+        const float d = from[e >> 1] - (e & 1 ? to.y : to.x);
+        f[e] = shut[e >> 1] == (e & 1 ? before.y : before.x) ? f[e] * exp2_of(d < 0.0f ? d : 0.0f) : 0.0f;
+      }
+    }
+    float x[4], y[4];
+#pragma unroll
+    for (int e = 0; e < 4; e++) {
+      const int distance = warp * 16 + g + (e >> 1) * 8 - j - (e & 1);
+      y[e] = distance >= 0 ? scores[n][e] * f[e] * of_query[e >> 1] : 0.0f;
+      x[e] = distance > 0 ? keys[n][e] * f[e] * of_key[e >> 1] : 0.0f;
+    }
+    weights[n / 2][n % 2 * 2] = pack2(y[0], y[1]);
+    weights[n / 2][n % 2 * 2 + 1] = pack2(y[2], y[3]);
+#pragma unroll
+    for (int h = 0; h < 2; h++)
+      if (n / 2 < warp)
+        *(u32 *)(a + at<64>(warp * 16 + g + h * 8, j)) = pack2(x[h * 2], x[h * 2 + 1]);
+      else if (n / 2 == warp)
+        *(two *)(diagonal + warp * 256 + (g + h * 8) * 16 + (n & 1) * 8 + c) = {x[h * 2], x[h * 2 + 1]};
+  }
+}
+
+/// Grid: any number of blocks of threads, 128 threads, DeltaPrepareLayout's bytes + 1,024 of shared memory.
+template <int K>
+DEV void delta_prepare(const DeltaPrepareArgs &t) {
+  typedef DeltaPrepareLayout<K> L;
+  typedef Record<BETA, K> R;
+  const MixerArgs &p = t.m;
+  SHARED(raw);
+  unsigned char *memory = raw + ((1024 - (shared_address(raw) & 1023)) & 1023);
+  float *diagonal = (float *)(memory + L::diagonal), *beta = (float *)(memory + L::beta);
+  float *norms = (float *)(memory + L::norms);
+  ScalarDecays &decays = *(ScalarDecays *)(memory + L::decays);
+  u64 *full = (u64 *)(memory + L::barriers);
+  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, c = (lane & 3) * 2;
+  const int row = threadIdx.x & 63, count = p.batch * p.heads * p.chunks;
+
+  GatePair gates;
+  u32 strength = 0;
+  const auto fetch = [&](const ChunkPlace &x) {
+    if (warp == 0) gates.fetch(p, x.batch, x.head, x.chunk * CHUNK);
+    const int token = x.chunk * CHUNK + row;
+    strength = 0;
+    if (threadIdx.x >= 64 && token < p.tokens)
+      strength = load_bits(p.beta, p.beta_is_float, ((long long)x.batch * p.tokens + token) * p.heads + x.head);
+  };
+  if (threadIdx.x == 0) {
+#pragma unroll
+    for (int i = 0; i < L::stages; i++) barrier_init(full + i, 1);
+    barrier_fence();
+    if ((int)blockIdx.x < count) bring_chunk<K>(t, ChunkPlace(p, blockIdx.x), memory, full);
+  }
+  if ((int)blockIdx.x < count) fetch(ChunkPlace(p, blockIdx.x));
+  __syncthreads();
+
+  Ring ring;
+#pragma unroll 1
+  for (int i = blockIdx.x; i < count; i += gridDim.x) {
+    const ChunkPlace place(p, i);
+    const int start = place.chunk * CHUNK, next = i + gridDim.x;
+    const long long index = place.record(p);
+    unsigned char *stage = memory + ring.stage * L::stage, *record = p.records + index * R::bytes;
+    u16 *k = (u16 *)stage, *solved = (u16 *)(stage + L::t), *a = (u16 *)(stage + L::a);
+    if (threadIdx.x == 0) {
+      stores_wait();
+      if (L::stages > 1) {
+        Ring ahead = ring;
+        ahead.advance<L::stages>();
+        if (next < count) bring_chunk<K>(t, ChunkPlace(p, next), memory + ahead.stage * L::stage, full + ahead.stage);
+      } else if (i != (int)blockIdx.x) {
+        bring_chunk<K>(t, place, stage, full);
+      }
+    }
+    if (warp == 0) {
+      float m[2];
+      decays.fill(p, gates, start, 0.0f, m);
+    }
+    if (threadIdx.x >= 64) {
+      const float x = number(strength, p.beta_is_float);
+      // A strength of 0 counts as 1e-18, so that what a token would have written can be recovered.
+      beta[row] = x < 1e-18f && x > -1e-18f ? 1e-18f : x;
+    }
+    if (next < count) fetch(ChunkPlace(p, next));
+
+    float scores[8][4], keys[8][4];
+    const u64 queries = panel_operand((u16 *)(stage + L::q)), rows = panel_operand(k);
+    barrier_wait(full + ring.stage, ring.parity);
+    wgmma_fence();
+#pragma unroll
+    for (int s = 0; s < K / 16; s++) {
+      wgmma<0>(scores, queries + panel_step(s), rows + panel_step(s), s);
+      wgmma<0>(keys, rows + panel_step(s), rows + panel_step(s), s);
+    }
+    wgmma_commit();
+    const float length = p.normalize ? row_norm<K>(stage) : 1.0f;
+    norms[threadIdx.x] = length;
+    if (p.normalize && p.norms) p.norms[index * 128 + threadIdx.x] = length;
+    wgmma_wait<0>();
+    pin(scores);
+    pin(keys);
+    __syncthreads();  // q has been read
+
+    u32 weights[4][4];
+    mask_products(p, scores, keys, weights, decays, beta, norms, a, diagonal);
+    const float lead = start + row < p.tokens ? decays.lead[row] * length : 0.0f;
+    // Threads from 64 on have a key's length; the record begins with its factor.
+    ((float *)(record + R::F * 2))[threadIdx.x ^ 64] = threadIdx.x < 64 ? p.scale * lead : -lead;
+    if (threadIdx.x < K) ((float *)(record + R::D * 2))[threadIdx.x] = decays.lead[63];
+    __syncwarp();
+    invert(solved, diagonal, 256, a);
+    proxy_fence();
+    __syncthreads();
+
+    {
+      float o[8][4];
+      hold(weights);
+      wgmma_fence();
+#pragma unroll
+      for (int j = 0; j < 4; j++) wgmma<1>(o, weights[j], panel_operand(solved) + turned_step(j), j);
+      wgmma_commit();
+      wgmma_wait<0>();
+      pin(o);
+      hold(weights);
+#pragma unroll
+      for (int n = 0; n < 8; n++) {
+        const two f = *(const two *)(beta + n * 8 + c);
+        o[n][0] *= f.x;
+        o[n][1] *= f.y;
+        o[n][2] *= f.x;
+        o[n][3] *= f.y;
+      }
+      store_tile<64>(a, warp * 16, 0, o);
+    }
+    // K̃: tail and length go into Tᵀ, so that k stays as it came.
+    u32 turned[4][4];
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+      load_a_t<64>(turned[j], solved, warp * 16, j * 16);
+#pragma unroll
+      for (int h = 0; h < 2; h++) {
+        const int token = j * 16 + h * 8 + c;
+        const two f = times(*(const two *)(decays.tail + token), *(const two *)(norms + 64 + token));
+        turned[j][h * 2] = scaled(turned[j][h * 2], f);
+        turned[j][h * 2 + 1] = scaled(turned[j][h * 2 + 1], f);
+      }
+    }
+    float writes[K / 8][4];
+    hold(turned);
+    wgmma_fence();
+#pragma unroll
+    for (int j = 0; j < 4; j++) wgmma<1>(writes, turned[j], panel_operand(k, PANEL * 2) + turned_step(j), j);
+    wgmma_commit();
+    wgmma_wait<0>();
+    pin(writes);
+    hold(turned);
+    const float low = beta[warp * 16 + g], high = beta[warp * 16 + g + 8];
+#pragma unroll
+    for (int n = 0; n < K / 8; n++) {
+      writes[n][0] *= low;
+      writes[n][1] *= low;
+      writes[n][2] *= high;
+      writes[n][3] *= high;
+    }
+    __syncthreads();  // k has been read
+    store_tile<K>(k, warp * 16, 0, writes);
+    proxy_fence();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      store_bytes(record + R::P * 2, a, PANEL * 2);
+      store_bytes(record + R::KT * 2, k, L::tile);
+      if (p.extras) store_bytes(p.extras + index * R::extra, solved, PANEL * 2);
+      stores_commit();
+    }
+    ring.advance<L::stages>();
+  }
+  if (threadIdx.x == 0) stores_wait();
+}
+
+#define DELTA_PREPARE(K)                                                                       \
+  ENTRY_BLOCKS(delta_rule_prepare_tiles_k##K, DeltaPrepareArgs, 128, PREPARE_BLOCKS, delta_prepare<K>(args))
+#define DELTA_PREPARE_OF(K) DELTA_PREPARE(K)
+DELTA_PREPARE_OF(GYRE_KEYS)
+
+#endif
