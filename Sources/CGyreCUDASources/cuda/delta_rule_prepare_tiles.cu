@@ -32,7 +32,8 @@ struct DeltaPrepareLayout {
   static constexpr int stage = a + PANEL * 2;
   static constexpr int diagonal = stages * stage;  // float [4][256]
   static constexpr int decays = diagonal + 4096;
-  static constexpr int beta = decays + 1280;  // float [64]
+  static constexpr int after = decays + 1280;  // float [64]
+  static constexpr int beta = after + 256;     // float [64]
   static constexpr int norms = beta + 256;    // float [2][64], of q and k
   static constexpr int barriers = norms + 512;
   static constexpr int bytes = barriers + stages * 8;
@@ -47,29 +48,16 @@ DEV void store_bytes(void *to, const void *from, u32 bytes) {
 DEV void stores_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
 DEV void stores_wait() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
 
-/// A chunk of a head. Heads that lie side by side are worked on at the same time.
-struct ChunkPlace {
-  int batch, head, chunk;
-  DEV_MEMBER ChunkPlace(const MixerArgs &p, int i) {
-    head = i % p.heads;
-    chunk = i / p.heads % p.chunks;
-    batch = i / p.heads / p.chunks;
-  }
-  DEV_MEMBER long long record(const MixerArgs &p) const {
-    return ((long long)batch * p.heads + head) * p.chunks + chunk;
-  }
-};
-
 /// One thread: q and k of a chunk.
 template <int K>
-DEV void bring_chunk(const DeltaPrepareArgs &t, const ChunkPlace &x, unsigned char *stage, u64 *full) {
+DEV void bring_chunk(const DeltaPrepareArgs &t, int chunk, unsigned char *stage, u64 *full) {
   typedef DeltaPrepareLayout<K> L;
-  const int key_head = x.head / (t.m.heads / t.m.key_heads);
+  const int key_head = (int)blockIdx.x / (t.m.heads / t.m.key_heads), row = chunk * CHUNK;
   barrier_expect(full, 2 * L::tile);
 #pragma unroll
   for (int i = 0; i < L::panels; i++) {
-    load_box((u16 *)stage + i * PANEL, t.k, i * 64, key_head, x.chunk * CHUNK, x.batch, full);
-    load_box((u16 *)(stage + L::q) + i * PANEL, t.q, i * 64, key_head, x.chunk * CHUNK, x.batch, full);
+    load_box((u16 *)stage + i * PANEL, t.k, i * 64, key_head, row, blockIdx.z, full);
+    load_box((u16 *)(stage + L::q) + i * PANEL, t.q, i * 64, key_head, row, blockIdx.z, full);
   }
 }
 
@@ -92,54 +80,65 @@ DEV float row_norm(const unsigned char *stage) {
 }
 
 /// Masks and decays of the two products of a warp's rows: P becomes an operand, A goes to `a`, its diagonal
-/// block to `diagonal`.
-DEV void mask_products(const MixerArgs &p, const float (&scores)[8][4],
-                       const float (&keys)[8][4], u32 (&weights)[4][4],
-                       const ScalarDecays &decays, const float *beta, const float *norms, u16 *a,
-                       float *diagonal) {
+/// block to `diagonal`. Pairs of different blocks of 16 tokens are split at the end of the earlier one, `after`
+/// being from a token to there.
+DEV void mask_products(const MixerArgs &p, const float (&scores)[8][4], const float (&keys)[8][4],
+                       u32 (&weights)[4][4], const ScalarDecays &decays, const float *after, const float *beta,
+                       const float *norms, u16 *a, float *diagonal) {
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, c = (lane & 3) * 2;
-  const bool decayed = p.gate_kind || p.reset;
-  float from[2], shut[2], of_query[2], of_key[2];
+  const int first = warp * 16 + g;
+  const float of_query[2] = {p.scale * norms[first], p.scale * norms[first + 8]};
+  const float of_key[2] = {beta[first] * norms[64 + first], beta[first + 8] * norms[72 + first]};
 #pragma unroll
-  for (int h = 0; h < 2; h++) {
-    const int i = warp * 16 + g + h * 8;
-    from[h] = decays.row[i];
-    shut[h] = decays.closed[i];
-    of_query[h] = p.scale * norms[i];
-    of_key[h] = beta[i] * norms[64 + i];
-  }
+  for (int b = 0; b < 4; b++) {
+    float x[2][4], y[2][4];
 #pragma unroll
-  for (int n = 0; n < 8; n++) {
-    const int j = n * 8 + c;
-    const two length = *(const two *)(norms + 64 + j);
-    float f[4] = {length.x, length.y, length.x, length.y};
-    if (decayed) {
-      const two to = *(const two *)(decays.column + j), before = *(const two *)(decays.closed + j);
+    for (int n = 0; n < 2; n++)
 #pragma unroll
-      for (int e = 0; e < 4; e++) {
-        const float d = from[e >> 1] - (e & 1 ? to.y : to.x);
-        f[e] = shut[e >> 1] == (e & 1 ? before.y : before.x) ? f[e] * exp2_of(d < 0.0f ? d : 0.0f) : 0.0f;
+      for (int e = 0; e < 4; e++) x[n][e] = 0.0f;
+    if (b < warp) {
+      float row_query[2], row_key[2];
+#pragma unroll
+      for (int h = 0; h < 2; h++) {
+        const float f = decays.between(first + h * 8, b * 16 + 15);
+        row_query[h] = f * of_query[h];
+        row_key[h] = f * of_key[h];
+      }
+#pragma unroll
+      for (int n = 0; n < 2; n++) {
+        const int j = b * 16 + n * 8 + c;
+        const two f = times(*(const two *)(after + j), *(const two *)(norms + 64 + j));
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+          const float column = e & 1 ? f.y : f.x;
+          x[n][e] = scores[b * 2 + n][e] * row_query[e >> 1] * column;
+          y[n][e] = keys[b * 2 + n][e] * row_key[e >> 1] * column;
+        }
+#pragma unroll
+        for (int h = 0; h < 2; h++)
+          *(u32 *)(a + at<64>(first + h * 8, j)) = pack2(y[n][h * 2], y[n][h * 2 + 1]);
+      }
+    } else if (b == warp) {
+#pragma unroll
+      for (int n = 0; n < 2; n++) {
+        const int j = b * 16 + n * 8 + c;
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+          const int h = e >> 1, distance = g + h * 8 - n * 8 - c - (e & 1);
+          const float f = decays.between(first + h * 8, j + (e & 1)) * norms[64 + j + (e & 1)];
+          x[n][e] = distance >= 0 ? scores[b * 2 + n][e] * (f * of_query[h]) : 0.0f;
+          y[n][e] = distance > 0 ? keys[b * 2 + n][e] * (f * of_key[h]) : 0.0f;
+        }
+#pragma unroll
+        for (int h = 0; h < 2; h++)
+          *(two *)(diagonal + warp * 256 + (g + h * 8) * 16 + n * 8 + c) = {y[n][h * 2], y[n][h * 2 + 1]};
       }
     }
-    float x[4], y[4];
-#pragma unroll
-    for (int e = 0; e < 4; e++) {
-      const int distance = warp * 16 + g + (e >> 1) * 8 - j - (e & 1);
-      y[e] = distance >= 0 ? scores[n][e] * f[e] * of_query[e >> 1] : 0.0f;
-      x[e] = distance > 0 ? keys[n][e] * f[e] * of_key[e >> 1] : 0.0f;
-    }
-    weights[n / 2][n % 2 * 2] = pack2(y[0], y[1]);
-    weights[n / 2][n % 2 * 2 + 1] = pack2(y[2], y[3]);
-#pragma unroll
-    for (int h = 0; h < 2; h++)
-      if (n / 2 < warp)
-        *(u32 *)(a + at<64>(warp * 16 + g + h * 8, j)) = pack2(x[h * 2], x[h * 2 + 1]);
-      else if (n / 2 == warp)
-        *(two *)(diagonal + warp * 256 + (g + h * 8) * 16 + (n & 1) * 8 + c) = {x[h * 2], x[h * 2 + 1]};
+    as_a(weights[b], x[0], x[1]);
   }
 }
 
-/// Grid: any number of blocks of threads, 128 threads, DeltaPrepareLayout's bytes + 1,024 of shared memory.
+/// Grid (H, chunks side by side, B), 128 threads, DeltaPrepareLayout's bytes + 1,024 of shared memory.
 template <int K>
 DEV void delta_prepare(const DeltaPrepareArgs &t) {
   typedef DeltaPrepareLayout<K> L;
@@ -148,36 +147,37 @@ DEV void delta_prepare(const DeltaPrepareArgs &t) {
   SHARED(raw);
   unsigned char *memory = raw + ((1024 - (shared_address(raw) & 1023)) & 1023);
   float *diagonal = (float *)(memory + L::diagonal), *beta = (float *)(memory + L::beta);
-  float *norms = (float *)(memory + L::norms);
+  float *norms = (float *)(memory + L::norms), *after = (float *)(memory + L::after);
   ScalarDecays &decays = *(ScalarDecays *)(memory + L::decays);
   u64 *full = (u64 *)(memory + L::barriers);
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, c = (lane & 3) * 2;
-  const int row = threadIdx.x & 63, count = p.batch * p.heads * p.chunks;
+  const int row = threadIdx.x & 63, head = blockIdx.x, batch = blockIdx.z, step = gridDim.y;
+
+  const bool is_scaled = p.gate_kind || p.reset || p.normalize;
 
   GatePair gates;
   u32 strength = 0;
-  const auto fetch = [&](const ChunkPlace &x) {
-    if (warp == 0) gates.fetch(p, x.batch, x.head, x.chunk * CHUNK);
-    const int token = x.chunk * CHUNK + row;
+  const auto fetch = [&](int chunk) {
+    const int token = chunk * CHUNK + row;
+    if (warp == 0) gates.fetch(p, batch, head, chunk * CHUNK);
     strength = 0;
     if (threadIdx.x >= 64 && token < p.tokens)
-      strength = load_bits(p.beta, p.beta_is_float, ((long long)x.batch * p.tokens + token) * p.heads + x.head);
+      strength = load_bits(p.beta, p.beta_is_float, ((long long)batch * p.tokens + token) * p.heads + head);
   };
   if (threadIdx.x == 0) {
 #pragma unroll
     for (int i = 0; i < L::stages; i++) barrier_init(full + i, 1);
     barrier_fence();
-    if ((int)blockIdx.x < count) bring_chunk<K>(t, ChunkPlace(p, blockIdx.x), memory, full);
+    bring_chunk<K>(t, blockIdx.y, memory, full);
   }
-  if ((int)blockIdx.x < count) fetch(ChunkPlace(p, blockIdx.x));
+  if (L::stages > 1) fetch(blockIdx.y);
   __syncthreads();
 
   Ring ring;
 #pragma unroll 1
-  for (int i = blockIdx.x; i < count; i += gridDim.x) {
-    const ChunkPlace place(p, i);
-    const int start = place.chunk * CHUNK, next = i + gridDim.x;
-    const long long index = place.record(p);
+  for (int chunk = blockIdx.y; chunk < p.chunks; chunk += step) {
+    const int start = chunk * CHUNK, next = chunk + step;
+    const long long index = ((long long)batch * p.heads + head) * p.chunks + chunk;
     unsigned char *stage = memory + ring.stage * L::stage, *record = p.records + index * R::bytes;
     u16 *k = (u16 *)stage, *solved = (u16 *)(stage + L::t), *a = (u16 *)(stage + L::a);
     if (threadIdx.x == 0) {
@@ -185,21 +185,25 @@ DEV void delta_prepare(const DeltaPrepareArgs &t) {
       if (L::stages > 1) {
         Ring ahead = ring;
         ahead.advance<L::stages>();
-        if (next < count) bring_chunk<K>(t, ChunkPlace(p, next), memory + ahead.stage * L::stage, full + ahead.stage);
-      } else if (i != (int)blockIdx.x) {
-        bring_chunk<K>(t, place, stage, full);
+        if (next < p.chunks) bring_chunk<K>(t, next, memory + ahead.stage * L::stage, full + ahead.stage);
+      } else if (chunk != (int)blockIdx.y) {
+        bring_chunk<K>(t, chunk, stage, full);
       }
     }
+    if (L::stages == 1) fetch(chunk);
     if (warp == 0) {
       float m[2];
       decays.fill(p, gates, start, 0.0f, m);
+      __syncwarp();
+      const int end = lane * 2 | 15;
+      *(two *)(after + lane * 2) = {decays.between(end, lane * 2), decays.between(end, lane * 2 + 1)};
     }
     if (threadIdx.x >= 64) {
       const float x = number(strength, p.beta_is_float);
       // A strength of 0 counts as 1e-18, so that what a token would have written can be recovered.
       beta[row] = x < 1e-18f && x > -1e-18f ? 1e-18f : x;
     }
-    if (next < count) fetch(ChunkPlace(p, next));
+    if (L::stages > 1 && next < p.chunks) fetch(next);
 
     float scores[8][4], keys[8][4];
     const u64 queries = panel_operand((u16 *)(stage + L::q)), rows = panel_operand(k);
@@ -220,7 +224,7 @@ DEV void delta_prepare(const DeltaPrepareArgs &t) {
     __syncthreads();  // q has been read
 
     u32 weights[4][4];
-    mask_products(p, scores, keys, weights, decays, beta, norms, a, diagonal);
+    mask_products(p, scores, keys, weights, decays, after, beta, norms, a, diagonal);
     const float lead = start + row < p.tokens ? decays.lead[row] * length : 0.0f;
     // Threads from 64 on have a key's length; the record begins with its factor.
     ((float *)(record + R::F * 2))[threadIdx.x ^ 64] = threadIdx.x < 64 ? p.scale * lead : -lead;
@@ -255,33 +259,41 @@ DEV void delta_prepare(const DeltaPrepareArgs &t) {
 #pragma unroll
     for (int j = 0; j < 4; j++) {
       load_a_t<64>(turned[j], solved, warp * 16, j * 16);
+      if (is_scaled)
 #pragma unroll
-      for (int h = 0; h < 2; h++) {
-        const int token = j * 16 + h * 8 + c;
-        const two f = times(*(const two *)(decays.tail + token), *(const two *)(norms + 64 + token));
-        turned[j][h * 2] = scaled(turned[j][h * 2], f);
-        turned[j][h * 2 + 1] = scaled(turned[j][h * 2 + 1], f);
+        for (int h = 0; h < 2; h++) {
+          const int token = j * 16 + h * 8 + c;
+          const two f = times(*(const two *)(decays.tail + token), *(const two *)(norms + 64 + token));
+          turned[j][h * 2] = scaled(turned[j][h * 2], f);
+          turned[j][h * 2 + 1] = scaled(turned[j][h * 2 + 1], f);
+        }
+    }
+    // By 64 columns, for fewer registers and so more blocks of threads.
+    const float low = beta[warp * 16 + g], high = beta[warp * 16 + g + 8];
+    u32 packed[K / 8][2];
+    hold(turned);
+#pragma unroll
+    for (int part = 0; part < L::panels; part++) {
+      float d[8][4];
+      wgmma_fence();
+#pragma unroll
+      for (int j = 0; j < 4; j++) wgmma<1>(d, turned[j], panel_operand(k + part * PANEL) + turned_step(j), j);
+      wgmma_commit();
+      wgmma_wait<0>();
+      pin(d);
+#pragma unroll
+      for (int n = 0; n < 8; n++) {
+        packed[part * 8 + n][0] = pack2(d[n][0] * low, d[n][1] * low);
+        packed[part * 8 + n][1] = pack2(d[n][2] * high, d[n][3] * high);
       }
     }
-    float writes[K / 8][4];
     hold(turned);
-    wgmma_fence();
-#pragma unroll
-    for (int j = 0; j < 4; j++) wgmma<1>(writes, turned[j], panel_operand(k, PANEL * 2) + turned_step(j), j);
-    wgmma_commit();
-    wgmma_wait<0>();
-    pin(writes);
-    hold(turned);
-    const float low = beta[warp * 16 + g], high = beta[warp * 16 + g + 8];
-#pragma unroll
-    for (int n = 0; n < K / 8; n++) {
-      writes[n][0] *= low;
-      writes[n][1] *= low;
-      writes[n][2] *= high;
-      writes[n][3] *= high;
-    }
     __syncthreads();  // k has been read
-    store_tile<K>(k, warp * 16, 0, writes);
+#pragma unroll
+    for (int n = 0; n < K / 8; n++)
+#pragma unroll
+      for (int h = 0; h < 2; h++)
+        *(u32 *)(k + at<K>(warp * 16 + g + h * 8, n * 8 + c)) = packed[n][h];
     proxy_fence();
     __syncthreads();
     if (threadIdx.x == 0) {
