@@ -101,6 +101,13 @@ struct gyre_cuda_delta_tile_args {
   long unused[4];  // to a multiple of 64 bytes
 };
 
+/// cuda/delta_rule_prepare_tiles.cu: boxes of 64 rows and 64 channels of a head of q and k in bf16.
+struct gyre_cuda_delta_prepare_args {
+  gyre_tensor_map q, k;
+  struct gyre_cuda_mixer_args m;
+  long unused[4];  // to a multiple of 64 bytes
+};
+
 struct gyre_cuda_scan_args {
   const void *decay;     // [B, T, D], D even: a, or ln a ≤ 0; type by the kernel's name
   const void *input;     // element [B, T, D]
@@ -193,6 +200,10 @@ static inline int gyre_cuda_delta_tiles_shared(int size) {
   const int stages = size == 64 ? 3 : 2, reads = size == 64 ? 4 : 3, slots = stages;
   const int tiles = 3 * stages + reads + slots;
   return 1024 + tiles * 128 * size + reads * 16384 + stages * size * 4 + tiles * 16;
+}
+/// `size` is 64 or 128.
+static inline int gyre_cuda_delta_prepare_shared(int size) {
+  return 1024 + 128 * size + 16384 + 4096 + 1280 + 4 * 256 + 8;
 }
 static inline int gyre_cuda_mixer_mild_prepare_shared(enum gyre_cuda_mixer_rule rule, int size) {
   const int tiles = (rule == GYRE_CUDA_MIXER_LINEAR ? 2 : 4) * 64 * size;
