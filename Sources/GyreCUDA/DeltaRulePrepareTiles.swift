@@ -20,6 +20,9 @@ extension ChunkedHeads {
     var t = gyre_cuda_delta_prepare_args()
     t.q = keyMap(a.q)
     t.k = keyMap(a.k)
+    t.tiles = launch.recordMap(
+      UInt64(UInt(bitPattern: a.records)), keys: Int(size), count: parts,
+      bytes: Int(gyre_cuda_mixer_record_bytes(rule, size)))
     t.m = a
     launch.run(
       Self.prepares[Int(size / 128)], grid: (Int(a.heads), Int(a.chunks), Int(a.batch)),

@@ -1,42 +1,34 @@
 // The delta rules' prepare for Hopper where one decay serves all channels: bfloat16, keys of up to 64 or
 // 128 channels. Of a record it writes what the walks by tiles read: P̃, K̃, d and the factors of rows.
 //
-// A group of four warps takes a chunk at a time; several groups share a multiprocessor, so that one's
-// copies and steps of one warp overlap another's products. The copy engine brings q and k and takes the
-// results away. P stays in registers from its masks to P̃; T lies where q was, K̃ is left where k was.
+// A block of four warps takes one chunk; five share a multiprocessor, so that one's copies and steps of
+// one warp overlap another's products. The copy engine brings q and k and takes the results away. P stays
+// in registers from its masks to P̃; T lies where q was, K̃ is left where k was.
 // Variants: GYRE_KEYS=64,128
 #include "chunk_solve.cuh"
 #include "wgmma.cuh"
 
-/// `q`, `k` in boxes of 64 rows and channels of a head. Of `m`: gate, beta, reset, sizes; writes records,
-/// and where given extras and norms.
+/// Boxes of 64 rows and 64 columns: `q`, `k` of a head, `tiles` of records as they lie. Of `m`: gate, beta,
+/// reset, sizes; writes records, and where given extras and norms.
 struct DeltaPrepareArgs {
-  gyre_tensor_map q, k;
+  gyre_tensor_map q, k, tiles;
   MixerArgs m;
 };
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
-#ifndef PREPARE_STAGES
-#define PREPARE_STAGES 1
-#endif
-#ifndef PREPARE_BLOCKS
-#define PREPARE_BLOCKS 5
-#endif
-
-/// Shared memory in bytes. A stage: k, later K̃ | q, later T | the rest of q, or more: A, later P̃.
+/// Shared memory in bytes: k, later K̃ | q, later T | the rest of q, or more: A, later P̃ | …
 template <int K>
 struct DeltaPrepareLayout {
-  static constexpr int stages = PREPARE_STAGES, panels = K / 64, tile = panels * PANEL * 2;
+  static constexpr int panels = K / 64, tile = panels * PANEL * 2;
   static constexpr int q = tile, t = q, a = q + PANEL * 2;
-  static constexpr int stage = a + PANEL * 2;
-  static constexpr int diagonal = stages * stage;  // float [4][256]
+  static constexpr int diagonal = a + PANEL * 2;  // float [4][256]
   static constexpr int decays = diagonal + 4096;
   static constexpr int after = decays + 1280;  // float [64]
   static constexpr int beta = after + 256;     // float [64]
-  static constexpr int norms = beta + 256;    // float [2][64], of q and k
-  static constexpr int barriers = norms + 512;
-  static constexpr int bytes = barriers + stages * 8;
+  static constexpr int norms = beta + 256;     // float [2][64], of q and k
+  static constexpr int barrier = norms + 512;
+  static constexpr int bytes = barrier + 8;
 };
 
 /// One thread: contiguous bytes to global memory; they have left shared memory after stores_wait.
@@ -45,28 +37,35 @@ DEV void store_bytes(void *to, const void *from, u32 bytes) {
                "r"(shared_address(from)), "r"(bytes)
                : "memory");
 }
+/// One thread: a panel to a box of tiles that lie as it does.
+DEV void store_box(const gyre_tensor_map &map, const u16 *panel, int column, int row, int record) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.global.shared::cta.tile.bulk_group [%0, {%2, %3, %4, %5}], [%1];" ::"l"(&map),
+      "r"(shared_address(panel)), "r"(0), "r"(column), "r"(row), "r"(record)
+      : "memory");
+}
 DEV void stores_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
 DEV void stores_wait() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
 
 /// One thread: q and k of a chunk.
 template <int K>
-DEV void bring_chunk(const DeltaPrepareArgs &t, int chunk, unsigned char *stage, u64 *full) {
+DEV void bring_chunk(const DeltaPrepareArgs &t, unsigned char *memory, u64 *full) {
   typedef DeltaPrepareLayout<K> L;
-  const int key_head = (int)blockIdx.x / (t.m.heads / t.m.key_heads), row = chunk * CHUNK;
+  const int key_head = (int)blockIdx.x / (t.m.heads / t.m.key_heads), row = blockIdx.y * CHUNK;
   barrier_expect(full, 2 * L::tile);
 #pragma unroll
   for (int i = 0; i < L::panels; i++) {
-    load_box((u16 *)stage + i * PANEL, t.k, i * 64, key_head, row, blockIdx.z, full);
-    load_box((u16 *)(stage + L::q) + i * PANEL, t.q, i * 64, key_head, row, blockIdx.z, full);
+    load_box((u16 *)memory + i * PANEL, t.k, i * 64, key_head, row, blockIdx.z, full);
+    load_box((u16 *)(memory + L::q) + i * PANEL, t.q, i * 64, key_head, row, blockIdx.z, full);
   }
 }
 
 /// 1 / length of row `threadIdx.x & 63` of q, or of k from thread 64 on.
 template <int K>
-DEV float row_norm(const unsigned char *stage) {
+DEV float row_norm(const unsigned char *memory) {
   typedef DeltaPrepareLayout<K> L;
   const int row = threadIdx.x & 63;
-  const u16 *tile = (const u16 *)(stage + (threadIdx.x < 64 ? L::q : 0)) + row * 64;
+  const u16 *tile = (const u16 *)(memory + (threadIdx.x < 64 ? L::q : 0)) + row * 64;
   float sum = 1e-6f;
 #pragma unroll
   for (int i = 0; i < K / 8; i++) {
@@ -138,7 +137,7 @@ DEV void mask_products(const MixerArgs &p, const float (&scores)[8][4], const fl
   }
 }
 
-/// Grid (H, chunks side by side, B), 128 threads, DeltaPrepareLayout's bytes + 1,024 of shared memory.
+/// Grid (H, chunks, B), 128 threads, DeltaPrepareLayout's bytes + 1,024 of shared memory.
 template <int K>
 DEV void delta_prepare(const DeltaPrepareArgs &t) {
   typedef DeltaPrepareLayout<K> L;
@@ -146,169 +145,142 @@ DEV void delta_prepare(const DeltaPrepareArgs &t) {
   const MixerArgs &p = t.m;
   SHARED(raw);
   unsigned char *memory = raw + ((1024 - (shared_address(raw) & 1023)) & 1023);
+  u16 *k = (u16 *)memory, *solved = (u16 *)(memory + L::t), *a = (u16 *)(memory + L::a);
   float *diagonal = (float *)(memory + L::diagonal), *beta = (float *)(memory + L::beta);
   float *norms = (float *)(memory + L::norms), *after = (float *)(memory + L::after);
   ScalarDecays &decays = *(ScalarDecays *)(memory + L::decays);
-  u64 *full = (u64 *)(memory + L::barriers);
+  u64 *full = (u64 *)(memory + L::barrier);
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, c = (lane & 3) * 2;
-  const int row = threadIdx.x & 63, head = blockIdx.x, batch = blockIdx.z, step = gridDim.y;
-
+  const int row = threadIdx.x & 63, head = blockIdx.x, batch = blockIdx.z;
+  const int start = blockIdx.y * CHUNK, index = (batch * p.heads + head) * p.chunks + blockIdx.y;
   const bool is_scaled = p.gate_kind || p.reset || p.normalize;
 
-  GatePair gates;
-  u32 strength = 0;
-  const auto fetch = [&](int chunk) {
-    const int token = chunk * CHUNK + row;
-    if (warp == 0) gates.fetch(p, batch, head, chunk * CHUNK);
-    strength = 0;
-    if (threadIdx.x >= 64 && token < p.tokens)
-      strength = load_bits(p.beta, p.beta_is_float, ((long long)batch * p.tokens + token) * p.heads + head);
-  };
   if (threadIdx.x == 0) {
-#pragma unroll
-    for (int i = 0; i < L::stages; i++) barrier_init(full + i, 1);
+    barrier_init(full, 1);
     barrier_fence();
-    bring_chunk<K>(t, blockIdx.y, memory, full);
+    bring_chunk<K>(t, memory, full);
   }
-  if (L::stages > 1) fetch(blockIdx.y);
+  __syncthreads();
+  if (warp == 0) {
+    GatePair gates;
+    float m[2];
+    gates.fetch(p, batch, head, start);
+    decays.fill(p, gates, start, 0.0f, m);
+    __syncwarp();
+    const int end = lane * 2 | 15;
+    *(two *)(after + lane * 2) = {decays.between(end, lane * 2), decays.between(end, lane * 2 + 1)};
+  }
+  if (threadIdx.x >= 64) {
+    const int token = start + row;
+    float x = 0.0f;
+    if (token < p.tokens) x = load_any(p.beta, p.beta_is_float, ((long long)batch * p.tokens + token) * p.heads + head);
+    // A strength of 0 counts as 1e-18, so that what a token would have written can be recovered.
+    beta[row] = x < 1e-18f && x > -1e-18f ? 1e-18f : x;
+  }
+
+  float scores[8][4], keys[8][4];
+  const u64 queries = panel_operand((u16 *)(memory + L::q)), rows = panel_operand(k);
+  barrier_wait(full, 0);
+  wgmma_fence();
+#pragma unroll
+  for (int s = 0; s < K / 16; s++) {
+    wgmma<0>(scores, queries + panel_step(s), rows + panel_step(s), s);
+    wgmma<0>(keys, rows + panel_step(s), rows + panel_step(s), s);
+  }
+  wgmma_commit();
+  const float length = p.normalize ? row_norm<K>(memory) : 1.0f;
+  norms[threadIdx.x] = length;
+  if (p.normalize && p.norms) p.norms[index * 128ll + threadIdx.x] = length;
+  wgmma_wait<0>();
+  pin(scores);
+  pin(keys);
+  __syncthreads();  // q has been read
+
+  u32 weights[4][4];
+  mask_products(p, scores, keys, weights, decays, after, beta, norms, a, diagonal);
+  unsigned char *record = p.records + (long long)index * R::bytes;
+  const float lead = start + row < p.tokens ? decays.lead[row] * length : 0.0f;
+  // Threads from 64 on have a key's length; the record begins with its factor.
+  ((float *)(record + R::F * 2))[threadIdx.x ^ 64] = threadIdx.x < 64 ? p.scale * lead : -lead;
+  if (threadIdx.x < K) ((float *)(record + R::D * 2))[threadIdx.x] = decays.lead[63];
+  __syncwarp();
+  invert(solved, diagonal, 256, a);
+  proxy_fence();
   __syncthreads();
 
-  Ring ring;
-#pragma unroll 1
-  for (int chunk = blockIdx.y; chunk < p.chunks; chunk += step) {
-    const int start = chunk * CHUNK, next = chunk + step;
-    const long long index = ((long long)batch * p.heads + head) * p.chunks + chunk;
-    unsigned char *stage = memory + ring.stage * L::stage, *record = p.records + index * R::bytes;
-    u16 *k = (u16 *)stage, *solved = (u16 *)(stage + L::t), *a = (u16 *)(stage + L::a);
-    if (threadIdx.x == 0) {
-      stores_wait();
-      if (L::stages > 1) {
-        Ring ahead = ring;
-        ahead.advance<L::stages>();
-        if (next < p.chunks) bring_chunk<K>(t, next, memory + ahead.stage * L::stage, full + ahead.stage);
-      } else if (chunk != (int)blockIdx.y) {
-        bring_chunk<K>(t, chunk, stage, full);
-      }
-    }
-    if (L::stages == 1) fetch(chunk);
-    if (warp == 0) {
-      float m[2];
-      decays.fill(p, gates, start, 0.0f, m);
-      __syncwarp();
-      const int end = lane * 2 | 15;
-      *(two *)(after + lane * 2) = {decays.between(end, lane * 2), decays.between(end, lane * 2 + 1)};
-    }
-    if (threadIdx.x >= 64) {
-      const float x = number(strength, p.beta_is_float);
-      // A strength of 0 counts as 1e-18, so that what a token would have written can be recovered.
-      beta[row] = x < 1e-18f && x > -1e-18f ? 1e-18f : x;
-    }
-    if (L::stages > 1 && next < p.chunks) fetch(next);
-
-    float scores[8][4], keys[8][4];
-    const u64 queries = panel_operand((u16 *)(stage + L::q)), rows = panel_operand(k);
-    barrier_wait(full + ring.stage, ring.parity);
+  {
+    float o[8][4];
+    hold(weights);
     wgmma_fence();
 #pragma unroll
-    for (int s = 0; s < K / 16; s++) {
-      wgmma<0>(scores, queries + panel_step(s), rows + panel_step(s), s);
-      wgmma<0>(keys, rows + panel_step(s), rows + panel_step(s), s);
-    }
+    for (int j = 0; j < 4; j++) wgmma<1>(o, weights[j], panel_operand(solved) + turned_step(j), j);
     wgmma_commit();
-    const float length = p.normalize ? row_norm<K>(stage) : 1.0f;
-    norms[threadIdx.x] = length;
-    if (p.normalize && p.norms) p.norms[index * 128 + threadIdx.x] = length;
     wgmma_wait<0>();
-    pin(scores);
-    pin(keys);
-    __syncthreads();  // q has been read
-
-    u32 weights[4][4];
-    mask_products(p, scores, keys, weights, decays, after, beta, norms, a, diagonal);
-    const float lead = start + row < p.tokens ? decays.lead[row] * length : 0.0f;
-    // Threads from 64 on have a key's length; the record begins with its factor.
-    ((float *)(record + R::F * 2))[threadIdx.x ^ 64] = threadIdx.x < 64 ? p.scale * lead : -lead;
-    if (threadIdx.x < K) ((float *)(record + R::D * 2))[threadIdx.x] = decays.lead[63];
-    __syncwarp();
-    invert(solved, diagonal, 256, a);
-    proxy_fence();
-    __syncthreads();
-
-    {
-      float o[8][4];
-      hold(weights);
-      wgmma_fence();
+    pin(o);
+    hold(weights);
 #pragma unroll
-      for (int j = 0; j < 4; j++) wgmma<1>(o, weights[j], panel_operand(solved) + turned_step(j), j);
-      wgmma_commit();
-      wgmma_wait<0>();
-      pin(o);
-      hold(weights);
-#pragma unroll
-      for (int n = 0; n < 8; n++) {
-        const two f = *(const two *)(beta + n * 8 + c);
-        o[n][0] *= f.x;
-        o[n][1] *= f.y;
-        o[n][2] *= f.x;
-        o[n][3] *= f.y;
-      }
-      store_tile<64>(a, warp * 16, 0, o);
+    for (int n = 0; n < 8; n++) {
+      const two f = *(const two *)(beta + n * 8 + c);
+      o[n][0] *= f.x;
+      o[n][1] *= f.y;
+      o[n][2] *= f.x;
+      o[n][3] *= f.y;
     }
-    // K̃: tail and length go into Tᵀ, so that k stays as it came.
-    u32 turned[4][4];
-#pragma unroll
-    for (int j = 0; j < 4; j++) {
-      load_a_t<64>(turned[j], solved, warp * 16, j * 16);
-      if (is_scaled)
-#pragma unroll
-        for (int h = 0; h < 2; h++) {
-          const int token = j * 16 + h * 8 + c;
-          const two f = times(*(const two *)(decays.tail + token), *(const two *)(norms + 64 + token));
-          turned[j][h * 2] = scaled(turned[j][h * 2], f);
-          turned[j][h * 2 + 1] = scaled(turned[j][h * 2 + 1], f);
-        }
-    }
-    // By 64 columns, for fewer registers and so more blocks of threads.
-    const float low = beta[warp * 16 + g], high = beta[warp * 16 + g + 8];
-    u32 packed[K / 8][2];
-    hold(turned);
-#pragma unroll
-    for (int part = 0; part < L::panels; part++) {
-      float d[8][4];
-      wgmma_fence();
-#pragma unroll
-      for (int j = 0; j < 4; j++) wgmma<1>(d, turned[j], panel_operand(k + part * PANEL) + turned_step(j), j);
-      wgmma_commit();
-      wgmma_wait<0>();
-      pin(d);
-#pragma unroll
-      for (int n = 0; n < 8; n++) {
-        packed[part * 8 + n][0] = pack2(d[n][0] * low, d[n][1] * low);
-        packed[part * 8 + n][1] = pack2(d[n][2] * high, d[n][3] * high);
-      }
-    }
-    hold(turned);
-    __syncthreads();  // k has been read
-#pragma unroll
-    for (int n = 0; n < K / 8; n++)
-#pragma unroll
-      for (int h = 0; h < 2; h++)
-        *(u32 *)(k + at<K>(warp * 16 + g + h * 8, n * 8 + c)) = packed[n][h];
-    proxy_fence();
-    __syncthreads();
-    if (threadIdx.x == 0) {
-      store_bytes(record + R::P * 2, a, PANEL * 2);
-      store_bytes(record + R::KT * 2, k, L::tile);
-      if (p.extras) store_bytes(p.extras + index * R::extra, solved, PANEL * 2);
-      stores_commit();
-    }
-    ring.advance<L::stages>();
+    store_tile<64>(a, warp * 16, 0, o);
   }
-  if (threadIdx.x == 0) stores_wait();
+  // K̃: tail and length go into Tᵀ, so that k stays as it came.
+  u32 turned[4][4];
+#pragma unroll
+  for (int j = 0; j < 4; j++) {
+    load_a_t<64>(turned[j], solved, warp * 16, j * 16);
+    if (is_scaled)
+#pragma unroll
+      for (int h = 0; h < 2; h++) {
+        const int token = j * 16 + h * 8 + c;
+        const two f = times(*(const two *)(decays.tail + token), *(const two *)(norms + 64 + token));
+        turned[j][h * 2] = scaled(turned[j][h * 2], f);
+        turned[j][h * 2 + 1] = scaled(turned[j][h * 2 + 1], f);
+      }
+  }
+  // By 64 columns, for fewer registers and so more blocks of threads.
+  const float low = beta[warp * 16 + g], high = beta[warp * 16 + g + 8];
+  hold(turned);
+#pragma unroll
+  for (int part = 0; part < L::panels; part++) {
+    float d[8][4];
+    // The compiler takes the panels' products for one where both begin undefined.
+    clear(d);
+    wgmma_fence();
+#pragma unroll
+    for (int j = 0; j < 4; j++) wgmma<1>(d, turned[j], panel_operand(k + part * PANEL) + turned_step(j), j);
+    wgmma_commit();
+    wgmma_wait<0>();
+    pin(d);
+#pragma unroll
+    for (int n = 0; n < 8; n++) {
+      d[n][0] *= low;
+      d[n][1] *= low;
+      d[n][2] *= high;
+      d[n][3] *= high;
+    }
+    __syncthreads();  // this panel of k has been read
+    store_tile<64>(k + part * PANEL, warp * 16, 0, d);
+  }
+  hold(turned);
+  proxy_fence();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    store_bytes(record + R::P * 2, a, PANEL * 2);
+#pragma unroll
+    for (int i = 0; i < L::panels; i++) store_box(t.tiles, k + i * PANEL, i, 0, index);
+    if (p.extras) store_bytes(p.extras + (long long)index * R::extra, solved, PANEL * 2);
+    stores_commit();
+    stores_wait();
+  }
 }
 
 #define DELTA_PREPARE(K)                                                                       \
-  ENTRY_BLOCKS(delta_rule_prepare_tiles_k##K, DeltaPrepareArgs, 128, PREPARE_BLOCKS, delta_prepare<K>(args))
+  ENTRY_BLOCKS(delta_rule_prepare_tiles_k##K, DeltaPrepareArgs, 128, 5, delta_prepare<K>(args))
 #define DELTA_PREPARE_OF(K) DELTA_PREPARE(K)
 DELTA_PREPARE_OF(GYRE_KEYS)
 

@@ -101,9 +101,10 @@ struct gyre_cuda_delta_tile_args {
   long unused[4];  // to a multiple of 64 bytes
 };
 
-/// cuda/delta_rule_prepare_tiles.cu: boxes of 64 rows and 64 channels of a head of q and k in bf16.
+/// cuda/delta_rule_prepare_tiles.cu: boxes of 64 rows and 64 channels of a head of q and k in bf16, and of
+/// records as they lie.
 struct gyre_cuda_delta_prepare_args {
-  gyre_tensor_map q, k;
+  gyre_tensor_map q, k, tiles;
   struct gyre_cuda_mixer_args m;
   long unused[4];  // to a multiple of 64 bytes
 };
