@@ -135,6 +135,9 @@ static const char selection_cu[] = {
 static const char diagonal_scan_cu[] = {
 #embed "cuda/diagonal_scan.cu" suffix(, 0)
 };
+static const char delta_rule_prepare_tiles_cu[] = {
+#embed "cuda/delta_rule_prepare_tiles.cu" suffix(, 0)
+};
 static const char delta_rule_tiles_cu[] = {
 #embed "cuda/delta_rule_tiles.cu" suffix(, 0)
 };
@@ -368,6 +371,7 @@ static const gyre_cuda_source kernels[] = {
     {"linear_attention", linear_attention_cu},
     {"linear_attention_tiles", linear_attention_tiles_cu},
     {"delta_rule", delta_rule_cu},
+    {"delta_rule_prepare_tiles", delta_rule_prepare_tiles_cu},
     {"delta_rule_tiles", delta_rule_tiles_cu},
     {"chunk_gradient_mixed", chunk_gradient_mixed_cu},
     {"evolution", evolution_cu},

@@ -103,6 +103,14 @@ struct gyre_cuda_delta_tile_args {
   int segment_chunks;         // of each but the last
 };
 
+/// cuda/delta_rule_prepare_tiles.cu: boxes of 64 rows and 64 channels of a head of q and k in bf16, and of
+/// records as they lie.
+struct gyre_cuda_delta_prepare_args {
+  gyre_tensor_map q, k, tiles;
+  struct gyre_cuda_mixer_args m;
+  long unused[4];  // to a multiple of 64 bytes
+};
+
 struct gyre_cuda_scan_args {
   const void *decay;     // [B, T, D], D even: a, or ln a ≤ 0; type by the kernel's name
   const void *input;     // element [B, T, D]
@@ -207,6 +215,10 @@ static inline long gyre_cuda_delta_tiles_segment_states(int size, int values, lo
 }
 static inline long gyre_cuda_delta_tiles_segment_transitions(int size, long rows, int segments) {
   return rows * (segments - 1) * (size / 64) * 256L * size;
+}
+/// `size` is 64 or 128.
+static inline int gyre_cuda_delta_prepare_shared(int size) {
+  return 1024 + 128 * size + 16384 + 4096 + 1280 + 4 * 256 + 8;
 }
 static inline int gyre_cuda_mixer_mild_prepare_shared(enum gyre_cuda_mixer_rule rule, int size) {
   const int tiles = (rule == GYRE_CUDA_MIXER_LINEAR ? 2 : rule == GYRE_CUDA_MIXER_BETA ? 3 : 4) * 64 * size;
