@@ -213,6 +213,40 @@ DEV void load_bytes(void *to, const void *from, u32 bytes, u64 *b) {
       "l"(from), "r"(bytes), "r"(shared_address(b))
       : "memory");
 }
+/// One thread: a panel into the box of a tensor that `load_box` would read; nothing beyond its ends.
+DEV void store_box(const gyre_tensor_map &map, const u16 *panel, int channel, int head, int row, int batch) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.global.shared::cta.tile.bulk_group [%0, {%2, %3, %4, %5}], [%1];" ::"l"(&map),
+      "r"(shared_address(panel)), "r"(channel), "r"(head), "r"(row), "r"(batch)
+      : "memory");
+}
+DEV void stores_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+/// The thread that asked for them: until at most N groups of stores still read shared memory.
+template <int N>
+DEV void stores_wait() {
+  asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(N) : "memory");
+}
+/// One thread: bytes of global memory on their way to the second-level cache, in multiples of 16.
+DEV void prefetch_bytes(const void *from, u32 bytes) {
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
+}
+/// An 8×8 matrix turned, two elements of a row a lane.
+DEV u32 turned(u32 x) {
+  u32 y;
+  asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
+  return y;
+}
+/// Four 8×8 matrices to rows of 16 bytes whose addresses the lanes give, eight a matrix; `_t` turned.
+DEV void stsm4(u16 *p, u32 a, u32 b, u32 c, u32 d) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(shared_address(p)),
+               "r"(a), "r"(b), "r"(c), "r"(d)
+               : "memory");
+}
+DEV void stsm4t(u16 *p, u32 a, u32 b, u32 c, u32 d) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(shared_address(p)),
+               "r"(a), "r"(b), "r"(c), "r"(d)
+               : "memory");
+}
 template <int R>
 DEV void more_registers() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(R));
