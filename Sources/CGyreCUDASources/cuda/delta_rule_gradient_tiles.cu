@@ -20,13 +20,20 @@ struct DeltaGradientArgs {
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
+/// What a warp's channels give to the gradients of decays.
+struct ChannelSums {
+  float row[64], after[64];  // of each token: as rows less as columns of the chunk's products, and for later chunks
+  float carried[4];          // of the states before and after the chunk, in the first
+};
+
 /// Beside the tiles.
 struct GradientRest {
   ScalarDecays decays;
   float beta[64], norms[2][64];
-  float strengths[2][64];         // of 64 value columns
-  float rows[8][64], after[8][64], carried[8];  // of a warp's channels
-  u64 first, second, third;       // T and Y; dO and dV; q and k
+  float strengths[2][64];    // of 64 value columns
+  u64 first, second, third;  // T and Y; dO and dV; q and k
+  u64 unused;
+  ChannelSums sums[1];       // as many as warps
 };
 
 template <int K, int V>
@@ -35,7 +42,7 @@ struct DeltaGradientLayout {
   static constexpr int keys = K / 64 * PANEL, values = V / 64 * PANEL;
   static constexpr int q = 0, k = keys, dy = 2 * keys, dv = dy + values, u = dv + values, t = u + values;
   static constexpr int rest = (t + 2 * PANEL) * 2;  // A follows T, whose place B takes
-  static constexpr int bytes = rest + sizeof(GradientRest);
+  static constexpr int bytes = rest + sizeof(GradientRest) + (groups * 4 - 1) * sizeof(ChannelSums);
 };
 
 /// One thread: asks for a chunk's tiles, first needed first.
@@ -94,15 +101,34 @@ DEV void fold(float (&v)[16]) {
     v[i] = kept + __shfl_xor_sync(0xffffffffu, gone, HALF * 2);
   }
 }
-/// [channel][token] accumulators times the same place of a turned tile: sums over the warp's channels for tokens
-/// 2 lane and 2 lane + 1.
-DEV two sum_channels(const u32 (&a)[4][4], const float (&d)[8][4]) {
+/// A warp's 16 channels of 16 tokens of a [token][channel] panel, as rows of an operand.
+DEV void load_turned(u32 (&a)[4], const u16 *panel, int warp, int step, const float *norms, int c) {
+  load_a_t<64>(a, panel, warp * 16, step * 16);
+  if (!norms) return;
+  const two low = *(const two *)(norms + step * 16 + c), high = *(const two *)(norms + step * 16 + c + 8);
+  a[0] = scaled(a[0], low);
+  a[1] = scaled(a[1], low);
+  a[2] = scaled(a[2], high);
+  a[3] = scaled(a[3], high);
+}
+DEV void load_turned(u32 (&a)[4][4], const u16 *panel, int warp, const float *norms, int c) {
+#pragma unroll
+  for (int j = 0; j < 4; j++) load_turned(a[j], panel, warp, j, norms, c);
+}
+/// [channel][token] accumulators times the same place of a panel: sums over the warp's channels for tokens 2 lane and
+/// 2 lane + 1. The panel is read again, so that fewer registers are held.
+DEV two sum_channels(const u16 *panel, int warp, const float *norms, int c, const float (&d)[8][4]) {
   float v[16];
 #pragma unroll
-  for (int n = 0; n < 8; n++) {
-    const u32 upper = a[n / 2][n % 2 * 2], lower = a[n / 2][n % 2 * 2 + 1];
-    v[n * 2] = low_of(upper) * d[n][0] + low_of(lower) * d[n][2];
-    v[n * 2 + 1] = high_of(upper) * d[n][1] + high_of(lower) * d[n][3];
+  for (int j = 0; j < 4; j++) {
+    u32 a[4];
+    load_turned(a, panel, warp, j, norms, c);
+#pragma unroll
+    for (int n = 0; n < 2; n++) {
+      const float(&x)[4] = d[j * 2 + n];
+      v[j * 4 + n * 2] = low_of(a[n * 2]) * x[0] + low_of(a[n * 2 + 1]) * x[2];
+      v[j * 4 + n * 2 + 1] = high_of(a[n * 2]) * x[1] + high_of(a[n * 2 + 1]) * x[3];
+    }
   }
   fold<8>(v);
   fold<4>(v);
@@ -122,19 +148,6 @@ DEV void scale_tokens(float (&d)[8][4], const float *factors, float all, int c) 
   }
 }
 
-/// A warp's 16 channels of a [token][channel] panel, as rows of an operand.
-DEV void load_turned(u32 (&a)[4][4], const u16 *panel, int warp, const float *norms, int c) {
-#pragma unroll
-  for (int j = 0; j < 4; j++) {
-    load_a_t<64>(a[j], panel, warp * 16, j * 16);
-    if (!norms) continue;
-    const two low = *(const two *)(norms + j * 16 + c), high = *(const two *)(norms + j * 16 + c + 8);
-    a[j][0] = scaled(a[j][0], low);
-    a[j][1] = scaled(a[j][1], low);
-    a[j][2] = scaled(a[j][2], high);
-    a[j][3] = scaled(a[j][3], high);
-  }
-}
 /// Turned accumulators into that place.
 DEV void put_turned(u16 *panel, int warp, const float (&d)[8][4]) {
   const int lane = threadIdx.x & 31;
@@ -190,10 +203,10 @@ DEV void write_gates(const MixerArgs &p, const GradientRest &x, int rows, long l
   float through = 0.0f;
 #pragma unroll
   for (int w = 0; w < WARPS; w++) {
-    const two r = *(const two *)(x.rows[w] + lane * 2), a = *(const two *)(x.after[w] + lane * 2);
+    const two r = *(const two *)(x.sums[w].row + lane * 2), a = *(const two *)(x.sums[w].after + lane * 2);
     row = {row.x + r.x, row.y + r.y};
     after = {after.x + a.x, after.y + a.y};
-    through += x.carried[w];
+    through += x.sums[w].carried[0];
   }
   through *= x.decays.lead[63];
   // Rows from a token on, and columns before it.
@@ -278,7 +291,7 @@ DEV void delta_gradient(const DeltaGradientArgs &t) {
       }
 #pragma unroll
       for (int d = 1; d < 32; d *= 2) carried += __shfl_xor_sync(0xffffffffu, carried, d);
-      if (lane == 0) x.carried[threadIdx.x >> 5] = carried;
+      if (lane == 0) x.sums[threadIdx.x >> 5].carried[0] = carried;
     }
     state.turn(s);
   }
@@ -369,18 +382,18 @@ DEV void delta_gradient(const DeltaGradientArgs &t) {
   // dQ, and what rows give to dK.
   u16 *const q = m + L::q + group * PANEL, *const k = m + L::k + group * PANEL;
   u32 keys[4][4], queries[4][4];
+  const float *const query_norms = p.normalize ? x.norms[0] : nullptr, *const key_norms = query_norms ? x.norms[1] : nullptr;
   two row_share = {0.0f, 0.0f}, after = {0.0f, 0.0f};
   wgmma_fence();
 #pragma unroll
   for (int i = 0; i < V / 16; i++) wgmma<0>(dk, s[i], dv + panel_step(i), i);
   wgmma_commit();
-  barrier_wait(&x.third, 0);
-  load_turned(keys, k, warp, p.normalize ? x.norms[1] : nullptr, c);
   scale_tokens(dq, x.decays.lead, p.scale, c);
   wgmma_wait<0>();
   pin(dk);
   hold(s);
-  TurnedState<K, V> slope;
+  barrier_wait(&x.third, 0);
+  load_turned(keys, k, warp, key_norms, c);
   scale_tokens(dk, x.decays.lead, -1.0f, c);
   pin(dq);
   pin(dk);
@@ -392,10 +405,13 @@ DEV void delta_gradient(const DeltaGradientArgs &t) {
 #pragma unroll
   for (int j = 0; j < 4; j++) wgmma<0>(dk, keys[j], second + panel_step(j), 1);
   wgmma_commit();
-  load_turned(queries, q, warp, p.normalize ? x.norms[0] : nullptr, c);
   wgmma_wait<1>();
   pin(dq);
-  if (p.d_gate) row_share = sum_channels(queries, dq);
+  if (p.d_gate) row_share = sum_channels(q, warp, query_norms, c, dq);
+  wgmma_wait<0>();
+  pin(dk);
+  hold(keys);
+  load_turned(queries, q, warp, query_norms, c);
   put_turned(q, warp, dq);
   proxy_fence();
   wait_for_group<L::groups>(group);
@@ -403,12 +419,9 @@ DEV void delta_gradient(const DeltaGradientArgs &t) {
     store_box(t.dq, q, group * 64, head, start, batch);
     stores_commit();
   }
-  slope.fetch(p.state_gradients, place, p.values);
-  wgmma_wait<0>();
-  pin(dk);
-  hold(keys);
+  state.fetch(p.state_gradients, place, p.values);
   if (p.d_gate) {
-    const two sum = sum_channels(keys, dk);
+    const two sum = sum_channels(k, warp, key_norms, c, dk);
     row_share = {row_share.x + 2.0f * sum.x, row_share.y + 2.0f * sum.y};
   }
 
@@ -421,26 +434,27 @@ DEV void delta_gradient(const DeltaGradientArgs &t) {
 #pragma unroll
   for (int j = 0; j < 4; j++) wgmma<1>(dk, keys[j], second + turned_step(j), 1);
   wgmma_commit();
-  slope.turn(s);
+  wgmma_wait<0>();
+  pin(dk);
+  hold(queries);
+  hold(keys);
+  if (p.d_gate) {
+    // Rows and columns until now, twice rows before.
+    const two sum = sum_channels(k, warp, key_norms, c, dk);
+    row_share = {row_share.x - sum.x, row_share.y - sum.y};
+  }
   float d[8][4];
+  state.turn(s);
   hold(s);
   wgmma_fence();
 #pragma unroll
   for (int i = 0; i < V / 16; i++) wgmma<0>(d, s[i], written + panel_step(i), i);
   wgmma_commit();
-  wgmma_wait<1>();
-  pin(dk);
-  hold(queries);
-  if (p.d_gate) {
-    // Rows and columns until now, twice rows before.
-    const two sum = sum_channels(keys, dk);
-    row_share = {row_share.x - sum.x, row_share.y - sum.y};
-  }
   wgmma_wait<0>();
   pin(d);
   hold(s);
   scale_tokens(d, x.decays.tail, 1.0f, c);
-  if (p.d_gate) after = sum_channels(keys, d);
+  if (p.d_gate) after = sum_channels(k, warp, key_norms, c, d);
 #pragma unroll
   for (int n = 0; n < 8; n++)
 #pragma unroll
@@ -448,8 +462,8 @@ DEV void delta_gradient(const DeltaGradientArgs &t) {
   put_turned(k, warp, dk);
   proxy_fence();
   if (p.d_gate) {
-    *(two *)(x.rows[threadIdx.x >> 5] + lane * 2) = row_share;
-    *(two *)(x.after[threadIdx.x >> 5] + lane * 2) = after;
+    *(two *)(x.sums[threadIdx.x >> 5].row + lane * 2) = row_share;
+    *(two *)(x.sums[threadIdx.x >> 5].after + lane * 2) = after;
   }
   __syncthreads();
   if (threadIdx.x % 128 == 0) {
