@@ -15,7 +15,6 @@
 struct DeltaGradientArgs {
   gyre_tensor_map q, k, dy, dv, written, dq, dk;
   MixerArgs m;
-  long long unused[4];
 };
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
@@ -23,7 +22,7 @@ struct DeltaGradientArgs {
 /// What a warp's channels give to the gradients of decays.
 struct ChannelSums {
   float row[64], after[64];  // of each token: as rows less as columns of the chunk's products, and for later chunks
-  float carried[4];          // of the states before and after the chunk, in the first
+  float carried[2];          // of the states before and after the chunk, in the first
 };
 
 /// Beside the tiles.
@@ -32,16 +31,17 @@ struct GradientRest {
   float beta[64], norms[2][64];
   float strengths[2][64];    // of 64 value columns
   u64 first, second, third;  // T and Y; dO and dV; q and k
-  u64 unused;
   ChannelSums sums[1];       // as many as warps
 };
 
 template <int K, int V>
 struct DeltaGradientLayout {
-  static constexpr int groups = K / 64, threads = groups * 128, blocks = K + V == 128 ? 3 : 2;
+  static constexpr bool is_small = K + V == 128;
+  static constexpr int groups = K / 64, threads = groups * 128, blocks = is_small ? 4 : 2;
   static constexpr int keys = K / 64 * PANEL, values = V / 64 * PANEL;
   static constexpr int q = 0, k = keys, dy = 2 * keys, dv = dy + values, u = dv + values, t = u + values;
-  static constexpr int rest = (t + 2 * PANEL) * 2;  // A follows T, whose place B takes
+  static constexpr int b = t, a = is_small ? dy : t + PANEL;
+  static constexpr int rest = (t + (is_small ? 1 : 2) * PANEL) * 2;
   static constexpr int bytes = rest + sizeof(GradientRest) + (groups * 4 - 1) * sizeof(ChannelSums);
 };
 
@@ -87,6 +87,7 @@ struct TurnedState {
     }
   }
 };
+
 DEV float dot2(u32 a, u32 b) {
   return low_of(a) * low_of(b) + high_of(a) * high_of(b);
 }
@@ -101,6 +102,7 @@ DEV void fold(float (&v)[16]) {
     v[i] = kept + __shfl_xor_sync(0xffffffffu, gone, HALF * 2);
   }
 }
+
 /// A warp's 16 channels of 16 tokens of a [token][channel] panel, as rows of an operand.
 DEV void load_turned(u32 (&a)[4], const u16 *panel, int warp, int step, const float *norms, int c) {
   load_a_t<64>(a, panel, warp * 16, step * 16);
@@ -152,18 +154,21 @@ DEV void scale_tokens(float (&d)[8][4], const float *factors, float all, int c) 
 DEV void put_turned(u16 *panel, int warp, const float (&d)[8][4]) {
   const int lane = threadIdx.x & 31;
 #pragma unroll
-  for (int n = 0; n < 8; n += 2)
-    stsm4t(panel + at<64>((n + (lane >> 4)) * 8 + (lane & 7), warp * 16 + (lane >> 3 & 1) * 8),
-           pack2(d[n][0], d[n][1]), pack2(d[n][2], d[n][3]), pack2(d[n + 1][0], d[n + 1][1]),
-           pack2(d[n + 1][2], d[n + 1][3]));
+  for (int j = 0; j < 4; j++) {
+    u32 a[4];
+    as_a(a, d[j * 2], d[j * 2 + 1]);
+    stsm4t(panel + at<64>(j * 16 + (lane >> 4) * 8 + (lane & 7), warp * 16 + (lane >> 3 & 1) * 8), a);
+  }
 }
-/// Accumulators into a panel, tokens as rows.
-DEV void put(u16 *panel, int warp, const float (&d)[8][4]) {
+/// Accumulators as the A operands of products, and these into a panel, tokens as rows.
+DEV void pack(u32 (&a)[4][4], const float (&d)[8][4]) {
+#pragma unroll
+  for (int j = 0; j < 4; j++) as_a(a[j], d[j * 2], d[j * 2 + 1]);
+}
+DEV void put(u16 *panel, int warp, const u32 (&a)[4][4]) {
   const int lane = threadIdx.x & 31;
 #pragma unroll
-  for (int n = 0; n < 8; n += 2)
-    stsm4(panel + at<64>(warp * 16 + (lane & 15), (n + (lane >> 4)) * 8), pack2(d[n][0], d[n][1]),
-          pack2(d[n][2], d[n][3]), pack2(d[n + 1][0], d[n + 1][1]), pack2(d[n + 1][2], d[n + 1][3]));
+  for (int j = 0; j < 4; j++) stsm4(panel + at<64>(warp * 16 + (lane & 15), (j * 2 + (lane >> 4)) * 8), a[j]);
 }
 
 /// Gradients of masked products: times the decays between their tokens.
@@ -279,22 +284,20 @@ DEV void delta_gradient(const DeltaGradientArgs &t) {
     }
   }
   u32 s[V / 16][4];
-  {
-    if (p.d_gate) {
-      TurnedState<K, V> slope;
-      slope.fetch(p.state_gradients, place, p.values);
-      float carried = 0.0f;
+  if (p.d_gate) {
+    TurnedState<K, V> slope;
+    slope.fetch(p.state_gradients, place, p.values);
+    float carried = 0.0f;
 #pragma unroll
-      for (int i = 0; i < V / 16; i++) {
-        const uint4 a = state.piece[i], b = slope.piece[i];
-        carried += dot2(a.x, b.x) + dot2(a.y, b.y) + dot2(a.z, b.z) + dot2(a.w, b.w);
-      }
-#pragma unroll
-      for (int d = 1; d < 32; d *= 2) carried += __shfl_xor_sync(0xffffffffu, carried, d);
-      if (lane == 0) x.sums[threadIdx.x >> 5].carried[0] = carried;
+    for (int i = 0; i < V / 16; i++) {
+      const uint4 a = state.piece[i], b = slope.piece[i];
+      carried += dot2(a.x, b.x) + dot2(a.y, b.y) + dot2(a.z, b.z) + dot2(a.w, b.w);
     }
-    state.turn(s);
+#pragma unroll
+    for (int d = 1; d < 32; d *= 2) carried += __shfl_xor_sync(0xffffffffu, carried, d);
+    if (lane == 0) x.sums[threadIdx.x >> 5].carried[0] = carried;
   }
+  state.turn(s);
   __syncthreads();
 
   // U takes the place of Y.
@@ -323,7 +326,8 @@ DEV void delta_gradient(const DeltaGradientArgs &t) {
     pin(u);
     hold(a);
     wait_for_group<L::groups>(group);
-    put(panel, warp, u);
+    pack(a, u);
+    put(panel, warp, a);
     if (!p.d_beta) continue;
 #pragma unroll
     for (int h = 0; h < 2; h++) {
@@ -349,9 +353,10 @@ DEV void delta_gradient(const DeltaGradientArgs &t) {
 
   barrier_wait(&x.second, 0);
   const u64 dy = panel_operand(m + L::dy), dv = panel_operand(m + L::dv), written = panel_operand(m + L::u);
-  const u64 first = panel_operand(m + L::t + PANEL), second = panel_operand(m + L::t);
+  const u64 first = panel_operand(m + L::a), second = panel_operand(m + L::b);
   // A, B and the state's part of dQ.
   float dq[8][4], dk[8][4];
+  u32 kept[4][4];
   hold(s);
 #pragma unroll
   for (int which = group; which < 2; which += L::groups) {
@@ -371,18 +376,30 @@ DEV void delta_gradient(const DeltaGradientArgs &t) {
     }
     pin(d);
     mask(d, x.decays, which ? -1.0f : p.scale, which, has_decays, warp);
-    put(m + L::t + (which ? 0 : PANEL), warp, d);
+    if (L::is_small && !which) {
+      pack(kept, d);
+      continue;
+    }
+    u32 a[4][4];
+    pack(a, d);
+    put(m + (which ? L::b : L::a), warp, a);
   }
-  proxy_fence();
   wgmma_wait<0>();
   pin(dq);
   hold(s);
+  if (L::is_small) {
+    // A takes the place of dO.
+    __syncthreads();
+    put(m + L::a, warp, kept);
+  }
+  proxy_fence();
   __syncthreads();
 
   // dQ, and what rows give to dK.
   u16 *const q = m + L::q + group * PANEL, *const k = m + L::k + group * PANEL;
   u32 keys[4][4], queries[4][4];
-  const float *const query_norms = p.normalize ? x.norms[0] : nullptr, *const key_norms = query_norms ? x.norms[1] : nullptr;
+  const float *const query_norms = p.normalize ? x.norms[0] : nullptr;
+  const float *const key_norms = p.normalize ? x.norms[1] : nullptr;
   two row_share = {0.0f, 0.0f}, after = {0.0f, 0.0f};
   wgmma_fence();
 #pragma unroll
@@ -415,10 +432,7 @@ DEV void delta_gradient(const DeltaGradientArgs &t) {
   put_turned(q, warp, dq);
   proxy_fence();
   wait_for_group<L::groups>(group);
-  if (threadIdx.x % 128 == 0) {
-    store_box(t.dq, q, group * 64, head, start, batch);
-    stores_commit();
-  }
+  if (threadIdx.x % 128 == 0) store_box(t.dq, q, group * 64, head, start, batch);
   state.fetch(p.state_gradients, place, p.values);
   if (p.d_gate) {
     const two sum = sum_channels(k, warp, key_norms, c, dk);
@@ -466,13 +480,10 @@ DEV void delta_gradient(const DeltaGradientArgs &t) {
     *(two *)(x.sums[threadIdx.x >> 5].after + lane * 2) = after;
   }
   __syncthreads();
-  if (threadIdx.x % 128 == 0) {
-    store_box(t.dk, k, group * 64, head, start, batch);
-    stores_commit();
-  }
+  if (threadIdx.x % 128 == 0) store_box(t.dk, k, group * 64, head, start, batch);
   __syncwarp();
   if (p.d_gate && threadIdx.x < 32) write_gates<L::groups * 4>(p, x, rows, token, head);
-  if (threadIdx.x % 128 == 0) stores_wait<0>();
+  if (threadIdx.x % 128 == 0) finish_stores();
 }
 
 #define DELTA_GRADIENT(K, V)                                                                          \

@@ -65,6 +65,12 @@ DEV void ldsm4t(u32 (&r)[4], const u16 *p) {
                : "r"(shared_address(p))
                : "memory");
 }
+/// An 8×8 matrix, a row in four lanes, transposed.
+DEV u32 turned(u32 x) {
+  u32 y;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
+  return y;
+}
 DEV void mma(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
   asm volatile(
       "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
