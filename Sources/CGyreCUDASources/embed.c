@@ -153,6 +153,9 @@ static const char delta_rule_cu[] = {
 static const char chunk_gradient_mixed_cu[] = {
 #embed "cuda/chunk_gradient_mixed.cu" suffix(, 0)
 };
+static const char delta_rule_gradient_tiles_cu[] = {
+#embed "cuda/delta_rule_gradient_tiles.cu" suffix(, 0)
+};
 static const char evolution_cu[] = {
 #embed "cuda/evolution.cu" suffix(, 0)
 };
@@ -374,6 +377,7 @@ static const gyre_cuda_source kernels[] = {
     {"delta_rule_prepare_tiles", delta_rule_prepare_tiles_cu},
     {"delta_rule_tiles", delta_rule_tiles_cu},
     {"chunk_gradient_mixed", chunk_gradient_mixed_cu},
+    {"delta_rule_gradient_tiles", delta_rule_gradient_tiles_cu},
     {"evolution", evolution_cu},
     {"low_rank_noise", low_rank_noise_cu},
     {"member_linear", member_linear_cu},

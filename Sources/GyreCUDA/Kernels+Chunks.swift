@@ -338,7 +338,7 @@ struct ChunkedHeads {
     let dInput = target(g.input, direct: g.input?.dtype == .float32, bytes: 4 * tokenCount)
     if let y { beginDivisionBack(y, dFinalVector, dInitial: g.vector, dInput: dInput) }
     walk(true)
-    if let functions {
+    if !differentiateTiles(), let functions {
       let isOwnSize = size == valueSize || valueSize == 0
       let gradient = isOwnSize ? functions.gradient : functions.mixedGradient
       launchAll(

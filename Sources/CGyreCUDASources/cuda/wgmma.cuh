@@ -174,6 +174,17 @@ DEV void load_box(
       "l"(&map), "r"(shared_address(b)), "r"(channel), "r"(head), "r"(row), "r"(batch)
       : "memory");
 }
+/// One thread: a panel into the box that `load_box` would read; nothing beyond the tensor's ends.
+DEV void store_box(const gyre_tensor_map &map, const u16 *panel, int channel, int head, int row, int batch) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.global.shared::cta.tile.bulk_group [%0, {%2, %3, %4, %5}], [%1];" ::"l"(&map),
+      "r"(shared_address(panel)), "r"(channel), "r"(head), "r"(row), "r"(batch)
+      : "memory");
+}
+/// The thread that asked for stores: until they have read shared memory.
+DEV void finish_stores() {
+  asm volatile("cp.async.bulk.commit_group;\ncp.async.bulk.wait_group.read 0;" ::: "memory");
+}
 /// One thread: a box of 64 channels and 64 rows, from row 32 `group` on, of a matrix whose map turns rows 8 t + 2 j + e of
 /// every 32 into 8 j + 2 t + e; for a cluster of two blocks of threads, into both and counted by the barriers of both.
 DEV void load_turned_box_for_both(u16 *panel, const gyre_tensor_map &map, int channel, int group, u64 *b) {
@@ -202,6 +213,16 @@ DEV void barrier_arrive_at(u64 *b, u32 rank) {
       "mbarrier.arrive.shared::cluster.b64 _, [there];\n}" ::"r"(shared_address(b)),
       "r"(rank)
       : "memory");
+}
+/// One thread: bytes of global memory on their way to the second-level cache, in multiples of 16.
+DEV void prefetch_bytes(const void *from, u32 bytes) {
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
+}
+/// Four 8x8 matrices, from where ldsm4 reads them.
+DEV void stsm4(u16 *p, const u32 (&r)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(shared_address(p)),
+               "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
+               : "memory");
 }
 /// One thread: contiguous bytes, counted by a barrier that expects them.
 DEV void load_bytes(void *to, const void *from, u32 bytes, u64 *b) {

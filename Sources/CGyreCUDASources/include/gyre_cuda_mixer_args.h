@@ -127,6 +127,14 @@ struct gyre_cuda_scan_args {
   int decay_is_float;  // not read
 };
 
+/// cuda/delta_rule_gradient_tiles.cu: boxes of 64 rows and 64 channels of a head in bf16, of a key head in q and k.
+/// All else is in `m`, as for the other gradients.
+struct gyre_cuda_delta_gradient_args {
+  gyre_tensor_map q, k, dy, dv, written, dq, dk;
+  struct gyre_cuda_mixer_args m;
+  long unused[3];  // to a multiple of 64 bytes
+};
+
 enum gyre_cuda_mixer_rule {
   GYRE_CUDA_MIXER_LINEAR = 0,
   GYRE_CUDA_MIXER_BETA = 1,
@@ -250,6 +258,12 @@ static inline int gyre_cuda_mixer_gradient_shared(enum gyre_cuda_mixer_rule rule
           8 * 1280 + 4480) *
          2;
 }
+/// Sizes are 64 or 128.
+static inline int gyre_cuda_delta_gradient_shared(int size, int values) {
+  const int keys = size / 64, panels = 2 * keys + 3 * (values / 64) + (size + values == 128 ? 1 : 2);
+  return 1024 + panels * 8192 + 2584 + keys * 4 * 520;
+}
+static inline int gyre_cuda_delta_gradient_threads(int size) { return size * 2; }
 
 #ifdef __cplusplus
 }
