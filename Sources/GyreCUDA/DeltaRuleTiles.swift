@@ -46,37 +46,50 @@ extension ChunkedHeads {
       gyre_cuda_delta_tiles_shared(rule, size, Int32(panels), 1) <= launch.device.sharedPerBlock,
       tensors.allSatisfy({ $0 % 16 == 0 })
     else { return false }
-    var t = gyre_cuda_delta_tile_args()
-    t.tiles = launch.recordMap(
-      UInt64(UInt(bitPattern: a.records)), keys: Int(size), count: parts,
-      bytes: Int(gyre_cuda_mixer_record_bytes(rule, size)))
-    func map(_ tensor: UnsafeRawPointer?, _ heads: Int32, _ channels: Int32) -> gyre_tensor_map {
-      launch.map(
-        UInt64(UInt(bitPattern: tensor)), batch: Int(a.batch), rows: Int(a.tokens),
-        heads: Int(heads), channels: Int(channels))
-    }
-    t.rows = map(a.v, a.heads, a.values)
-    if isRaw { (t.q, t.k) = (map(a.q, a.key_heads, a.keys), map(a.k, a.key_heads, a.keys)) }
-    t.m = a
-    t.segment_chunks = (a.chunks + Int32(segments) - 1) / Int32(segments)
-    t.segments = (a.chunks + t.segment_chunks - 1) / t.segment_chunks
+    var t = tileArguments(rows: a.v, isRaw: isRaw)
     let walks = Self.walks[Int(size / 128)]
     let walk = isGeneral ? walks.general : isRaw ? walks.raw : walks.channels
-    if t.segments > 1 { makeStates(&t, walk.states, walks.fold) }
+    if segments > 1 { makeStates(&t, walk.states, walks.fold) }
     run(walk.outputs, hasOutputs: true, t, segments: Int(t.segments)) {
       (self.panels + $0 - 1) / $0
     }
     return true
   }
 
+  /// What a walk by tiles takes, in one piece; `rows` are of values.
+  func tileArguments(rows: UnsafeRawPointer?, isRaw: Bool) -> gyre_cuda_delta_tile_args {
+    func map(_ tensor: UnsafeRawPointer?, _ heads: Int32, _ channels: Int32) -> gyre_tensor_map {
+      launch.map(
+        UInt64(UInt(bitPattern: tensor)), batch: Int(a.batch), rows: Int(a.tokens),
+        heads: Int(heads), channels: Int(channels))
+    }
+    var t = gyre_cuda_delta_tile_args()
+    t.tiles = launch.recordMap(
+      UInt64(UInt(bitPattern: a.records)), keys: Int(size), count: parts,
+      bytes: Int(gyre_cuda_mixer_record_bytes(rule, size)))
+    t.rows = map(rows, a.heads, a.values)
+    if isRaw { (t.q, t.k) = (map(a.q, a.key_heads, a.keys), map(a.k, a.key_heads, a.keys)) }
+    t.m = a
+    (t.segments, t.segment_chunks) = (1, a.chunks)
+    return t
+  }
+
+  /// Workspace for segments of at most so many chunks.
+  func cut(_ t: inout gyre_cuda_delta_tile_args, into chunks: Int32) {
+    t.segment_chunks = chunks
+    t.segments = (a.chunks + chunks - 1) / chunks
+    t.segment_states = Self.floats(
+      launch.scratch(
+        Int(gyre_cuda_delta_tiles_segment_states(size, a.values, rows, t.segments))))
+    t.segment_transitions = Self.memory(
+      launch.scratch(Int(gyre_cuda_delta_tiles_segment_transitions(size, rows, t.segments))))
+  }
+
   /// The states that enter segments.
   private func makeStates(
     _ t: inout gyre_cuda_delta_tile_args, _ states: [CUDAFunction], _ fold: CUDAFunction
   ) {
-    t.segment_states = Self.floats(
-      launch.scratch(Int(gyre_cuda_delta_tiles_segment_states(size, a.values, rows, t.segments))))
-    t.segment_transitions = Self.memory(
-      launch.scratch(Int(gyre_cuda_delta_tiles_segment_transitions(size, rows, t.segments))))
+    cut(&t, into: (a.chunks + Int32(segments) - 1) / Int32(segments))
     run(states, hasOutputs: false, t, segments: Int(t.segments) - 1) {
       (self.panels + $0 - 1) / $0 + (Int(self.size) / 64 + $0 - 1) / $0
     }
