@@ -22,7 +22,7 @@ PREFIX = ["linear_attention", "delta_rule_beta", "delta_rule_general"]
 # Launch descriptions: the same numbers as the layouts in the headers.
 
 def record_bytes(rule, K):
-    return (4096 + (2 if rule == LINEAR else 4) * 64 * K) * 2 + K * 4
+    return (4096 + (2, 3, 4)[rule] * 64 * K) * 2 + K * 4 + (512 if rule == BETA else 0)
 
 
 def prepare_bytes(rule, K, scalar=False):
@@ -63,10 +63,9 @@ def tiles_threads(outputs):
     return 512 if outputs else 192
 
 
-def delta_tiles_bytes(K):
-    stages, reads, slots = (3, 4, 3) if K == 64 else (2, 3, 2)
-    tiles = 3 * stages + reads + slots
-    return 1024 + tiles * 128 * K + reads * 16384 + stages * K * 4 + tiles * 16
+def delta_tiles_bytes(rule, K, groups, outputs):
+    stage = (2 + (rule == GENERAL) + outputs) * 128 * K + (groups + outputs) * 8192 + 1024
+    return 1024 + min(4, (226 * 1024 - 512) // stage) * (stage + 80)
 
 
 def gradient_bytes(rule, K, V):
@@ -101,6 +100,12 @@ def segments_of(chunks, blocks, processors=132):
         return (waves + states) * (length + 3) + 0.4 * before
     most = min(chunks, 1 + 2 * processors // blocks)
     return -(-chunks // min((-(-chunks // n) for n in range(1, most + 1)), key=cost))
+
+
+def delta_segments_of(chunks, rows, processors=132):
+    """As many as DeltaRuleTiles.swift makes."""
+    side = min(processors // rows, (processors // rows + 3) // 2)
+    return 1 if side < 3 or chunks < 32 else min(side, chunks // 8)
 
 
 class Mixer:
@@ -174,7 +179,8 @@ class Mixer:
         # Four warps for 16 values where a warp each would leave multiprocessors idle.
         self.team = team if team is not None else B * H * ((V + 63) // 64) < 96 or self.KP > 128
         blocks = B * H * ((V + 63) // 64)
-        self.segments = segments or segments_of(self.N, blocks)
+        self.segments = segments or (segments_of(self.N, blocks) if rule == LINEAR else
+                                     delta_segments_of(self.N, B * H) if rule == BETA else 1)
         if cut is None:
             cuts = self.team and rule == LINEAR and self.KP <= 128 and dtype == torch.bfloat16 and not divisor
             cut = min(2 * 132 // blocks, (self.N + 3) // 4) if cuts else 0
@@ -313,13 +319,26 @@ class Mixer:
                 self.dev.device == "cuda" and torch.cuda.get_device_capability()[0] == 9)
 
     def walk_tiles(self):
-        """The forward walk where nothing is kept for gradients."""
+        """The forward walk by tiles, of segments side by side where there are to be some."""
+        groups, rows, KP = (self.V + 63) // 64, self.B * self.H, self.KP
         if not self.tile_args:
-            bytes, count = record_bytes(self.rule, self.KP), self.B * self.H * self.N
-            self.tile_args = DeltaTileArgs(tiles=self.dev.record_map(self.records, self.KP, count, bytes),
-                                           v=self.dev.map(self.inputs["v"]), m=self.args())
-        self.dev.launch(f"delta_rule_tiles_k{self.KP}", ((self.V + 63) // 64, self.B * self.H, 1), 512,
-                        delta_tiles_bytes(self.KP), self.tile_args)
+            a = self.tile_args = DeltaTileArgs(
+                tiles=self.dev.record_map(self.records, KP, rows * self.N, record_bytes(self.rule, KP)),
+                rows=self.dev.map(self.inputs["v"]), m=self.args())
+            chunks = (self.N + self.segments - 1) // self.segments
+            a.segment_chunks, a.segments = chunks, (self.N + chunks - 1) // chunks
+            if a.segments > 1:
+                between = rows * (a.segments - 1)
+                self.between = (torch.empty(between * groups * 64 * KP, device=self.dev.device),
+                                torch.empty(between * 2 * KP * KP, dtype=torch.bfloat16, device=self.dev.device))
+                a.segment_states, a.segment_transitions = (x.data_ptr() for x in self.between)
+        a, end, threads = self.tile_args, f"_v{64 * groups}_k{KP}", 384 if groups == 2 else 160
+        if a.segments > 1:
+            self.dev.launch("delta_rule_tiles_states" + end, (1 + -(-KP // 64 // groups), rows, a.segments - 1),
+                            threads, delta_tiles_bytes(self.rule, KP, groups, 0), a)
+            self.dev.launch(f"delta_rule_tiles_fold_k{KP}", (groups, rows, 1), 128, KP * KP * 8 + 1056, a)
+        self.dev.launch("delta_rule_tiles" + ("_general" if self.rule == GENERAL else "") + end,
+                        (1, rows, a.segments), threads, delta_tiles_bytes(self.rule, KP, groups, 1), a)
 
     def stabilize(self):
         if self.divisor == 3:

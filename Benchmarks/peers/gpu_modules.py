@@ -20,7 +20,7 @@ class NormalizerArgs(C.Structure):
 class MixerArgs(C.Structure):
     """chunk_common.cuh"""
     _fields_ = [(n, C.c_void_p) for n in (
-        "q k v a b gate beta reset initial y final records extras states state_gradients dy d_final "
+        "q k v a b gate beta reset initial y final records extras states written state_gradients dy d_final "
         "dq dk dv da db d_gate d_beta d_initial norms mild").split()] + [(n, C.c_int) for n in (
             "batch tokens heads key_heads keys values chunks gate_kind gate_is_float beta_is_float"
         ).split()] + [("scale", C.c_float), ("normalize", C.c_int), ("n", NormalizerArgs)]
@@ -40,8 +40,10 @@ class LinearTileArgs(C.Structure):
 
 
 class DeltaTileArgs(C.Structure):
-    """delta_rule_tiles.cu"""
-    _fields_ = [("tiles", C.c_ubyte * 128), ("v", C.c_ubyte * 128), ("m", MixerArgs), ("unused", C.c_longlong * 4)]
+    """delta_tiles.cuh"""
+    _fields_ = [("tiles", C.c_ubyte * 128), ("q", C.c_ubyte * 128), ("k", C.c_ubyte * 128), ("rows", C.c_ubyte * 128),
+                ("m", MixerArgs), ("segment_states", C.c_void_p), ("segment_transitions", C.c_void_p),
+                ("segments", C.c_int), ("segment_chunks", C.c_int)]
 
 
 class ScanArgs(C.Structure):

@@ -262,6 +262,9 @@ static const char checked_cuh[] = {
 static const char wgmma_cuh[] = {
 #embed "cuda/wgmma.cuh" suffix(, 0)
 };
+static const char delta_tiles_cuh[] = {
+#embed "cuda/delta_tiles.cuh" suffix(, 0)
+};
 static const char attention_tiles_cuh[] = {
 #embed "cuda/attention_tiles.cuh" suffix(, 0)
 };
@@ -389,6 +392,7 @@ static const gyre_cuda_source headers[] = {
     {"mma.cuh", mma_cuh},
     {"checked.cuh", checked_cuh},
     {"wgmma.cuh", wgmma_cuh},
+    {"delta_tiles.cuh", delta_tiles_cuh},
     {"attention_tiles.cuh", attention_tiles_cuh},
     {"cell_team.cuh", cell_team_cuh},
     {"cell_code.cuh", cell_code_cuh},

@@ -1,315 +1,416 @@
-// The delta rules' walk for Hopper where nothing is kept for a gradient: records as `prepare` writes
-// them (chunk_common.cuh), bfloat16, keys of up to 64 or 128 channels, values by 64 columns.
-//
-// A block of threads owns 64 value columns of a head's state. Four warps keep it transposed in
-// registers, where it is the operand of Y = W S, and run ahead; eight make outputs, four of them every
-// second chunk, from the state that these leave in shared memory. The copy engine brings the tiles of
-// a record one by one, each again as soon as its last product has ended.
+// The delta rules' walk for Hopper: what delta_tiles.cuh says, forward. With few heads and many tokens in segments of
+// chunks side by side: what each adds to a state and, of those between, what becomes of a state that enters it (the
+// same walk from the identity without values); states folded over segments; outputs from these.
 // Variants: GYRE_KEYS=64,128
-#include "chunk_common.cuh"
-#include "wgmma.cuh"
-
-/// `tiles`: records as [record, K̃ | W | Q̃ | B̂ of 64 rows, K / 64, 64] in boxes of 64 rows, as they lie;
-/// `v` in boxes of 64 rows and channels of a head.
-struct DeltaTileArgs {
-  gyre_tensor_map tiles, v;
-  MixerArgs m;
-};
+#include "delta_tiles.cuh"
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
-enum { OUTPUT_GROUPS = 2 };
+/// Whole walks and those of segments write outputs; the others only make states.
+enum DeltaPart { OUTPUTS, STATES };
 
-template <int K>
-struct DeltaTilesLayout {
-  typedef Record<BETA, K> R;
-  static constexpr int threads = (2 + OUTPUT_GROUPS) * 128, panels = K / 64, tile = panels * PANEL * 2;
-  static constexpr int stages = K == 64 ? 3 : 2;  // of W with d, K̃ and B̂
-  static constexpr int reads = K == 64 ? 4 : 3;   // of Q̃, P̃ and v
-  static constexpr int slots = K == 64 ? 3 : 2;   // of states at chunks' starts
-  static constexpr int read = tile + 2 * PANEL * 2;
-  static constexpr int w = 0, kt = w + stages * tile, b = kt + stages * tile, q = b + stages * tile;
-  static constexpr int states = q + reads * read, d = states + slots * tile;
-  static constexpr int barriers = d + stages * K * 4;
-  static constexpr int bytes = barriers + (3 * stages + reads + slots) * 16;
-};
-
-/// A ring's barriers: who fills a place, who is done with it.
-struct Gates {
-  u64 *full, *empty;
-  DEV_MEMBER void begin(int count, int fills, int uses) const {
-    for (int i = 0; i < count; i++) {
-      barrier_init(full + i, fills);
-      barrier_init(empty + i, uses);
-    }
-  }
+/// GROUPS of 64 value columns.
+template <int RULE, int SOURCE, int K, int GROUPS, int PART>
+struct DeltaWalkLayout {
+  static constexpr bool has_outputs = PART == OUTPUTS, has_indirect = RULE == GENERAL;
+  static constexpr bool is_raw = SOURCE == RAW;
+  static constexpr int groups = GROUPS, threads = GROUPS == 2 ? 384 : 160, tile = K * 128;
+  // A place in the ring: W, K̃ (, B̂), v (, Q̄, P̃), d and factors of rows.
+  static constexpr int kt = tile, b = kt + tile, rows = b + has_indirect * tile, q = rows + GROUPS * PANEL * 2;
+  static constexpr int weights = q + has_outputs * tile, d = weights + has_outputs * PANEL * 2;
+  static constexpr int write_factors = d + 512, read_factors = write_factors + 256, stage = read_factors + 256;
+  static constexpr int fit = (227 * 1024 - 1024 - 512) / stage, stages = fit > 4 ? 4 : fit;
+  static constexpr int barriers = stages * stage, bytes = barriers + 5 * stages * 16;
 };
 
 template <class L>
-struct DeltaBarriers {
-  Gates w, kt, b, read, state;
-  DEV_MEMBER DeltaBarriers(unsigned char *memory) {
-    u64 *x = (u64 *)(memory + L::barriers);
-    w = {x, x + L::stages};
-    kt = {x + 2 * L::stages, x + 3 * L::stages};
-    b = {x + 4 * L::stages, x + 5 * L::stages};
-    x += 6 * L::stages;
-    read = {x, x + L::reads};
-    x += 2 * L::reads;
-    state = {x, x + L::slots};
-  }
+struct DeltaWalkBarriers {
+  u64 *next;
+  Gates w, kt, b, rows, reads;
+  DEV_MEMBER DeltaWalkBarriers(unsigned char *memory)
+      : next((u64 *)(memory + L::barriers)),
+        w(next, L::stages),
+        kt(next, L::stages),
+        b(next, L::stages),
+        rows(next, L::stages),
+        reads(next, L::stages) {}
   DEV_MEMBER void begin() const {
-    constexpr int uses = 4 * WARP;
+    constexpr int uses = L::groups * 4 * WARP;
     w.begin(L::stages, 1, uses);
     kt.begin(L::stages, 1, uses);
     b.begin(L::stages, 1, uses);
-    // The state's warps, and one group of outputs.
-    read.begin(L::reads, 1, 2 * uses);
-    state.begin(L::slots, 4 * WARP, 4 * WARP);
+    rows.begin(L::stages, 1, uses);
+    reads.begin(L::stages, 1, uses);
     barrier_fence();
   }
 };
 
-/// One thread: a tile of a record, by its place in it.
-template <class L>
-DEV void load_tile(const DeltaTileArgs &t, unsigned char *to, int tile, int record, u64 *full) {
+/// What a block of threads walks over.
+struct DeltaSpan {
+  int first, last;  // chunks
+  int transition;   // of the identity's columns, by 64; below 0: values
+  DEV_MEMBER DeltaSpan(const DeltaTileArgs &t, int groups) {
+    first = t.segments > 1 ? blockIdx.z * t.segment_chunks : 0;
+    last = t.segments > 1 && first + t.segment_chunks < t.m.chunks ? first + t.segment_chunks : t.m.chunks;
+    transition = blockIdx.x ? ((int)blockIdx.x - 1) * groups + (int)(threadIdx.x >> 7) : -1;
+  }
+};
+
+/// Where a thread's part of the state that a segment leaves lies; [K / 8] of them, 128 apart.
+template <int K>
+DEV float4 *segment_state(const DeltaTileArgs &t, int segment, int block) {
+  const int blocks = (t.m.values + 63) / 64;
+  return (float4 *)t.segment_states +
+         (((long long)blockIdx.y * (t.segments - 1) + segment) * blocks + block) * (K / 8) * 128 + (threadIdx.x & 127);
+}
+template <int K>
+DEV void load_state(float (&S)[K / 8][4], const float4 *from) {
 #pragma unroll
-  for (int i = 0; i < L::panels; i++)
-    load_box((u16 *)to + i * PANEL, t.tiles, 0, i, tile * 64, record, full);
+  for (int n = 0; n < K / 8; n++) {
+    const float4 x = from[n * 128];
+    S[n][0] = x.x;
+    S[n][1] = x.y;
+    S[n][2] = x.z;
+    S[n][3] = x.w;
+  }
+}
+template <int K>
+DEV void store_state(float4 *to, const float (&S)[K / 8][4]) {
+#pragma unroll
+  for (int n = 0; n < K / 8; n++) to[n * 128] = {S[n][0], S[n][1], S[n][2], S[n][3]};
+}
+/// Tiles [64 keys before][K keys after]: high parts, then low parts.
+template <int K>
+DEV u16 *segment_transition(const DeltaTileArgs &t, int segment, int block) {
+  return t.segment_transitions + (((long long)blockIdx.y * (t.segments - 1) + segment) * (K / 64) + block) * 128 * K;
 }
 
-/// One thread: what the state needs.
-template <int K, class L>
-DEV void bring_updates(const DeltaTileArgs &t, unsigned char *memory, const DeltaBarriers<L> &b) {
-  typedef Record<BETA, K> R;
+/// One thread: all tiles, chunk by chunk.
+template <int RULE, int SOURCE, int K, class L>
+DEV void bring_tiles(const DeltaTileArgs &t, unsigned char *memory, const DeltaWalkBarriers<L> &b, DeltaSpan span) {
+  typedef Record<RULE, K> R;
+  const MixerArgs &p = t.m;
+  const int batch = blockIdx.y / p.heads, head = blockIdx.y % p.heads, key_head = head / (p.heads / p.key_heads);
+  constexpr int factors = L::is_raw * 256;
   Ring ring;
-  for (int n = 0; n < t.m.chunks; n++) {
-    const int record = blockIdx.y * t.m.chunks + n, i = ring.stage;
-    barrier_wait(b.w.empty + i, ring.parity ^ 1);
-    barrier_expect(b.w.full + i, L::tile + K * 4);
-    load_bytes(memory + L::d + i * K * 4, t.m.records + (long long)record * R::bytes + R::D * 2, K * 4, b.w.full + i);
-    load_tile<L>(t, memory + L::w + i * L::tile, 1, record, b.w.full + i);
-    barrier_wait(b.kt.empty + i, ring.parity ^ 1);
+#pragma unroll 1
+  for (int n = span.first; n < span.last; n++) {
+    const int record = blockIdx.y * p.chunks + n, i = ring.stage, row = n * CHUNK;
+    const u32 empty = ring.parity ^ 1;
+    const unsigned char *from = p.records + (long long)record * R::bytes;
+    unsigned char *to = memory + i * L::stage;
+    barrier_wait(b.w.empty + i, empty);
+    barrier_expect(b.w.full + i, L::tile + K * 4 + factors);
+    load_bytes(to + L::d, from + R::D * 2, K * 4, b.w.full + i);
+    if (L::is_raw) {
+      load_bytes(to + L::write_factors, from + R::F * 2, factors, b.w.full + i);
+      load_inputs<K>(t.k, to, key_head, row, batch, b.w.full + i);
+    } else {
+      load_tile<K>(t, to, 1, record, b.w.full + i);
+    }
+    barrier_wait(b.kt.empty + i, empty);
     barrier_expect(b.kt.full + i, L::tile);
-    load_tile<L>(t, memory + L::kt + i * L::tile, 0, record, b.kt.full + i);
-    barrier_wait(b.b.empty + i, ring.parity ^ 1);
-    barrier_expect(b.b.full + i, L::tile);
-    load_tile<L>(t, memory + L::b + i * L::tile, 3, record, b.b.full + i);
+    load_tile<K>(t, to + L::kt, 0, record, b.kt.full + i);
+    if (L::has_indirect) {
+      barrier_wait(b.b.empty + i, empty);
+      barrier_expect(b.b.full + i, L::tile);
+      load_tile<K>(t, to + L::b, 3, record, b.b.full + i);
+    }
+    if (L::has_outputs) {
+      barrier_wait(b.reads.empty + i, empty);
+      barrier_expect(b.reads.full + i, L::tile + PANEL * 2 + factors);
+      if (L::is_raw) {
+        load_bytes(to + L::read_factors, from + R::F * 2 + 256, factors, b.reads.full + i);
+        load_inputs<K>(t.q, to + L::q, key_head, row, batch, b.reads.full + i);
+      } else {
+        load_tile<K>(t, to + L::q, 2, record, b.reads.full + i);
+      }
+      load_bytes(to + L::weights, from, PANEL * 2, b.reads.full + i);
+    }
+    if (span.transition < 0) {
+      barrier_wait(b.rows.empty + i, empty);
+      barrier_expect(b.rows.full + i, L::groups * PANEL * 2);
+#pragma unroll
+      for (int g = 0; g < L::groups; g++)
+        load_box((u16 *)(to + L::rows) + g * PANEL, t.rows, g * 64, head, row, batch, b.rows.full + i);
+    }
     ring.advance<L::stages>();
   }
 }
 
-/// One thread: what outputs need; values also enter the state.
-template <int K, class L>
-DEV void bring_reads(const DeltaTileArgs &t, unsigned char *memory, const DeltaBarriers<L> &b) {
-  typedef Record<BETA, K> R;
-  const int batch = blockIdx.y / t.m.heads, head = blockIdx.y % t.m.heads;
-  Ring ring;
-  for (int n = 0; n < t.m.chunks; n++) {
-    const int record = blockIdx.y * t.m.chunks + n;
-    unsigned char *to = memory + L::q + ring.stage * L::read;
-    u64 *full = b.read.full + ring.stage;
-    barrier_wait(b.read.empty + ring.stage, ring.parity ^ 1);
-    barrier_expect(full, L::read);
-    load_box((u16 *)(to + L::tile + PANEL * 2), t.v, blockIdx.x * 64, head, n * CHUNK, batch, full);
-    load_tile<L>(t, to, 2, record, full);
-    const unsigned char *weights = t.m.records + (long long)record * R::bytes;
-    load_bytes(to + L::tile, weights, PANEL * 2, full);
-    ring.advance<L::reads>();
+/// Four warps: their columns' state before the first chunk.
+template <int K, int PART>
+DEV void begin_state(const DeltaTileArgs &t, float (&S)[K / 8][4], int column, DeltaSpan span) {
+  clear(S);
+  if (PART == OUTPUTS && blockIdx.z) {
+    if (column < t.m.values) load_state<K>(S, segment_state<K>(t, blockIdx.z - 1, column / 64));
+  } else if (PART == STATES && span.transition >= 0) {
+    const int lane = threadIdx.x & 31, row = span.transition * 64 + (threadIdx.x >> 5 & 3) * 16 + (lane >> 2);
+#pragma unroll
+    for (int n = 0; n < K / 8; n++)
+#pragma unroll
+      for (int e = 0; e < 4; e++) S[n][e] = row + (e >> 1) * 8 == n * 8 + (lane & 3) * 2 + (e & 1) ? 1.0f : 0.0f;
+  } else if (blockIdx.z == 0 && t.m.initial) {
+    visit_state<K>(t.m, column, [&](int n, int e, long long i) { S[n][e] = t.m.initial[i]; });
   }
 }
 
-/// Calls `each(n, e, index)` for the elements of the [64 values, K] state that a thread holds.
-template <int K, class F>
-DEV void visit_state(const MixerArgs &p, F each) {
-  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5 & 3, g = lane >> 2, c = (lane & 3) * 2;
+/// The same after the last chunk.
+template <int K, int PART>
+DEV void leave_state(const DeltaTileArgs &t, const float (&S)[K / 8][4], int column, DeltaSpan span) {
+  if (PART == OUTPUTS) {
+    if (t.m.final && span.last == t.m.chunks)
+      visit_state<K>(t.m, column, [&](int n, int e, long long i) { t.m.final[i] = S[n][e]; });
+  } else if (span.transition < 0) {
+    if (column < t.m.values) store_state<K>(segment_state<K>(t, blockIdx.z, column / 64), S);
+  } else if (span.transition < K / 64) {
+    const int lane = threadIdx.x & 31, row = (threadIdx.x >> 5 & 3) * 16 + (lane >> 2), c = (lane & 3) * 2;
+    u16 *to = segment_transition<K>(t, blockIdx.z, span.transition);
 #pragma unroll
-  for (int n = 0; n < K / 8; n++)
+    for (int n = 0; n < K / 8; n++)
 #pragma unroll
-    for (int e = 0; e < 4; e++) {
-      const int key = n * 8 + c + (e & 1), value = blockIdx.x * 64 + warp * 16 + g + (e >> 1) * 8;
-      if (key < p.keys && value < p.values)
-        each(n, e, ((long long)blockIdx.y * p.keys + key) * p.values + value);
-    }
+      for (int h = 0; h < 2; h++) {
+        const float x = S[n][h * 2], y = S[n][h * 2 + 1];
+        const u32 high = pack2(x, y);
+        u32 *place = (u32 *)(to + n / 8 * PANEL + at<64>(row + h * 8, n % 8 * 8 + c));
+        place[0] = high;
+        place[K * 32] = pack2(x - low_of(high), y - high_of(high));
+      }
+  }
 }
 
-/// Four warps: the state from chunk to chunk.
-template <int K, class L>
-DEV void keep_state(const DeltaTileArgs &t, unsigned char *memory, const DeltaBarriers<L> &b) {
+/// Four warps: the state from chunk to chunk, and outputs.
+template <int RULE, int K, int PART, class L>
+DEV void keep_state(const DeltaTileArgs &t, unsigned char *memory, const DeltaWalkBarriers<L> &b, DeltaSpan span) {
   constexpr int STEPS = K / 16;
   const MixerArgs &p = t.m;
-  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5 & 3, c = (lane & 3) * 2;
-  const bool decays = p.gate_kind || p.reset;
-  float S[K / 8][4];
-  clear(S);
-  if (p.initial) visit_state<K>(p, [&](int n, int e, long long i) { S[n][e] = p.initial[i]; });
-  Ring ring, read, slot;
+  const int group = threadIdx.x >> 7, column = group * 64;
+  const int batch = blockIdx.y / p.heads, head = blockIdx.y % p.heads;
+  const bool decays = p.gate_kind || p.reset, has_values = PART == OUTPUTS || span.transition < 0;
+  const long long stride = (long long)p.heads * p.values;
+  const long long first_row = (long long)batch * p.tokens * stride + (long long)head * p.values + column;
+  float S[K / 8][4], o[8][4];
+  begin_state<K, PART>(t, S, column, span);
+  u32 s[STEPS][4];
+  Turned out;
+  Ring ring, before;
+  // Outputs of a chunk, in the place of its values, while the next chunk's first products run.
+  const auto write_outputs = [&](int chunk) {
+    u16 *panel = (u16 *)(memory + before.stage * L::stage + L::rows) + group * PANEL;
+    store_turned(panel, out);
+    __syncwarp();
+    write_rows((bf16 *)p.y + first_row + chunk * CHUNK * stride, stride, p.tokens - chunk * CHUNK, p.values - column,
+               panel);
+    proxy_fence();
+    arrive_as_warp(b.rows.empty + before.stage);
+    before.advance<L::stages>();
+  };
 #pragma unroll 1
-  for (int n = 0; n < p.chunks; n++) {
-    const u64 w = panel_operand((const u16 *)(memory + L::w + ring.stage * L::tile));
-    const u16 *kt = (const u16 *)(memory + L::kt + ring.stage * L::tile);
-    const u16 *write = (const u16 *)(memory + L::b + ring.stage * L::tile);
-    const u16 *v = (const u16 *)(memory + L::q + read.stage * L::read + L::tile) + PANEL;
-    const float *d = (const float *)(memory + L::d) + ring.stage * K;
-    u32 s[STEPS][4], kept[STEPS][4];
+  for (int n = span.first; n < span.last; n++) {
+    unsigned char *stage = memory + ring.stage * L::stage;
+    const u64 w = panel_operand((const u16 *)stage), kt = panel_operand((const u16 *)(stage + L::kt), PANEL * 2);
+    u16 *panel = (u16 *)(stage + L::rows) + group * PANEL;
 #pragma unroll
-    for (int i = 0; i < STEPS; i++) {
-      as_a(s[i], S[i * 2], S[i * 2 + 1]);
-#pragma unroll
-      for (int e = 0; e < 4; e++) kept[i][e] = s[i][e];
-    }
+    for (int i = 0; i < STEPS; i++) as_a(s[i], S[i * 2], S[i * 2 + 1]);
     hold(s);
-    hold(kept);
     barrier_wait(b.w.full + ring.stage, ring.parity);
     // Before any product is under way: the compiler waits for all where it sees the accumulators changed.
-    if (decays)
-#pragma unroll
-      for (int i = 0; i < K / 8; i++) {
-        const two f = *(const two *)(d + i * 8 + c);
-        S[i][0] *= f.x;
-        S[i][1] *= f.y;
-        S[i][2] *= f.x;
-        S[i][3] *= f.y;
-      }
+    if (decays) decay_state(S, (const float *)(stage + L::d));
     pin(S);
     float y[8][4];
     wgmma_fence();
 #pragma unroll
     for (int i = 0; i < STEPS; i++) wgmma<0>(y, s[i], w + panel_step(i), i);
     wgmma_commit();
-    // While that runs: the state for the outputs, and this chunk's values.
-    barrier_wait(b.state.empty + slot.stage, slot.parity ^ 1);
-    u16 *to = (u16 *)(memory + L::states + slot.stage * L::tile);
+    if (PART == OUTPUTS) {
+      barrier_wait(b.reads.full + ring.stage, ring.parity);
+      const u64 q = panel_operand((const u16 *)(stage + L::q));
 #pragma unroll
-    for (int i = 0; i < STEPS; i++)
+      for (int i = 0; i < STEPS; i++) wgmma<0>(o, s[i], q + panel_step(i), i);
+      wgmma_commit();
+      if (uint4 *to = kept_state<K>(p.states, p, column, n))
 #pragma unroll
-      for (int h = 0; h < 4; h++)
-        *(u32 *)(to + i / 4 * PANEL + at<64>(warp * 16 + (lane >> 2) + (h & 1) * 8, i % 4 * 16 + (h >> 1) * 8 + c)) =
-            kept[i][h];
-    proxy_fence();
-    arrive_as_warp(b.state.full + slot.stage);
-    barrier_wait(b.read.full + read.stage, read.parity);
-    u32 va[4][4];
-#pragma unroll
-    for (int j = 0; j < 4; j++) load_a_t<64>(va[j], v, warp * 16, j * 16);
-    hold(va);
+        for (int i = 0; i < STEPS; i++) to[i * 32] = {s[i][0], s[i][1], s[i][2], s[i][3]};
+      if (n > span.first) write_outputs(n - 1);
+    }
+    Turned va, ya;
+    if (has_values) {
+      barrier_wait(b.rows.full + ring.stage, ring.parity);
+      load_turned(va, panel);
+    }
+    two f[8];
+    if (L::is_raw) load_factors(f, (const float *)(stage + L::write_factors));
     barrier_wait(b.kt.full + ring.stage, ring.parity);
-    wgmma_fence();
+    if (RULE == GENERAL) {
+      hold(va);
+      wgmma_fence();
 #pragma unroll
-    for (int j = 0; j < 4; j++) wgmma<1>(S, va[j], panel_operand(kt, PANEL * 2) + turned_step(j), 1);
-    wgmma_commit();
-    wgmma_wait<1>();
+      for (int j = 0; j < 4; j++) wgmma<1>(S, va[j], kt + turned_step(j), 1);
+      wgmma_commit();
+      wgmma_wait<2>();
+    } else {
+      wgmma_wait<PART == OUTPUTS>();
+    }
     pin(y);
-    hold(s);
-    proxy_fence();  // d and values were read in the ordinary way
+    if (L::is_raw) times_factors(y, f);
+    if (RULE == BETA && has_values) add_turned(y, va);
+    as_turned(ya, y);
+    hold(ya);
+    proxy_fence();  // d, factors and values were read in the ordinary way
     arrive_as_warp(b.w.empty + ring.stage);
-    arrive_as_warp(b.read.empty + read.stage);
-    u32 ya[4][4];
-#pragma unroll
-    for (int j = 0; j < 4; j++) as_a(ya[j], y[j * 2], y[j * 2 + 1]);
-    hold(ya);
-    barrier_wait(b.b.full + ring.stage, ring.parity);
+    if (RULE == GENERAL) barrier_wait(b.b.full + ring.stage, ring.parity);
     wgmma_fence();
+    const u64 write = RULE == GENERAL ? panel_operand((const u16 *)(stage + L::b), PANEL * 2) : kt;
 #pragma unroll
-    for (int j = 0; j < 4; j++) wgmma<1>(S, ya[j], panel_operand(write, PANEL * 2) + turned_step(j), 1);
+    for (int j = 0; j < 4; j++) wgmma<1>(S, ya[j], write + turned_step(j), 1);
     wgmma_commit();
-    wgmma_wait<1>();
-    hold(va);
-    arrive_as_warp(b.kt.empty + ring.stage);
-    wgmma_wait<0>();
+    if (PART == OUTPUTS) {
+      if (RULE == BETA && p.written) {
+        store_turned(panel, ya);
+        __syncwarp();
+        write_rows((bf16 *)p.written + first_row + n * CHUNK * stride, stride, p.tokens - n * CHUNK,
+                   p.values - column, panel);
+        __syncwarp();
+      }
+      if (L::is_raw) load_factors(f, (const float *)(stage + L::read_factors));
+      wgmma_wait<RULE == GENERAL ? 2 : 1>();
+      pin(o);
+      hold(s);
+      if (L::is_raw) times_factors(o, f);
+      const u64 weights = panel_operand((const u16 *)(stage + L::weights));
+      Turned &read = RULE == GENERAL ? va : ya;
+      pin(o);
+      wgmma_fence();
+#pragma unroll
+      for (int j = 0; j < 4; j++) wgmma<0>(o, read[j], weights + panel_step(j), 1);
+      wgmma_commit();
+      wgmma_wait<1>();
+    } else {
+      if (has_values) arrive_as_warp(b.rows.empty + ring.stage);
+      wgmma_wait<0>();
+      hold(s);
+    }
     pin(S);
+    arrive_as_warp(b.kt.empty + ring.stage);
+    if (RULE == GENERAL) arrive_as_warp(b.b.empty + ring.stage);
+    if (PART == OUTPUTS) {
+      wgmma_wait<0>();
+      pin(o);
+      as_turned(out, o);
+      hold(out);
+      if (L::is_raw) proxy_fence();
+      arrive_as_warp(b.reads.empty + ring.stage);
+    }
     hold(ya);
-    arrive_as_warp(b.b.empty + ring.stage);
+    if (RULE == GENERAL) hold(va);
     ring.advance<L::stages>();
-    read.advance<L::reads>();
-    slot.advance<L::slots>();
   }
-  if (p.final) visit_state<K>(p, [&](int n, int e, long long i) { p.final[i] = S[n][e]; });
+  if (PART == OUTPUTS) write_outputs(span.last - 1);
+  leave_state<K, PART>(t, S, column, span);
 }
 
-/// Four warps: outputs of every OUTPUT_GROUPS-th chunk from `group` on.
-template <int K, class L>
-DEV void write_outputs(const DeltaTileArgs &t, unsigned char *memory, const DeltaBarriers<L> &b, int group) {
-  const MixerArgs &p = t.m;
-  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5 & 3, g = lane >> 2, c = (lane & 3) * 2;
-  const int batch = blockIdx.y / p.heads, head = blockIdx.y % p.heads, column = blockIdx.x * 64;
-  const long long stride = (long long)p.heads * p.values;
-  const long long y_row = (long long)batch * p.tokens * stride + (long long)head * p.values + column;
-  Ring read, slot;
-  for (int i = 0; i < group; i++) {
-    read.advance<L::reads>();
-    slot.advance<L::slots>();
-  }
-#pragma unroll 1
-  for (int n = group; n < p.chunks; n += OUTPUT_GROUPS) {
-    u16 *tile = (u16 *)(memory + L::q + read.stage * L::read), *scores = tile + L::panels * PANEL;
-    const u16 *before = (const u16 *)(memory + L::states + slot.stage * L::tile);
-    const u64 queries = panel_operand(tile), state = panel_operand(before);
-    const u64 weights = panel_operand(scores), values = panel_operand(scores + PANEL);
-    float o[8][4];
-    barrier_wait(b.read.full + read.stage, read.parity);
-    barrier_wait(b.state.full + slot.stage, slot.parity);
-    wgmma_fence();
-#pragma unroll
-    for (int i = 0; i < K / 16; i++) wgmma<0>(o, queries + panel_step(i), state + panel_step(i), i);
-    wgmma_commit();
-#pragma unroll
-    for (int j = 0; j < 4; j++) wgmma<1>(o, weights + j * 2, values + turned_step(j), 1);
-    wgmma_commit();
-    wgmma_wait<1>();
-    arrive_as_warp(b.state.empty + slot.stage);
-    wgmma_wait<0>();
-    pin(o);
-    // Rows of queries are this warp's own: they have become rows of outputs.
-#pragma unroll
-    for (int h = 0; h < 2; h++)
-#pragma unroll
-      for (int m = 0; m < 8; m++)
-        *(u32 *)(tile + at<64>(warp * 16 + g + h * 8, m * 8 + c)) = pack2(o[m][h * 2], o[m][h * 2 + 1]);
-    __syncwarp();
-#pragma unroll
-    for (int m = 0; m < 4; m++) {
-      const int row = warp * 16 + m * 4 + (lane >> 3), v = (lane & 7) * 8, token = n * CHUNK + row;
-      const uint4 x = *(const uint4 *)(tile + at<64>(row, v));
-      if (token < p.tokens && column + v < p.values) *(uint4 *)((bf16 *)p.y + y_row + token * stride + v) = x;
-    }
-    proxy_fence();
-    arrive_as_warp(b.read.empty + read.stage);
-#pragma unroll
-    for (int i = 0; i < OUTPUT_GROUPS; i++) {
-      read.advance<L::reads>();
-      slot.advance<L::slots>();
-    }
-  }
-}
-
-/// Grid (⌈V / 64⌉, B·H), DeltaTilesLayout's threads, its bytes + 1,024 of shared memory. Reads records, v,
-/// initial; writes y, and final where given.
-template <int K>
-DEV void delta_tiles(const DeltaTileArgs &t) {
-  typedef DeltaTilesLayout<K> L;
+/// Grid (1, B·H, segments), DeltaWalkLayout's threads, its bytes + 1,024 of shared memory. Reads records, v, and
+/// initial or the states of segments, with RAW q and k; writes y, and states, written, final where given.
+/// STATES: grid (1 + ⌈K / 64 / GROUPS⌉, B·H, segments − 1); writes what segments leave.
+template <int RULE, int SOURCE, int K, int GROUPS, int PART>
+DEV void walk_delta_tiles(const DeltaTileArgs &t) {
+  typedef DeltaWalkLayout<RULE, SOURCE, K, GROUPS, PART> L;
+  if (PART == STATES && blockIdx.x && !blockIdx.z) return;  // nothing is before the first segment
   SHARED(raw);
   unsigned char *memory = raw + ((1024 - (shared_address(raw) & 1023)) & 1023);
-  const DeltaBarriers<L> b(memory);
+  const DeltaWalkBarriers<L> b(memory);
+  const DeltaSpan span(t, GROUPS);
   if (threadIdx.x == 0) b.begin();
   __syncthreads();
-  const int group = threadIdx.x >> 7;
-  if (group == 1 + OUTPUT_GROUPS) {
-    fewer_registers<40>();
-    if (threadIdx.x % 128 == 0) bring_updates<K, L>(t, memory, b);
-    if (threadIdx.x % 128 == 32) bring_reads<K, L>(t, memory, b);
-  } else if (group == 0) {
-    more_registers<232>();
-    keep_state<K, L>(t, memory, b);
+  if (threadIdx.x < GROUPS * 128) {
+    if (GROUPS == 2) more_registers<232>();
+    keep_state<RULE, K, PART, L>(t, memory, b, span);
   } else {
-    fewer_registers<96>();
-    write_outputs<K, L>(t, memory, b, group - 1);
+    if (GROUPS == 2) fewer_registers<40>();
+    if (threadIdx.x == GROUPS * 128) bring_tiles<RULE, SOURCE, K, L>(t, memory, b, span);
   }
   __syncwarp();
 }
 
-#define DELTA_TILES(K)                                                                             \
-  ENTRY_BLOCKS(delta_rule_tiles_k##K, DeltaTileArgs, (DeltaTilesLayout<K>::threads), 1, delta_tiles<K>(args))
+/// Grid (⌈V / 64⌉, B·H), 128 threads, gyre_cuda_delta_tiles_fold_shared. Makes of what segments add to a state the
+/// states that they leave: S ← M S + L, operands in two parts of bf16, products of low parts left out.
+template <int K>
+DEV void fold_delta_segments(const DeltaTileArgs &t) {
+  constexpr int STEPS = K / 16, tile = K * 128, stage = K / 64 * 2 * tile;
+  SHARED(raw);
+  unsigned char *memory = raw + ((1024 - (shared_address(raw) & 1023)) & 1023);
+  u64 *full = (u64 *)(memory + 2 * stage);
+  const int last = t.segments - 2;
+  const auto fetch = [&](int segment) {
+    if (threadIdx.x || segment > last) return;
+    u64 *barrier = full + (segment & 1);
+    barrier_expect(barrier, stage);
+    load_bytes(memory + (segment & 1) * stage, segment_transition<K>(t, segment, 0), stage, barrier);
+  };
+  if (threadIdx.x == 0) {
+    barrier_init(full, 1);
+    barrier_init(full + 1, 1);
+    barrier_fence();
+  }
+  __syncthreads();
+  fetch(1);
+  float S[K / 8][4], added[K / 8][4];
+  load_state<K>(S, segment_state<K>(t, 0, blockIdx.x));
+  if (last) load_state<K>(added, segment_state<K>(t, 1, blockIdx.x));
+#pragma unroll 1
+  for (int segment = 1; segment <= last; segment++) {
+    u32 high[STEPS][4], low[STEPS][4];
+#pragma unroll
+    for (int i = 0; i < STEPS; i++) {
+      as_a(high[i], S[i * 2], S[i * 2 + 1]);
+#pragma unroll
+      for (int e = 0; e < 4; e++) {
+        const float *x = S[i * 2 + (e >> 1)] + (e & 1) * 2;
+        low[i][e] = pack2(x[0] - low_of(high[i][e]), x[1] - high_of(high[i][e]));
+      }
+    }
+    hold(high);
+    hold(low);
+#pragma unroll
+    for (int n = 0; n < K / 8; n++)
+#pragma unroll
+      for (int e = 0; e < 4; e++) S[n][e] = added[n][e];
+    fetch(segment + 1);
+    barrier_wait(full + (segment & 1), (segment - 1) >> 1 & 1);
+    const u16 *tiles = (const u16 *)(memory + (segment & 1) * stage);
+    pin(S);
+    wgmma_fence();
+#pragma unroll
+    for (int i = 0; i < STEPS; i++) {
+      const u64 m = panel_operand(tiles + i / 4 * 128 * K, PANEL * 2) + turned_step(i % 4);
+      wgmma<1>(S, high[i], m, 1);
+      wgmma<1>(S, low[i], m, 1);
+      wgmma<1>(S, high[i], m + (tile >> 4), 1);
+    }
+    wgmma_commit();
+    if (segment < last) load_state<K>(added, segment_state<K>(t, segment + 1, blockIdx.x));
+    wgmma_wait<0>();
+    pin(S);
+    hold(high);
+    hold(low);
+    store_state<K>(segment_state<K>(t, segment, blockIdx.x), S);
+    __syncthreads();  // all are done with the tiles
+  }
+}
+
+#define DELTA_WALK(name, RULE, SOURCE, K, GROUPS, PART)                                                       \
+  ENTRY_BLOCKS(name, DeltaTileArgs, (DeltaWalkLayout<RULE, SOURCE, K, GROUPS, PART>::threads), 1, \
+               walk_delta_tiles<RULE, SOURCE, K, GROUPS, PART>(args))
+#define DELTA_WALKS(K, G, V)                                                     \
+  DELTA_WALK(delta_rule_tiles_raw_v##V##_k##K, BETA, RAW, K, G, OUTPUTS)         \
+  DELTA_WALK(delta_rule_tiles_raw_states_v##V##_k##K, BETA, RAW, K, G, STATES)   \
+  DELTA_WALK(delta_rule_tiles_v##V##_k##K, BETA, CHANNELS, K, G, OUTPUTS)        \
+  DELTA_WALK(delta_rule_tiles_states_v##V##_k##K, BETA, CHANNELS, K, G, STATES)  \
+  DELTA_WALK(delta_rule_tiles_general_v##V##_k##K, GENERAL, CHANNELS, K, G, OUTPUTS)
+#define DELTA_TILES(K)  \
+  DELTA_WALKS(K, 1, 64) \
+  DELTA_WALKS(K, 2, 128) \
+  ENTRY(delta_rule_tiles_fold_k##K, DeltaTileArgs, 128, fold_delta_segments<K>(args))
 #define DELTA_TILES_OF(K) DELTA_TILES(K)
 DELTA_TILES_OF(GYRE_KEYS)
 

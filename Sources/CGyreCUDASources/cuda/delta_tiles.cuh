@@ -10,8 +10,8 @@
 #include "chunk_common.cuh"
 #include "wgmma.cuh"
 
-/// Boxes of 64 rows: `tiles` of records as they lie, [record, K̃ | W | Q̄ (| B̂), K / 64, 64]; q, k and `rows` (v, or dy in
-/// the walk back) of 64 channels of a head.
+/// Boxes of 64 rows: `tiles` of records as they lie, [record, K̃ | W | Q̄ (| B̂), K / 64, 64]; q, k and `rows` (v, or
+/// dy in the walk back) of 64 channels of a head.
 struct DeltaTileArgs {
   gyre_tensor_map tiles, q, k, rows;
   MixerArgs m;
@@ -100,6 +100,16 @@ DEV void load_turned(Turned &r, const u16 *panel) {
   const int warp = threadIdx.x >> 5 & 3;
 #pragma unroll
   for (int j = 0; j < 4; j++) load_a_t<64>(r[j], panel, warp * 16, j * 16);
+}
+DEV void add_turned(float (&x)[8][4], const Turned &r) {
+#pragma unroll
+  for (int n = 0; n < 8; n++)
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      const u32 pair = r[n / 2][n % 2 * 2 + h];
+      x[n][h * 2] += low_of(pair);
+      x[n][h * 2 + 1] += high_of(pair);
+    }
 }
 /// To the same place of a panel: a warp writes the 16 columns that it reads.
 DEV void store_turned(u16 *panel, const Turned &r) {

@@ -93,12 +93,16 @@ struct gyre_cuda_segment_args {
   int steps;      // chunks of each but the last
 };
 
-/// cuda/delta_rule_tiles.cu: records as [record, K̃ | W | Q̃ | B̂ of 64 rows, K / 64, 64] in boxes of 64 rows, as they
-/// lie, and boxes of 64 rows and channels of a head of v. Of `m` it reads records, initial and sizes.
+/// cuda/delta_rule_tiles.cu (cuda/delta_tiles.cuh): boxes of 64 rows of records as they lie, [record,
+/// K̃ | W | Q̄ (| B̂), K / 64, 64], and of 64 channels of a head of q, k and `rows`: v, or dy in the walk back. Of `m` it
+/// reads records, initial and sizes.
 struct gyre_cuda_delta_tile_args {
-  gyre_tensor_map tiles, v;
+  gyre_tensor_map tiles, q, k, rows;
   struct gyre_cuda_mixer_args m;
-  long unused[4];  // to a multiple of 64 bytes
+  float *segment_states;      // workspace of …_segment_states bytes, 16-byte aligned; null for one segment
+  void *segment_transitions;  // workspace of …_segment_transitions bytes; likewise
+  int segments;               // none of them empty
+  int segment_chunks;         // of each but the last
 };
 
 struct gyre_cuda_scan_args {
@@ -188,11 +192,22 @@ static inline int gyre_cuda_linear_tiles_threads(int has_outputs) { return has_o
 static inline long gyre_cuda_linear_tiles_between(int size, long blocks, int segments) {
   return blocks * (segments - 1) * (size / 64) * 4352 * 4;
 }
-/// `size` is 64 or 128.
-static inline int gyre_cuda_delta_tiles_shared(int size) {
-  const int stages = size == 64 ? 3 : 2, reads = size == 64 ? 4 : 3, slots = stages;
-  const int tiles = 3 * stages + reads + slots;
-  return 1024 + tiles * 128 * size + reads * 16384 + stages * size * 4 + tiles * 16;
+/// Of the delta rules' forward walk by tiles. `size` is 64 or 128, `groups` ⌈V / 64⌉; `has_outputs` 0: of a kernel
+/// named `_states`.
+static inline int gyre_cuda_delta_tiles_shared(enum gyre_cuda_mixer_rule rule, int size, int groups, int has_outputs) {
+  const int tiles = 2 + (rule == GYRE_CUDA_MIXER_GENERAL) + has_outputs;
+  const int stage = tiles * 128 * size + (groups + has_outputs) * 8192 + 1024;
+  const int fit = (226 * 1024 - 512) / stage, stages = fit > 4 ? 4 : fit;
+  return 1024 + stages * (stage + 5 * 16);
+}
+static inline int gyre_cuda_delta_tiles_threads(int groups) { return groups == 2 ? 384 : 160; }
+static inline int gyre_cuda_delta_tiles_fold_shared(int size) { return 4 * size / 64 * 128 * size + 1024 + 32; }
+/// What segments leave: what they add to a state, and what becomes of one that enters them.
+static inline long gyre_cuda_delta_tiles_segment_states(int size, int values, long rows, int segments) {
+  return rows * (segments - 1) * ((values + 63) / 64) * 256L * size;
+}
+static inline long gyre_cuda_delta_tiles_segment_transitions(int size, long rows, int segments) {
+  return rows * (segments - 1) * (size / 64) * 256L * size;
 }
 static inline int gyre_cuda_mixer_mild_prepare_shared(enum gyre_cuda_mixer_rule rule, int size) {
   const int tiles = (rule == GYRE_CUDA_MIXER_LINEAR ? 2 : 4) * 64 * size;
