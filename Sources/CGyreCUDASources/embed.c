@@ -138,6 +138,9 @@ static const char diagonal_scan_cu[] = {
 static const char delta_rule_tiles_cu[] = {
 #embed "cuda/delta_rule_tiles.cu" suffix(, 0)
 };
+static const char delta_rule_tiles_back_cu[] = {
+#embed "cuda/delta_rule_tiles_back.cu" suffix(, 0)
+};
 static const char linear_attention_tiles_cu[] = {
 #embed "cuda/linear_attention_tiles.cu" suffix(, 0)
 };
@@ -369,6 +372,7 @@ static const gyre_cuda_source kernels[] = {
     {"linear_attention_tiles", linear_attention_tiles_cu},
     {"delta_rule", delta_rule_cu},
     {"delta_rule_tiles", delta_rule_tiles_cu},
+    {"delta_rule_tiles_back", delta_rule_tiles_back_cu},
     {"chunk_gradient_mixed", chunk_gradient_mixed_cu},
     {"evolution", evolution_cu},
     {"low_rank_noise", low_rank_noise_cu},

@@ -39,19 +39,7 @@ extension ChunkedHeads {
       !isGeneral || a.states == nil, size <= 128, groups <= 2,
       shared <= launch.device.sharedPerBlock, tensors.allSatisfy({ $0 % 16 == 0 })
     else { return false }
-    var t = gyre_cuda_delta_tile_args()
-    t.tiles = launch.recordMap(
-      UInt64(UInt(bitPattern: a.records)), keys: Int(size), count: parts,
-      bytes: Int(gyre_cuda_mixer_record_bytes(rule, size)))
-    func map(_ tensor: UnsafeRawPointer?, _ heads: Int32, _ channels: Int32) -> gyre_tensor_map {
-      launch.map(
-        UInt64(UInt(bitPattern: tensor)), batch: Int(a.batch), rows: Int(a.tokens),
-        heads: Int(heads), channels: Int(channels))
-    }
-    t.rows = map(a.v, a.heads, a.values)
-    if isRaw { (t.q, t.k) = (map(a.q, a.key_heads, a.keys), map(a.k, a.key_heads, a.keys)) }
-    t.m = a
-    (t.segments, t.segment_chunks) = (1, a.chunks)
+    var t = tileArguments(rows: a.v, isRaw: isRaw)
     let walks = Self.walks[Int(size / 128)], width = Int(groups) - 1
     let threads = (Int(gyre_cuda_delta_tiles_threads(groups)), 1)
     if !isGeneral {
@@ -63,6 +51,35 @@ extension ChunkedHeads {
     return true
   }
 
+  /// What a walk by tiles takes, in one piece; `rows` are of values.
+  func tileArguments(rows: UnsafeRawPointer?, isRaw: Bool) -> gyre_cuda_delta_tile_args {
+    func map(_ tensor: UnsafeRawPointer?, _ heads: Int32, _ channels: Int32) -> gyre_tensor_map {
+      launch.map(
+        UInt64(UInt(bitPattern: tensor)), batch: Int(a.batch), rows: Int(a.tokens),
+        heads: Int(heads), channels: Int(channels))
+    }
+    var t = gyre_cuda_delta_tile_args()
+    t.tiles = launch.recordMap(
+      UInt64(UInt(bitPattern: a.records)), keys: Int(size), count: parts,
+      bytes: Int(gyre_cuda_mixer_record_bytes(rule, size)))
+    t.rows = map(rows, a.heads, a.values)
+    if isRaw { (t.q, t.k) = (map(a.q, a.key_heads, a.keys), map(a.k, a.key_heads, a.keys)) }
+    t.m = a
+    (t.segments, t.segment_chunks) = (1, a.chunks)
+    return t
+  }
+
+  /// Workspace for segments of at most so many chunks.
+  func cut(_ t: inout gyre_cuda_delta_tile_args, into chunks: Int32) {
+    t.segment_chunks = chunks
+    t.segments = (a.chunks + chunks - 1) / chunks
+    t.segment_states = Self.floats(
+      launch.scratch(
+        Int(gyre_cuda_delta_tiles_segment_states(size, a.values, rows, t.segments))))
+    t.segment_transitions = Self.memory(
+      launch.scratch(Int(gyre_cuda_delta_tiles_segment_transitions(size, rows, t.segments))))
+  }
+
   /// The states that enter segments, where there are to be some.
   private func makeSegments(
     _ t: inout gyre_cuda_delta_tile_args, _ states: CUDAFunction, _ fold: CUDAFunction,
@@ -70,13 +87,7 @@ extension ChunkedHeads {
   ) {
     let wanted = Int32(segments(of: launch.device.multiprocessors))
     guard wanted > 1 else { return }
-    t.segment_chunks = (a.chunks + wanted - 1) / wanted
-    t.segments = (a.chunks + t.segment_chunks - 1) / t.segment_chunks
-    t.segment_states = Self.floats(
-      launch.scratch(
-        Int(gyre_cuda_delta_tiles_segment_states(size, a.values, rows, t.segments))))
-    t.segment_transitions = Self.memory(
-      launch.scratch(Int(gyre_cuda_delta_tiles_segment_transitions(size, rows, t.segments))))
+    cut(&t, into: (a.chunks + wanted - 1) / wanted)
     let groups = (a.values + 63) / 64, transitions = (size / 64 + groups - 1) / groups
     launch.run(
       states, grid: (1 + Int(transitions), rows, Int(t.segments) - 1), threads: threads,

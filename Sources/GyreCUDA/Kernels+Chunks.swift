@@ -332,7 +332,7 @@ struct ChunkedHeads {
     a.d_initial = Self.floats(g.state?.address ?? 0)
     let dInput = target(g.input, direct: g.input?.dtype == .float32, bytes: 4 * tokenCount)
     if let y { beginDivisionBack(y, dFinalVector, dInitial: g.vector, dInput: dInput) }
-    walk(true)
+    if !walkTilesBack() { walk(true) }
     if let functions {
       let isOwnSize = size == valueSize || valueSize == 0
       let gradient = isOwnSize ? functions.gradient : functions.mixedGradient

@@ -16,15 +16,15 @@ template <int K>
 struct DeltaBackLayout {
   typedef Record<BETA, K> R;
   static constexpr int threads = 128 + 32, blocks = K == 64 ? 2 : 1;
-  static constexpr int tile = 64 * K * 2, tiles = K == 64 ? 7 : 10;                  // K̃, Q̄, W in turn
-  static constexpr int weights = 0, rows = PANEL * 2, factors = 2 * PANEL * 2;       // of one of these: P̃; dO; d and F
+  static constexpr int tile = 64 * K * 2, tiles = K == 64 ? 7 : 10;                // K̃, Q̄, W in turn
+  static constexpr int weights = 0, rows = PANEL * 2, factors = 2 * PANEL * 2;      // in one of these: P̃, dO, d and F
   static constexpr int near = factors + (K * 4 + 512 + 1023) / 1024 * 1024, nears = 3;
   static constexpr int together = K == 64 ? 1 : 2;  // steps in a loop
   static constexpr int first = tiles * tile, barriers = first + nears * near;
   static constexpr int bytes = barriers + (tiles + nears) * 16;
 };
 
-/// What a block of threads makes of its chunks: all there is, what they leave of no gradient, or what they make of one.
+/// What a block of threads makes of its chunks: all there is, what they leave of nothing, or of any gradient.
 enum BackPart { OUTPUTS, LOCAL, TRANSITION };
 
 /// This block's part of the problem; steps count from the last chunk.
@@ -367,8 +367,8 @@ DEV void run_part(const DeltaTileArgs &t, int segment, unsigned char *memory) {
     walk_back<K, SOURCE, PART>(t, w, memory);
 }
 
-/// DeltaBackLayout's threads, its bytes + 1,024 of shared memory. Grid (⌈V / 64⌉, B·H) in one piece, where z adds no
-/// segments. Of segments the first launch has (⌈V / 64⌉ + K / 64, B·H, segments − 1), the second as many of ⌈V / 64⌉.
+/// Grid (⌈V / 64⌉, B·H), DeltaBackLayout's threads, its bytes + 1,024 of shared memory; of segments the first launch
+/// has (⌈V / 64⌉ + K / 64, B·H, segments − 1) blocks, the second (⌈V / 64⌉, B·H, segments − 1).
 /// Reads records, q and k of RAW, dy, d_final; writes dv, state_gradients, and d_initial where given.
 template <int K, DeltaSource SOURCE, bool FIRST>
 DEV void delta_tiles_back(const DeltaTileArgs &t) {
