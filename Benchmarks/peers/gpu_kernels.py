@@ -102,10 +102,11 @@ def segments_of(chunks, blocks, processors=132):
     return -(-chunks // min((-(-chunks // n) for n in range(1, most + 1)), key=cost))
 
 
-def delta_segments_of(chunks, rows, processors=132):
+def delta_segments_of(chunks, rows, panels, K, processors=132):
     """As many as DeltaRuleTiles.swift makes."""
-    side = min(processors // rows, (processors // rows + 3) // 2)
-    return 1 if side < 3 or chunks < 32 else min(side, chunks // 8)
+    side, transitions = processors // rows, -(-K // 64 // panels)
+    wanted = min(side, (side + 1 + 2 * transitions) // (1 + transitions))
+    return 1 if side < 3 or chunks < 32 else min(wanted, chunks // 8)
 
 
 class Mixer:
@@ -180,7 +181,7 @@ class Mixer:
         self.team = team if team is not None else B * H * ((V + 63) // 64) < 96 or self.KP > 128
         blocks = B * H * ((V + 63) // 64)
         self.segments = segments or (segments_of(self.N, blocks) if rule == LINEAR else
-                                     delta_segments_of(self.N, B * H) if rule == BETA else 1)
+                                     delta_segments_of(self.N, B * H, (V + 63) // 64, self.KP))
         if cut is None:
             cuts = self.team and rule == LINEAR and self.KP <= 128 and dtype == torch.bfloat16 and not divisor
             cut = min(2 * 132 // blocks, (self.N + 3) // 4) if cuts else 0
@@ -320,25 +321,28 @@ class Mixer:
 
     def walk_tiles(self):
         """The forward walk by tiles, of segments side by side where there are to be some."""
-        groups, rows, KP = (self.V + 63) // 64, self.B * self.H, self.KP
+        panels, rows, KP, rule = (self.V + 63) // 64, self.B * self.H, self.KP, self.rule
         if not self.tile_args:
             a = self.tile_args = DeltaTileArgs(
-                tiles=self.dev.record_map(self.records, KP, rows * self.N, record_bytes(self.rule, KP)),
+                tiles=self.dev.record_map(self.records, KP, rows * self.N, record_bytes(rule, KP)),
                 rows=self.dev.map(self.inputs["v"]), m=self.args())
             chunks = (self.N + self.segments - 1) // self.segments
             a.segment_chunks, a.segments = chunks, (self.N + chunks - 1) // chunks
             if a.segments > 1:
                 between = rows * (a.segments - 1)
-                self.between = (torch.empty(between * groups * 64 * KP, device=self.dev.device),
+                self.between = (torch.empty(between * panels * 64 * KP, device=self.dev.device),
                                 torch.empty(between * 2 * KP * KP, dtype=torch.bfloat16, device=self.dev.device))
                 a.segment_states, a.segment_transitions = (x.data_ptr() for x in self.between)
-        a, end, threads = self.tile_args, f"_v{64 * groups}_k{KP}", 384 if groups == 2 else 160
+        a, name = self.tile_args, "delta_rule_tiles" + ("_general" if rule == GENERAL else "")
+
+        def run(part, outputs, segments, blocks):
+            groups = 1 if blocks(1) * rows * segments <= 132 else panels
+            self.dev.launch(f"{name}{part}_v{64 * groups}_k{KP}", (blocks(groups), rows, segments),
+                            384 if groups == 2 else 160, delta_tiles_bytes(rule, KP, groups, outputs), a)
         if a.segments > 1:
-            self.dev.launch("delta_rule_tiles_states" + end, (1 + -(-KP // 64 // groups), rows, a.segments - 1),
-                            threads, delta_tiles_bytes(self.rule, KP, groups, 0), a)
-            self.dev.launch(f"delta_rule_tiles_fold_k{KP}", (groups, rows, 1), 128, KP * KP * 8 + 1056, a)
-        self.dev.launch("delta_rule_tiles" + ("_general" if self.rule == GENERAL else "") + end,
-                        (1, rows, a.segments), threads, delta_tiles_bytes(self.rule, KP, groups, 1), a)
+            run("_states", 0, a.segments - 1, lambda groups: -(-panels // groups) - (-KP // 64 // groups))
+            self.dev.launch(f"delta_rule_tiles_fold_k{KP}", (panels, rows, 1), 128, KP * KP * 8 + 1056, a)
+        run("", 1, a.segments, lambda groups: -(-panels // groups))
 
     def stabilize(self):
         if self.divisor == 3:

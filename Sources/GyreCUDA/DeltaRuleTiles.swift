@@ -3,9 +3,11 @@ import GyreTensors
 
 /// The walk of the delta rules by tiles for Hopper (`cuda/delta_rule_tiles.cu`).
 extension ChunkedHeads {
-  /// Kernels for one size of keys and for values of up to 64 and 128.
+  /// Kernels for one size of keys.
   private struct Walks {
-    var raw, channels, general, rawStates, states: [CUDAFunction]
+    /// Of outputs and of states, each for blocks of 64 and of 128 value columns.
+    typealias Parts = (outputs: [CUDAFunction], states: [CUDAFunction])
+    var raw, channels, general: Parts
     var fold: CUDAFunction
     init(_ size: Int) {
       func function(_ name: String) -> CUDAFunction {
@@ -13,18 +15,23 @@ extension ChunkedHeads {
           "delta_rule_tiles", "delta_rule_tiles\(name)_k\(size)", ["-DGYRE_KEYS=\(size)"])
       }
       func each(_ name: String) -> [CUDAFunction] { [64, 128].map { function("\(name)_v\($0)") } }
-      (raw, channels, general) = (each("_raw"), each(""), each("_general"))
-      (rawStates, states) = (each("_raw_states"), each("_states"))
+      func parts(_ name: String) -> Parts { (each(name), each("\(name)_states")) }
+      (raw, channels, general) = (parts("_raw"), parts(""), parts("_general"))
       fold = function("_fold")
     }
   }
   private static let walks = [Walks(64), Walks(128)]
 
+  /// Value columns of a head by 64.
+  private var panels: Int { (Int(a.values) + 63) / 64 }
+  private var processors: Int { launch.device.multiprocessors }
+
   /// Segments of the chunks, side by side: as many as let every block of threads have a multiprocessor, also those
   /// that make the segments' transitions; one where the folds between would take longer.
-  private func segments(of processors: Int) -> Int {
-    let side = min(processors / rows, (processors / rows + 3) / 2)
-    return side < 3 || a.chunks < 32 ? 1 : min(side, Int(a.chunks) / 8)
+  private var segments: Int {
+    let side = processors / rows, transitions = (Int(size) / 64 + panels - 1) / panels
+    let wanted = min(side, (side + 1 + 2 * transitions) / (1 + transitions))
+    return side < 3 || a.chunks < 32 ? 1 : min(wanted, Int(a.chunks) / 8)
   }
 
   /// After `prepare`: `a.y`, the final state, and what is kept for gradients; false where this kernel does not serve
@@ -32,22 +39,20 @@ extension ChunkedHeads {
   ///
   /// - Parameter isRaw: Whether `prepare` has left K̄ and Q̄ to be made of k and q.
   func walkTiles(isRaw: Bool = false) -> Bool {
-    let isGeneral = rule == GYRE_CUDA_MIXER_GENERAL, groups = (a.values + 63) / 64
-    let shared = Int(gyre_cuda_delta_tiles_shared(rule, size, groups, 1))
+    let isGeneral = rule == GYRE_CUDA_MIXER_GENERAL
     let tensors = [a.q, a.k, a.v, UnsafeRawPointer(a.y)].map { UInt(bitPattern: $0) }
     guard launch.device.compiler.architecture == "sm_90a", rule != GYRE_CUDA_MIXER_LINEAR,
-      !isGeneral || a.states == nil, size <= 128, groups <= 2,
-      shared <= launch.device.sharedPerBlock, tensors.allSatisfy({ $0 % 16 == 0 })
+      !isGeneral || a.states == nil, size <= 128, panels <= 2,
+      gyre_cuda_delta_tiles_shared(rule, size, Int32(panels), 1) <= launch.device.sharedPerBlock,
+      tensors.allSatisfy({ $0 % 16 == 0 })
     else { return false }
     var t = tileArguments(rows: a.v, isRaw: isRaw)
-    let walks = Self.walks[Int(size / 128)], width = Int(groups) - 1
-    let threads = (Int(gyre_cuda_delta_tiles_threads(groups)), 1)
-    if !isGeneral {
-      makeSegments(&t, (isRaw ? walks.rawStates : walks.states)[width], walks.fold, threads)
+    let walks = Self.walks[Int(size / 128)]
+    let walk = isGeneral ? walks.general : isRaw ? walks.raw : walks.channels
+    if segments > 1 { makeStates(&t, walk.states, walks.fold) }
+    run(walk.outputs, hasOutputs: true, t, segments: Int(t.segments)) {
+      (self.panels + $0 - 1) / $0
     }
-    launch.run(
-      (isGeneral ? walks.general : isRaw ? walks.raw : walks.channels)[width],
-      grid: (1, rows, Int(t.segments)), threads: threads, shared: shared, t)
     return true
   }
 
@@ -80,20 +85,28 @@ extension ChunkedHeads {
       launch.scratch(Int(gyre_cuda_delta_tiles_segment_transitions(size, rows, t.segments))))
   }
 
-  /// The states that enter segments, where there are to be some.
-  private func makeSegments(
-    _ t: inout gyre_cuda_delta_tile_args, _ states: CUDAFunction, _ fold: CUDAFunction,
-    _ threads: (Int, Int)
+  /// The states that enter segments.
+  private func makeStates(
+    _ t: inout gyre_cuda_delta_tile_args, _ states: [CUDAFunction], _ fold: CUDAFunction
   ) {
-    let wanted = Int32(segments(of: launch.device.multiprocessors))
-    guard wanted > 1 else { return }
-    cut(&t, into: (a.chunks + wanted - 1) / wanted)
-    let groups = (a.values + 63) / 64, transitions = (size / 64 + groups - 1) / groups
+    cut(&t, into: (a.chunks + Int32(segments) - 1) / Int32(segments))
+    run(states, hasOutputs: false, t, segments: Int(t.segments) - 1) {
+      (self.panels + $0 - 1) / $0 + (Int(self.size) / 64 + $0 - 1) / $0
+    }
     launch.run(
-      states, grid: (1 + Int(transitions), rows, Int(t.segments) - 1), threads: threads,
-      shared: Int(gyre_cuda_delta_tiles_shared(rule, size, groups, 0)), t)
-    launch.run(
-      fold, grid: (Int(groups), rows, 1), threads: (128, 1),
+      fold, grid: (panels, rows, 1), threads: (128, 1),
       shared: Int(gyre_cuda_delta_tiles_fold_shared(size)), t)
+  }
+
+  /// By blocks of 64 columns where all of them have a multiprocessor each, else by blocks of all columns.
+  private func run(
+    _ walk: [CUDAFunction], hasOutputs: Bool, _ t: gyre_cuda_delta_tile_args, segments: Int,
+    blocks: (Int) -> Int
+  ) {
+    let groups = blocks(1) * rows * segments <= processors ? 1 : panels
+    launch.run(
+      walk[groups - 1], grid: (blocks(groups), rows, segments),
+      threads: (Int(gyre_cuda_delta_tiles_threads(Int32(groups))), 1),
+      shared: Int(gyre_cuda_delta_tiles_shared(rule, size, Int32(groups), hasOutputs ? 1 : 0)), t)
   }
 }

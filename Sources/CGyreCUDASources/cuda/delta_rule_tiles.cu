@@ -48,11 +48,14 @@ struct DeltaWalkBarriers {
 /// What a block of threads walks over.
 struct DeltaSpan {
   int first, last;  // chunks
+  int column;       // of the values
   int transition;   // of the identity's columns, by 64; below 0: values
   DEV_MEMBER DeltaSpan(const DeltaTileArgs &t, int groups) {
+    const int of_values = (t.m.values + groups * 64 - 1) / (groups * 64), group = threadIdx.x >> 7;
     first = t.segments > 1 ? blockIdx.z * t.segment_chunks : 0;
     last = t.segments > 1 && first + t.segment_chunks < t.m.chunks ? first + t.segment_chunks : t.m.chunks;
-    transition = blockIdx.x ? ((int)blockIdx.x - 1) * groups + (int)(threadIdx.x >> 7) : -1;
+    column = (blockIdx.x * groups + group) * 64;
+    transition = (int)blockIdx.x < of_values ? -1 : ((int)blockIdx.x - of_values) * groups + group;
   }
 };
 
@@ -132,7 +135,8 @@ DEV void bring_tiles(const DeltaTileArgs &t, unsigned char *memory, const DeltaW
       barrier_expect(b.rows.full + i, L::groups * PANEL * 2);
 #pragma unroll
       for (int g = 0; g < L::groups; g++)
-        load_box((u16 *)(to + L::rows) + g * PANEL, t.rows, g * 64, head, row, batch, b.rows.full + i);
+        load_box((u16 *)(to + L::rows) + g * PANEL, t.rows, (blockIdx.x * L::groups + g) * 64, head, row, batch,
+                 b.rows.full + i);
     }
     ring.advance<L::stages>();
   }
@@ -140,7 +144,8 @@ DEV void bring_tiles(const DeltaTileArgs &t, unsigned char *memory, const DeltaW
 
 /// Four warps: their columns' state before the first chunk.
 template <int K, int PART>
-DEV void begin_state(const DeltaTileArgs &t, float (&S)[K / 8][4], int column, DeltaSpan span) {
+DEV void begin_state(const DeltaTileArgs &t, float (&S)[K / 8][4], DeltaSpan span) {
+  const int column = span.column;
   clear(S);
   if (PART == OUTPUTS && blockIdx.z) {
     if (column < t.m.values) load_state<K>(S, segment_state<K>(t, blockIdx.z - 1, column / 64));
@@ -157,7 +162,8 @@ DEV void begin_state(const DeltaTileArgs &t, float (&S)[K / 8][4], int column, D
 
 /// The same after the last chunk.
 template <int K, int PART>
-DEV void leave_state(const DeltaTileArgs &t, const float (&S)[K / 8][4], int column, DeltaSpan span) {
+DEV void leave_state(const DeltaTileArgs &t, const float (&S)[K / 8][4], DeltaSpan span) {
+  const int column = span.column;
   if (PART == OUTPUTS) {
     if (t.m.final && span.last == t.m.chunks)
       visit_state<K>(t.m, column, [&](int n, int e, long long i) { t.m.final[i] = S[n][e]; });
@@ -184,35 +190,37 @@ template <int RULE, int K, int PART, class L>
 DEV void keep_state(const DeltaTileArgs &t, unsigned char *memory, const DeltaWalkBarriers<L> &b, DeltaSpan span) {
   constexpr int STEPS = K / 16;
   const MixerArgs &p = t.m;
-  const int group = threadIdx.x >> 7, column = group * 64;
+  const int group = threadIdx.x >> 7, column = span.column;
   const int batch = blockIdx.y / p.heads, head = blockIdx.y % p.heads;
   const bool decays = p.gate_kind || p.reset, has_values = PART == OUTPUTS || span.transition < 0;
   const long long stride = (long long)p.heads * p.values;
   const long long first_row = (long long)batch * p.tokens * stride + (long long)head * p.values + column;
+  const auto write = [&](void *to, int chunk, u16 *panel, const Turned &rows) {
+    store_turned(panel, rows);
+    write_rows((bf16 *)to + first_row + chunk * CHUNK * stride, stride, p.tokens - chunk * CHUNK, p.values - column,
+               panel);
+  };
   float S[K / 8][4], o[8][4];
-  begin_state<K, PART>(t, S, column, span);
+  begin_state<K, PART>(t, S, span);
   u32 s[STEPS][4];
+  const auto round_state = [&] {
+#pragma unroll
+    for (int i = 0; i < STEPS; i++) as_a(s[i], S[i * 2], S[i * 2 + 1]);
+    hold(s);
+  };
+  round_state();
   Turned out;
   Ring ring, before;
   // Outputs of a chunk, in the place of its values, while the next chunk's first products run.
   const auto write_outputs = [&](int chunk) {
-    u16 *panel = (u16 *)(memory + before.stage * L::stage + L::rows) + group * PANEL;
-    store_turned(panel, out);
-    __syncwarp();
-    write_rows((bf16 *)p.y + first_row + chunk * CHUNK * stride, stride, p.tokens - chunk * CHUNK, p.values - column,
-               panel);
-    proxy_fence();
-    arrive_as_warp(b.rows.empty + before.stage);
-    before.advance<L::stages>();
+    if (RULE == BETA && p.written) group_wait(group);  // all have taken what tokens write from there
+    write(p.y, chunk, (u16 *)(memory + before.stage * L::stage + L::rows) + group * PANEL, out);
   };
 #pragma unroll 1
   for (int n = span.first; n < span.last; n++) {
     unsigned char *stage = memory + ring.stage * L::stage;
     const u64 w = panel_operand((const u16 *)stage), kt = panel_operand((const u16 *)(stage + L::kt), PANEL * 2);
     u16 *panel = (u16 *)(stage + L::rows) + group * PANEL;
-#pragma unroll
-    for (int i = 0; i < STEPS; i++) as_a(s[i], S[i * 2], S[i * 2 + 1]);
-    hold(s);
     barrier_wait(b.w.full + ring.stage, ring.parity);
     // Before any product is under way: the compiler waits for all where it sees the accumulators changed.
     if (decays) decay_state(S, (const float *)(stage + L::d));
@@ -233,7 +241,7 @@ DEV void keep_state(const DeltaTileArgs &t, unsigned char *memory, const DeltaWa
         for (int i = 0; i < STEPS; i++) to[i * 32] = {s[i][0], s[i][1], s[i][2], s[i][3]};
       if (n > span.first) write_outputs(n - 1);
     }
-    Turned va, ya;
+    Turned va = {}, ya;
     if (has_values) {
       barrier_wait(b.rows.full + ring.stage, ring.parity);
       load_turned(va, panel);
@@ -247,32 +255,29 @@ DEV void keep_state(const DeltaTileArgs &t, unsigned char *memory, const DeltaWa
 #pragma unroll
       for (int j = 0; j < 4; j++) wgmma<1>(S, va[j], kt + turned_step(j), 1);
       wgmma_commit();
-      wgmma_wait<2>();
-    } else {
-      wgmma_wait<PART == OUTPUTS>();
     }
+    wgmma_wait<(PART == OUTPUTS) + (RULE == GENERAL)>();
     pin(y);
     if (L::is_raw) times_factors(y, f);
     if (RULE == BETA && has_values) add_turned(y, va);
     as_turned(ya, y);
     hold(ya);
-    proxy_fence();  // d, factors and values were read in the ordinary way
-    arrive_as_warp(b.w.empty + ring.stage);
     if (RULE == GENERAL) barrier_wait(b.b.full + ring.stage, ring.parity);
     wgmma_fence();
-    const u64 write = RULE == GENERAL ? panel_operand((const u16 *)(stage + L::b), PANEL * 2) : kt;
+    const u64 added = RULE == GENERAL ? panel_operand((const u16 *)(stage + L::b), PANEL * 2) : kt;
 #pragma unroll
-    for (int j = 0; j < 4; j++) wgmma<1>(S, ya[j], write + turned_step(j), 1);
+    for (int j = 0; j < 4; j++) wgmma<1>(S, ya[j], added + turned_step(j), 1);
     wgmma_commit();
+    if (L::is_raw && PART == OUTPUTS) load_factors(f, (const float *)(stage + L::read_factors));
+    // What was read in the ordinary way: gates, values, the last chunk's outputs. Not just after stores, for which it
+    // may wait.
+    proxy_fence();
+    arrive_as_warp(b.w.empty + ring.stage);
     if (PART == OUTPUTS) {
-      if (RULE == BETA && p.written) {
-        store_turned(panel, ya);
-        __syncwarp();
-        write_rows((bf16 *)p.written + first_row + n * CHUNK * stride, stride, p.tokens - n * CHUNK,
-                   p.values - column, panel);
-        __syncwarp();
+      if (n > span.first) {
+        arrive_as_warp(b.rows.empty + before.stage);
+        before.advance<L::stages>();
       }
-      if (L::is_raw) load_factors(f, (const float *)(stage + L::read_factors));
       wgmma_wait<RULE == GENERAL ? 2 : 1>();
       pin(o);
       hold(s);
@@ -284,6 +289,7 @@ DEV void keep_state(const DeltaTileArgs &t, unsigned char *memory, const DeltaWa
 #pragma unroll
       for (int j = 0; j < 4; j++) wgmma<0>(o, read[j], weights + panel_step(j), 1);
       wgmma_commit();
+      if (RULE == BETA && p.written) write(p.written, n, panel, ya);
       wgmma_wait<1>();
     } else {
       if (has_values) arrive_as_warp(b.rows.empty + ring.stage);
@@ -293,12 +299,12 @@ DEV void keep_state(const DeltaTileArgs &t, unsigned char *memory, const DeltaWa
     pin(S);
     arrive_as_warp(b.kt.empty + ring.stage);
     if (RULE == GENERAL) arrive_as_warp(b.b.empty + ring.stage);
+    round_state();
     if (PART == OUTPUTS) {
       wgmma_wait<0>();
       pin(o);
       as_turned(out, o);
       hold(out);
-      if (L::is_raw) proxy_fence();
       arrive_as_warp(b.reads.empty + ring.stage);
     }
     hold(ya);
@@ -306,20 +312,20 @@ DEV void keep_state(const DeltaTileArgs &t, unsigned char *memory, const DeltaWa
     ring.advance<L::stages>();
   }
   if (PART == OUTPUTS) write_outputs(span.last - 1);
-  leave_state<K, PART>(t, S, column, span);
+  leave_state<K, PART>(t, S, span);
 }
 
-/// Grid (1, B·H, segments), DeltaWalkLayout's threads, its bytes + 1,024 of shared memory. Reads records, v, and
-/// initial or the states of segments, with RAW q and k; writes y, and states, written, final where given.
-/// STATES: grid (1 + ⌈K / 64 / GROUPS⌉, B·H, segments − 1); writes what segments leave.
+/// Grid (⌈V / 64 / GROUPS⌉, B·H, segments), DeltaWalkLayout's threads, its bytes + 1,024 of shared memory. Reads
+/// records, v, and initial or the states of segments, with RAW q and k; writes y, and states, written, final where given.
+/// STATES: grid (⌈V / 64 / GROUPS⌉ + ⌈K / 64 / GROUPS⌉, B·H, segments − 1); writes what segments leave.
 template <int RULE, int SOURCE, int K, int GROUPS, int PART>
 DEV void walk_delta_tiles(const DeltaTileArgs &t) {
   typedef DeltaWalkLayout<RULE, SOURCE, K, GROUPS, PART> L;
-  if (PART == STATES && blockIdx.x && !blockIdx.z) return;  // nothing is before the first segment
   SHARED(raw);
   unsigned char *memory = raw + ((1024 - (shared_address(raw) & 1023)) & 1023);
   const DeltaWalkBarriers<L> b(memory);
   const DeltaSpan span(t, GROUPS);
+  if (PART == STATES && span.transition >= 0 && !blockIdx.z) return;  // nothing is before the first segment
   if (threadIdx.x == 0) b.begin();
   __syncthreads();
   if (threadIdx.x < GROUPS * 128) {
@@ -398,17 +404,19 @@ DEV void fold_delta_segments(const DeltaTileArgs &t) {
   }
 }
 
-#define DELTA_WALK(name, RULE, SOURCE, K, GROUPS, PART)                                                       \
+#define DELTA_WALK(name, RULE, SOURCE, K, GROUPS, PART)                                           \
   ENTRY_BLOCKS(name, DeltaTileArgs, (DeltaWalkLayout<RULE, SOURCE, K, GROUPS, PART>::threads), 1, \
                walk_delta_tiles<RULE, SOURCE, K, GROUPS, PART>(args))
-#define DELTA_WALKS(K, G, V)                                                     \
-  DELTA_WALK(delta_rule_tiles_raw_v##V##_k##K, BETA, RAW, K, G, OUTPUTS)         \
-  DELTA_WALK(delta_rule_tiles_raw_states_v##V##_k##K, BETA, RAW, K, G, STATES)   \
-  DELTA_WALK(delta_rule_tiles_v##V##_k##K, BETA, CHANNELS, K, G, OUTPUTS)        \
-  DELTA_WALK(delta_rule_tiles_states_v##V##_k##K, BETA, CHANNELS, K, G, STATES)  \
-  DELTA_WALK(delta_rule_tiles_general_v##V##_k##K, GENERAL, CHANNELS, K, G, OUTPUTS)
-#define DELTA_TILES(K)  \
-  DELTA_WALKS(K, 1, 64) \
+/// For blocks of V value columns.
+#define DELTA_WALKS(K, G, V)                                                         \
+  DELTA_WALK(delta_rule_tiles_raw_v##V##_k##K, BETA, RAW, K, G, OUTPUTS)             \
+  DELTA_WALK(delta_rule_tiles_raw_states_v##V##_k##K, BETA, RAW, K, G, STATES)       \
+  DELTA_WALK(delta_rule_tiles_v##V##_k##K, BETA, CHANNELS, K, G, OUTPUTS)            \
+  DELTA_WALK(delta_rule_tiles_states_v##V##_k##K, BETA, CHANNELS, K, G, STATES)      \
+  DELTA_WALK(delta_rule_tiles_general_v##V##_k##K, GENERAL, CHANNELS, K, G, OUTPUTS) \
+  DELTA_WALK(delta_rule_tiles_general_states_v##V##_k##K, GENERAL, CHANNELS, K, G, STATES)
+#define DELTA_TILES(K)   \
+  DELTA_WALKS(K, 1, 64)  \
   DELTA_WALKS(K, 2, 128) \
   ENTRY(delta_rule_tiles_fold_k##K, DeltaTileArgs, 128, fold_delta_segments<K>(args))
 #define DELTA_TILES_OF(K) DELTA_TILES(K)

@@ -118,13 +118,14 @@ DEV void store_turned(u16 *panel, const Turned &r) {
   for (int j = 0; j < 4; j++)
     stsm4t(panel + at<64>(j * 16 + (lane & 7) + (lane >> 4) * 8, warp * 16 + (lane >> 3 & 1) * 8), r[j]);
 }
-/// A warp's 16 columns of a panel to rows of a tensor [B, T, H, V]; `to` is the chunk's first row from the panel's
-/// first column on, `rows` and `columns` what there is of it.
+/// Four warps, when all have stored their columns: a panel to rows of a tensor [B, T, H, V], whole rows by each warp.
+/// `to` is the chunk's first row from the panel's first column on, `rows` and `columns` what there is of it.
 DEV void write_rows(bf16 *to, long long stride, int rows, int columns, const u16 *panel) {
-  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5 & 3, column = warp * 16 + (lane & 1) * 8;
+  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5 & 3, column = (lane & 7) * 8;
+  group_wait(threadIdx.x >> 7);
 #pragma unroll
   for (int m = 0; m < 4; m++) {
-    const int row = m * 16 + (lane >> 1);
+    const int row = warp * 16 + m * 4 + (lane >> 3);
     const uint4 x = *(const uint4 *)(panel + at<64>(row, column));
     if (row < rows && column < columns) *(uint4 *)(to + row * stride + column) = x;
   }

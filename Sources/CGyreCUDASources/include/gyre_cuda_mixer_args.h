@@ -94,8 +94,7 @@ struct gyre_cuda_segment_args {
 };
 
 /// cuda/delta_rule_tiles.cu (cuda/delta_tiles.cuh): boxes of 64 rows of records as they lie, [record,
-/// K̃ | W | Q̄ (| B̂), K / 64, 64], and of 64 channels of a head of q, k and `rows`: v, or dy in the walk back. Of `m` it
-/// reads records, initial and sizes.
+/// K̃ | W | Q̄ (| B̂), K / 64, 64], and of 64 channels of a head of q, k and `rows`: v, or dy in the walk back.
 struct gyre_cuda_delta_tile_args {
   gyre_tensor_map tiles, q, k, rows;
   struct gyre_cuda_mixer_args m;
@@ -192,8 +191,8 @@ static inline int gyre_cuda_linear_tiles_threads(int has_outputs) { return has_o
 static inline long gyre_cuda_linear_tiles_between(int size, long blocks, int segments) {
   return blocks * (segments - 1) * (size / 64) * 4352 * 4;
 }
-/// Of the delta rules' forward walk by tiles. `size` is 64 or 128, `groups` ⌈V / 64⌉; `has_outputs` 0: of a kernel
-/// named `_states`.
+/// Of the delta rules' forward walk by tiles. `size` is 64 or 128, `groups` a block's value columns
+/// by 64; `has_outputs` 0: of a kernel named `_states`.
 static inline int gyre_cuda_delta_tiles_shared(enum gyre_cuda_mixer_rule rule, int size, int groups, int has_outputs) {
   const int tiles = 2 + (rule == GYRE_CUDA_MIXER_GENERAL) + has_outputs;
   const int stage = tiles * 128 * size + (groups + has_outputs) * 8192 + 1024;
