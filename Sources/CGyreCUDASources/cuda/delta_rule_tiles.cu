@@ -216,12 +216,12 @@ DEV void keep_state(const DeltaTileArgs &t, unsigned char *memory, const DeltaWa
     if (RULE == BETA && p.written) group_wait(group);  // all have taken what tokens write from there
     write(p.y, chunk, (u16 *)(memory + before.stage * L::stage + L::rows) + group * PANEL, out);
   };
+  barrier_wait(b.w.full, 0);
 #pragma unroll 1
   for (int n = span.first; n < span.last; n++) {
     unsigned char *stage = memory + ring.stage * L::stage;
     const u64 w = panel_operand((const u16 *)stage), kt = panel_operand((const u16 *)(stage + L::kt), PANEL * 2);
     u16 *panel = (u16 *)(stage + L::rows) + group * PANEL;
-    barrier_wait(b.w.full + ring.stage, ring.parity);
     // Before any product is under way: the compiler waits for all where it sees the accumulators changed.
     if (decays) decay_state(S, (const float *)(stage + L::d));
     pin(S);
@@ -300,23 +300,27 @@ DEV void keep_state(const DeltaTileArgs &t, unsigned char *memory, const DeltaWa
     arrive_as_warp(b.kt.empty + ring.stage);
     if (RULE == GENERAL) arrive_as_warp(b.b.empty + ring.stage);
     round_state();
+    const int done = ring.stage;
+    ring.advance<L::stages>();
+    // Also keeps the compiler from rounding the state only when outputs are there.
+    if (n + 1 < span.last) barrier_wait(b.w.full + ring.stage, ring.parity);
     if (PART == OUTPUTS) {
       wgmma_wait<0>();
       pin(o);
       as_turned(out, o);
       hold(out);
-      arrive_as_warp(b.reads.empty + ring.stage);
+      arrive_as_warp(b.reads.empty + done);
     }
     hold(ya);
     if (RULE == GENERAL) hold(va);
-    ring.advance<L::stages>();
   }
   if (PART == OUTPUTS) write_outputs(span.last - 1);
   leave_state<K, PART>(t, S, span);
 }
 
 /// Grid (⌈V / 64 / GROUPS⌉, B·H, segments), DeltaWalkLayout's threads, its bytes + 1,024 of shared memory. Reads
-/// records, v, and initial or the states of segments, with RAW q and k; writes y, and states, written, final where given.
+/// records, v, and initial or the states of segments, with RAW q and k; writes y, and states, written, final where
+/// given.
 /// STATES: grid (⌈V / 64 / GROUPS⌉ + ⌈K / 64 / GROUPS⌉, B·H, segments − 1); writes what segments leave.
 template <int RULE, int SOURCE, int K, int GROUPS, int PART>
 DEV void walk_delta_tiles(const DeltaTileArgs &t) {

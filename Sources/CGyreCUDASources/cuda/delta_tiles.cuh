@@ -121,14 +121,16 @@ DEV void store_turned(u16 *panel, const Turned &r) {
 /// Four warps, when all have stored their columns: a panel to rows of a tensor [B, T, H, V], whole rows by each warp.
 /// `to` is the chunk's first row from the panel's first column on, `rows` and `columns` what there is of it.
 DEV void write_rows(bf16 *to, long long stride, int rows, int columns, const u16 *panel) {
-  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5 & 3, column = (lane & 7) * 8;
+  const int lane = threadIdx.x & 31, first = (threadIdx.x >> 5 & 3) * 16 + (lane >> 3), column = (lane & 7) * 8;
   group_wait(threadIdx.x >> 7);
+  uint4 x[4];
 #pragma unroll
-  for (int m = 0; m < 4; m++) {
-    const int row = warp * 16 + m * 4 + (lane >> 3);
-    const uint4 x = *(const uint4 *)(panel + at<64>(row, column));
-    if (row < rows && column < columns) *(uint4 *)(to + row * stride + column) = x;
-  }
+  for (int m = 0; m < 4; m++) x[m] = *(const uint4 *)(panel + at<64>(first + m * 4, column));
+  asm volatile("" ::: "memory");  // all are asked for before the first is waited for
+#pragma unroll
+  for (int m = 0; m < 4; m++)
+    if (first + m * 4 < rows && column < columns)
+      ((uint4 *)to)[(first + m * 4) * ((int)stride / 8) + column / 8] = x[m];
 }
 /// The factors of the tokens that a thread holds, one for each of a row of accumulators.
 DEV void load_factors(two (&f)[8], const float *of_tokens) {
