@@ -141,6 +141,9 @@ static const char delta_rule_prepare_tiles_cu[] = {
 static const char delta_rule_tiles_cu[] = {
 #embed "cuda/delta_rule_tiles.cu" suffix(, 0)
 };
+static const char delta_rule_tiles_back_cu[] = {
+#embed "cuda/delta_rule_tiles_back.cu" suffix(, 0)
+};
 static const char linear_attention_tiles_cu[] = {
 #embed "cuda/linear_attention_tiles.cu" suffix(, 0)
 };
@@ -376,6 +379,7 @@ static const gyre_cuda_source kernels[] = {
     {"delta_rule", delta_rule_cu},
     {"delta_rule_prepare_tiles", delta_rule_prepare_tiles_cu},
     {"delta_rule_tiles", delta_rule_tiles_cu},
+    {"delta_rule_tiles_back", delta_rule_tiles_back_cu},
     {"chunk_gradient_mixed", chunk_gradient_mixed_cu},
     {"delta_rule_gradient_tiles", delta_rule_gradient_tiles_cu},
     {"evolution", evolution_cu},

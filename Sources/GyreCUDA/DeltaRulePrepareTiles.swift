@@ -9,31 +9,19 @@ extension ChunkedHeads {
       "delta_rule_prepare_tiles", "delta_rule_prepare_tiles_k\($0)", ["-DGYRE_KEYS=\($0)"])
   }
 
-  /// Records without W and Q̄, for walks that take q and k themselves; false where this kernel does not
-  /// serve the call.
+  /// Whether records are without W and Q̄, which the walks by tiles make of k and q.
+  var isRaw: Bool { hasTiles && rule == GYRE_CUDA_MIXER_BETA && isScalar }
+
+  /// False where records are not raw.
   func prepareTiles() -> Bool {
-    let shared = Int(gyre_cuda_delta_prepare_shared(size))
-    let keys = [a.q, a.k].map { UInt(bitPattern: $0) }
-    guard launch.device.compiler.architecture == "sm_90a", rule == GYRE_CUDA_MIXER_BETA, isScalar,
-      shared <= launch.device.sharedPerBlock, keys.allSatisfy({ $0 % 16 == 0 })
-    else { return false }
+    guard isRaw else { return false }
     var t = gyre_cuda_delta_prepare_args()
-    t.q = keyMap(a.q)
-    t.k = keyMap(a.k)
-    t.tiles = launch.recordMap(
-      UInt64(UInt(bitPattern: a.records)), keys: Int(size), count: parts,
-      bytes: Int(gyre_cuda_mixer_record_bytes(rule, size)))
+    (t.q, t.k) = (map(a.q, a.key_heads, a.keys), map(a.k, a.key_heads, a.keys))
+    t.tiles = recordTiles
     t.m = a
     launch.run(
       Self.prepares[Int(size / 128)], grid: (Int(a.heads), Int(a.chunks), Int(a.batch)),
-      threads: (128, 1), shared: shared, t)
+      threads: (128, 1), shared: Int(gyre_cuda_delta_prepare_shared(size)), t)
     return true
-  }
-
-  /// Boxes of 64 rows and channels of a key head.
-  func keyMap(_ x: UnsafeRawPointer?) -> gyre_tensor_map {
-    launch.map(
-      UInt64(UInt(bitPattern: x)), batch: Int(a.batch), rows: Int(a.tokens),
-      heads: Int(a.key_heads), channels: Int(a.keys))
   }
 }

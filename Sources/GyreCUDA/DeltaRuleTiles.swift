@@ -34,19 +34,18 @@ extension ChunkedHeads {
     return side < 3 || a.chunks < 32 ? 1 : min(wanted, Int(a.chunks) / 8)
   }
 
+  /// Whether the kernels by tiles take the delta rules' calls.
+  var hasTiles: Bool {
+    launch.device.compiler.architecture == "sm_90a" && rule != GYRE_CUDA_MIXER_LINEAR
+      && [a.q, a.k, a.v].allSatisfy { UInt(bitPattern: $0) % 16 == 0 }
+  }
+
   /// After `prepare`: `a.y`, the final state, and what is kept for gradients; false where this kernel does not serve
   /// the call.
-  ///
-  /// - Parameter isRaw: Whether `prepare` has left K̄ and Q̄ to be made of k and q.
-  func walkTiles(isRaw: Bool = false) -> Bool {
+  func walkTiles() -> Bool {
     let isGeneral = rule == GYRE_CUDA_MIXER_GENERAL
-    let tensors = [a.q, a.k, a.v, UnsafeRawPointer(a.y)].map { UInt(bitPattern: $0) }
-    guard launch.device.compiler.architecture == "sm_90a", rule != GYRE_CUDA_MIXER_LINEAR,
-      !isGeneral || a.states == nil, size <= 128, panels <= 2,
-      gyre_cuda_delta_tiles_shared(rule, size, Int32(panels), 1) <= launch.device.sharedPerBlock,
-      tensors.allSatisfy({ $0 % 16 == 0 })
-    else { return false }
-    var t = tileArguments(rows: a.v, isRaw: isRaw)
+    guard hasTiles, !isGeneral || a.states == nil else { return false }
+    var t = tileArguments(rows: a.v)
     let walks = Self.walks[Int(size / 128)]
     let walk = isGeneral ? walks.general : isRaw ? walks.raw : walks.channels
     if segments > 1 { makeStates(&t, walk.states, walks.fold) }
@@ -56,17 +55,23 @@ extension ChunkedHeads {
     return true
   }
 
-  /// What a walk by tiles takes, in one piece; `rows` are of values.
-  func tileArguments(rows: UnsafeRawPointer?, isRaw: Bool) -> gyre_cuda_delta_tile_args {
-    func map(_ tensor: UnsafeRawPointer?, _ heads: Int32, _ channels: Int32) -> gyre_tensor_map {
-      launch.map(
-        UInt64(UInt(bitPattern: tensor)), batch: Int(a.batch), rows: Int(a.tokens),
-        heads: Int(heads), channels: Int(channels))
-    }
-    var t = gyre_cuda_delta_tile_args()
-    t.tiles = launch.recordMap(
+  /// Boxes of 64 rows and 64 channels of a head.
+  func map(_ tensor: UnsafeRawPointer?, _ heads: Int32, _ channels: Int32) -> gyre_tensor_map {
+    launch.map(
+      UInt64(UInt(bitPattern: tensor)), batch: Int(a.batch), rows: Int(a.tokens),
+      heads: Int(heads), channels: Int(channels))
+  }
+  /// Boxes of a tile's 64 rows and 64 of its columns.
+  var recordTiles: gyre_tensor_map {
+    launch.recordMap(
       UInt64(UInt(bitPattern: a.records)), keys: Int(size), count: parts,
       bytes: Int(gyre_cuda_mixer_record_bytes(rule, size)))
+  }
+
+  /// What a walk by tiles takes, in one piece; `rows` are of values.
+  func tileArguments(rows: UnsafeRawPointer?) -> gyre_cuda_delta_tile_args {
+    var t = gyre_cuda_delta_tile_args()
+    t.tiles = recordTiles
     t.rows = map(rows, a.heads, a.values)
     if isRaw { (t.q, t.k) = (map(a.q, a.key_heads, a.keys), map(a.k, a.key_heads, a.keys)) }
     t.m = a

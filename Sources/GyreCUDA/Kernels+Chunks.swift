@@ -185,6 +185,7 @@ struct ChunkedHeads {
   var rows: Int { Int(a.batch * a.heads) }
 
   private func walk(_ isBack: Bool) {
+    if isBack ? walkTilesBack() : walkTiles() { return }
     guard let functions, !walkSegments(isBack) else { return }
     let columns = isTeam ? 32 : 64
     let plain = isBack ? functions.back : functions.walk
@@ -198,7 +199,7 @@ struct ChunkedHeads {
   }
 
   private mutating func prepare() {
-    guard let functions else { return }
+    guard let functions, !prepareTiles() else { return }
     beginDivision()
     launchAll(
       functions.prepare[isScalar ? 1 : 0], 128,
@@ -270,7 +271,7 @@ struct ChunkedHeads {
       (a.n.vectors, a.n.amounts) = (nil, nil)
     }
     prepare()
-    if !walkTiles() { walk(false) }
+    walk(false)
     if let bonus { bonus.finish(a, y, launch) }
   }
 
@@ -305,6 +306,12 @@ struct ChunkedHeads {
     }
     a.dy = .init(bitPattern: UInt(launch.bfloat16(dy)))
     if bonus != nil { a.dy = moved(a.dy, columns: Int(a.heads * a.values)) }
+    if isRaw, UInt(bitPattern: a.dy) % 16 != 0 {
+      let copy = launch.scratch(2 * dy.elementCount)
+      let from = gyre_array(UInt64(UInt(bitPattern: a.dy)), .bfloat16)
+      launch.cast(from, to: gyre_array(copy, .bfloat16), count: dy.elementCount)
+      a.dy = .init(bitPattern: UInt(copy))
+    }
     a.d_final = Self.floats(dFinal.map { launch.float32($0) } ?? 0)
     let group = Int(a.heads / a.key_heads)
     let keyCount = Int(a.batch * a.tokens * a.heads * a.keys)

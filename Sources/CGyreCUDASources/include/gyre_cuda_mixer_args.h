@@ -216,6 +216,12 @@ static inline int gyre_cuda_delta_tiles_shared(enum gyre_cuda_mixer_rule rule, i
   return 1024 + stages * (stage + 5 * 16);
 }
 static inline int gyre_cuda_delta_tiles_threads(int groups) { return groups == 2 ? 384 : 160; }
+/// Of the walk back.
+static inline int gyre_cuda_delta_tiles_back_shared(int size) {
+  const int tiles = size == 64 ? 7 : 10, nears = 3, near = 16384 + (size * 4 + 512 + 1023) / 1024 * 1024;
+  return 1024 + tiles * 128 * size + nears * near + (tiles + nears) * 16;
+}
+static inline int gyre_cuda_delta_tiles_back_threads(void) { return 160; }
 static inline int gyre_cuda_delta_tiles_fold_shared(int size) { return 4 * size / 64 * 128 * size + 1024 + 32; }
 /// What segments leave: what they add to a state, and what becomes of one that enters them.
 static inline long gyre_cuda_delta_tiles_segment_states(int size, int values, long rows, int segments) {
