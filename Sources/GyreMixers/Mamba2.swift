@@ -145,7 +145,7 @@ public struct Mamba2: SequenceMixer {
     let v = mixed[0].heads(heads)  // [B, T, H, P]
     let skipped = read(
       v, mixed, logDecay: logDecay, step: step, state: &state, context: context)
-    guard let norm else { 
+    guard let norm else {
       return output(skipped.mergedHeads() * parts[0].unary(gate), output: context.output)
     }
     let groups = c.normGroupCount()

@@ -55,7 +55,8 @@ public struct CellForward: Op {
       precondition(given == nil || given == state, "cell_scan: state \(given ?? []) for \(state)")
     }
     let sequence: Shape = [i[0].shape[0], i[0].shape[1], x.hidden]
-    return [TensorSpec(sequence, output), TensorSpec(state)] + cell.memories.map { _ in TensorSpec(state) }
+    return [TensorSpec(sequence, output), TensorSpec(state)]
+      + cell.memories.map { _ in TensorSpec(state) }
       + keptPlaces.map { TensorSpec($0 == gatesPlace ? i[0].shape : sequence, kept) }
   }
 
@@ -222,12 +223,11 @@ public struct CellForward: Op {
       full && cell == .slstm ? TestInput([B, H]) : nil,
     ]
     let isExact = precision == .float32
+    let more = (kept == .float32 ? "" : " kept") + (output == .float32 ? "" : " and h")
+    let rounded = " bfloat16 gates\(more) B\(B)"
     return OpCase(
       "\(cell) \(heads) heads\(full ? " full" : "")\(B == 16 ? " tiles" : "")"
-        + (isExact
-          ? ""
-          : stored == .float32
-            ? " bfloat16" : " bfloat16 gates\(kept == .float32 ? "" : " kept")\(output == .float32 ? "" : " and h") B\(B)")
+        + (isExact ? "" : stored == .float32 ? " bfloat16" : rounded)
         + (isTimeMajor ? " time-major" : ""),
       CellForward(
         cell: cell, heads: heads, precision: precision, keepsGates: true,
