@@ -9,7 +9,9 @@ extension CPUKernel {
       let xw = call.inputs[0]
       let isHalf = xw.dtype == .bfloat16 && op.cell.takesHalf
       let kept = keptPlaces(op).map { call.outputs[$0] }
-      guard isHalf || xw.dtype == .float32, call.isFloat32(but: [xw] + kept),
+      let isHalfOutput = op.output == .bfloat16 && op.cell.takesHalf
+      guard isHalf || xw.dtype == .float32, isHalfOutput || op.output == .float32,
+        call.isFloat32(but: [xw, call.outputs[0]] + kept),
         kept.allSatisfy({ $0.dtype == op.kept }), op.kept == .float32 || op.cell.takesHalf
       else { return false }
       var a = ck_cell_scan_forward_args()
@@ -19,7 +21,8 @@ extension CPUKernel {
       a.bias = op.optional.pick(2, call.inputs)?.constant
       a.h0 = op.optional.pick(3, call.inputs)?.constant
       a.c0 = op.optional.pick(4, call.inputs)?.constant
-      a.y = call.outputs[0].f32
+      a.y = call.outputs[0].floats
+      a.bf16_y = isHalfOutput
       a.h_final = call.outputs[1].f32
       if op.cell.hasMemory { a.c_final = call.outputs[2].f32 }
       if op.cell == .slstm {
@@ -40,11 +43,15 @@ extension CPUKernel {
       let dxw = call.outputs[0]
       let isHalf = dxw.dtype == .bfloat16 && op.forward.cell.takesHalf
       let rest = Array(call.inputs[op.inputCount...])
+      // h and its gradient.
+      let dy = op.extra.pick(3, rest)
+      let outputs = [rest[0], dy].compactMap(\.self)
       let first = op.forward.keptPlaces.first ?? 0
       let kept =
         keptPlaces(op.forward).map { rest[1 + $0 - first] } + call.outputs[op.previousPlace...]
       guard isHalf || dxw.dtype == .float32,
-        call.isFloat32(but: [call.inputs[0], dxw] + kept),
+        call.isFloat32(but: [call.inputs[0], dxw] + outputs + kept),
+        outputs.allSatisfy({ $0.dtype == .float32 || op.forward.cell.takesHalf }),
         kept.allSatisfy({ $0.dtype == op.forward.kept }),
         op.forward.kept == .float32 || op.forward.cell.takesHalf
       else { return false }
@@ -52,11 +59,13 @@ extension CPUKernel {
       a.shape = shape(op.forward, call.inputs)
       a.h0 = op.forward.optional.pick(3, call.inputs)?.constant
       a.c0 = op.forward.optional.pick(4, call.inputs)?.constant
-      a.y = rest[0].constant
+      a.y = UnsafePointer(rest[0].floats)
+      a.bf16_y = rest[0].dtype == .bfloat16
       a.bf16_kept = op.forward.kept == .bfloat16
       a.gates = UnsafePointer(op.extra.pick(1, rest)?.floats)
       a.cell_states = UnsafePointer(op.extra.pick(2, rest)?.floats)
-      a.dy = op.extra.pick(3, rest)?.constant
+      a.dy = UnsafePointer(dy?.floats)
+      a.bf16_dy = dy?.dtype == .bfloat16
       a.dh_final = op.extra.pick(4, rest)?.constant
       a.dc_final = op.extra.pick(5, rest)?.constant
       a.n0 = op.forward.optional.pick(6, call.inputs)?.constant
@@ -111,7 +120,9 @@ extension CPUKernel {
       (a.a_type, a.b_type) = (part.id == d.id ? types[0] : types[1], types[2])
       a.transpose_a = true
       a.compute = k.compute(op.precision)
+      if k.gemm.makes_sums(&a) { a.a_sums = bias + first }
       k.gemm.gemm(&a)
+      if a.a_sums != nil { continue }
       var sum = ck_reduce_args()
       (sum.rows, sum.columns, sum.x_row) = (rows, count, part.shape.last)
       sum.x = UnsafePointer(part.floats)

@@ -7,34 +7,42 @@ extension CPUKernel {
       guard call.isFloat32, !op.hasOwnWeights else { return false }
       var a = arguments(op, x: call.inputs[0], weight: call.inputs.dropFirst().first)
       if call.inputs.count > 2 { a.bias = UnsafePointer(call.inputs[2].f32) }
-      a.y = call.outputs[0].f32
+      a.y = UnsafeMutableRawPointer(call.outputs[0].f32)
       k.norm.forward(&a)
       return true
     },
     CPUKernel(NormBackward.self) { op, call, k in
       guard call.isFloat32 else { return false }
       var a = arguments(op.norm, x: call.inputs[1], weight: call.inputs.dropFirst(2).first)
-      a.dy = UnsafePointer(call.inputs[0].f32)
+      a.dy = UnsafeRawPointer(call.inputs[0].f32)
       gradients(op, call, &a)
       k.norm.backward(&a)
       return true
     },
     CPUKernel(NormedSum.self) { op, call, k in
-      guard call.isFloat32, !op.norm.hasOwnWeights else { return false }
       let i = call.inputs
+      let (y, z) = (i[1], call.outputs[1])
+      guard call.isFloat32(but: [y, z]), !op.norm.hasOwnWeights,
+        let residual = y.floats, let normed = z.floats
+      else { return false }
       var a = arguments(op.norm, x: i[0], weight: i[2])
       if i.count > 3 { a.bias = UnsafePointer(i[3].f32) }
-      (a.residual, a.sum) = (UnsafePointer(i[1].f32), call.outputs[0].f32)
-      a.y = call.outputs[1].f32
+      (a.residual, a.sum) = (UnsafeRawPointer(residual), call.outputs[0].f32)
+      a.y = UnsafeMutableRawPointer(normed)
+      (a.bf16_residual, a.bf16_y) = (y.dtype == .bfloat16, z.dtype == .bfloat16)
       k.norm.forward(&a)
       return true
     },
     CPUKernel(NormedSum.Backward.self) { op, call, k in
-      guard call.isFloat32 else { return false }
       let i = call.inputs
+      let terms = op.hasSecond ? [i[0], i[3]] : [i[0]]
+      guard call.isFloat32(but: terms), terms.allSatisfy({ $0.dtype == i[0].dtype }),
+        let dz = i[0].floats
+      else { return false }
       var a = arguments(op.norm.norm, x: i[1], weight: i[2])
-      a.dy = UnsafePointer(i[0].f32)
-      if op.hasSecond { a.dy_more = UnsafePointer(i[3].f32) }
+      a.dy = UnsafeRawPointer(dz)
+      a.bf16_y = i[0].dtype == .bfloat16
+      if op.hasSecond { a.dy_more = UnsafeRawPointer(i[3].floats) }
       if op.hasSum { a.dsum = UnsafePointer(i[i.count - 1].f32) }
       gradients(op.norm, call, &a)
       k.norm.backward(&a)
@@ -43,14 +51,14 @@ extension CPUKernel {
     CPUKernel(GatedNorm.self) { op, call, k in
       guard call.isFloat32 else { return false }
       var a = arguments(op, call.inputs[0], call.inputs[1], call.inputs[2])
-      a.y = call.outputs[0].f32
+      a.y = UnsafeMutableRawPointer(call.outputs[0].f32)
       k.norm.forward(&a)
       return true
     },
     CPUKernel(GatedNorm.Backward.self) { backward, call, k in
       guard call.isFloat32 else { return false }
       var a = arguments(backward.op, call.inputs[1], call.inputs[2], call.inputs[3])
-      a.dy = UnsafePointer(call.inputs[0].f32)
+      a.dy = UnsafeRawPointer(call.inputs[0].f32)
       a.dx = call.outputs[0].f32
       a.dz = call.outputs[1].f32
       a.dweight = call.outputs[2].f32
@@ -60,14 +68,14 @@ extension CPUKernel {
     CPUKernel(L2Normalize.self) { op, call, k in
       guard call.isFloat32 else { return false }
       var a = rows(call.inputs[0], CK_NORM_L2, op.epsilon)
-      a.y = call.outputs[0].f32
+      a.y = UnsafeMutableRawPointer(call.outputs[0].f32)
       k.norm.forward(&a)
       return true
     },
     CPUKernel(L2Normalize.Backward.self) { op, call, k in
       guard call.isFloat32 else { return false }
       var a = rows(call.inputs[1], CK_NORM_L2, op.epsilon)
-      a.dy = UnsafePointer(call.inputs[0].f32)
+      a.dy = UnsafeRawPointer(call.inputs[0].f32)
       a.dx = call.outputs[0].f32
       k.norm.backward(&a)
       return true

@@ -103,6 +103,11 @@ extension CPUKernel {
       pack.compute = compute
       k.gemm.pack_b(&pack)
     }
+    var dxSums: UnsafeMutablePointer<Float>?
+    if op.needsInput, call.outputs[1].dtype == .bfloat16, op.forward.pieces.count > 1 {
+      dxSums = ck_scratch(4 * rows * width)?.assumingMemoryBound(to: Float.self)
+      if dxSums == nil { return false }
+    }
     let pieces = zip(zip(op.forward.pieces, op.forward.starts), call.inputs[2...]).enumerated()
     for (i, ((n, start), dy)) in pieces {
       guard var a = arguments(dy, x, dw) else { return false }
@@ -118,8 +123,14 @@ extension CPUKernel {
       guard var a = arguments(dy, w, call.outputs[1], skipping: start * width) else { return false }
       (a.m, a.n, a.k, a.batch) = (rows, width, n, 1)
       (a.lda, a.ldb, a.ldc) = (n, width, width)
-      a.beta = i == 0 ? 0 : 1
       a.compute = compute
+      // One rounding: sums of a rounded gradient wait in float32 for the last piece.
+      if let dxSums, i + 1 == op.forward.pieces.count {
+        (a.residual, a.ldr) = (UnsafePointer(dxSums), width)
+      } else {
+        a.beta = i == 0 ? 0 : 1
+        if let dxSums { (a.c, a.c_type) = (UnsafeMutableRawPointer(dxSums), CK_GEMM_TYPE_F32) }
+      }
       k.gemm.gemm(&a)
     }
     return true

@@ -25,7 +25,7 @@ public struct Linear: Sendable {
   }
 
   /// The same in another element type than that of activations.
-  public func callAsFunction(_ x: Tensor, output: DType) -> Tensor {
+  public func callAsFunction(_ x: Tensor, output: DType?) -> Tensor {
     x.linear(weight.value, bias: bias?.value, output: output)
   }
 

@@ -55,13 +55,13 @@ public struct NormLayer: Sendable {
     return applyPresent(op, [x, z, weight.value, bias?.value])[0]
   }
 
-  /// x + y, and its norm.
-  public func adding(_ y: Tensor, to x: Tensor) -> (sum: Tensor, normed: Tensor) {
-    let op = NormedSum(Norm(epsilon: epsilon, centers: kind == .layer))
-    guard let weight, kind == .layer || bias == nil, x.shape == y.shape, x.dtype == y.dtype,
-      x.device.fuses(op)
-    else {
-      let sum = x + y
+  /// x + y in x's element type, and its norm in `output` or the same.
+  public func adding(
+    _ y: Tensor, to x: Tensor, output: DType? = nil
+  ) -> (sum: Tensor, normed: Tensor) {
+    let op = NormedSum(Norm(epsilon: epsilon, centers: kind == .layer), output: output)
+    guard let weight, kind == .layer || bias == nil, x.shape == y.shape, x.device.fuses(op) else {
+      let sum = x + y.cast(to: x.dtype)
       return (sum, self(sum))
     }
     let scale = kind == .rmsUnitOffset ? weight.value + 1 : weight.value

@@ -165,6 +165,7 @@ public struct AttentionMixer: SequenceMixer {
 
   public var stateSpec: StateSpec { engine.stateSpec }
 
+  public var onlyMultipliesInput: Bool { true }
   public func callAsFunction(_ x: Tensor, state: inout State, context: inout SequenceContext)
     -> Tensor
   {
@@ -204,7 +205,7 @@ public struct AttentionMixer: SequenceMixer {
       .init(q: q, k: k, v: parts[2].heads(keyHeads)), state: &state, form: context.form,
       reset: context.reset
     ).mergedHeads()
-    return output(c.gated ? y * parts[3].sigmoid() : y)
+    return output(c.gated ? y * parts[3].sigmoid() : y, output: context.output)
   }
   public func appendToken(
     _ input: TokenInput, to p: inout TokenProgram, state: State

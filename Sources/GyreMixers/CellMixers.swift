@@ -62,19 +62,28 @@ struct CellLayer: Sendable {
 
   var stateSpec: StateSpec { engine.stateSpec }
   var takesTimeMajor: Bool { engine.takesTimeMajor }
+  /// A mask on the input reads it too.
+  var onlyMultipliesInput: Bool { dropout == RecurrentDropout() }
 
   func callAsFunction(_ x: Tensor, _ state: inout State, _ context: SequenceContext) -> Tensor {
     let (noise, name) = (context.dropout, recurrent.name)
     let own = dropout.input(x, noise, name)
     let type = ComputePrecision.betweenProducts(on: x.device)
+    // Where both biases have one gradient, training makes it once.
+    let joins = Tape.current != nil && !engine.cell.isGRU
+    let bias = input.bias?.value
+    let both = joins ? bias.map { recurrentBias.value + $0 } : nil
     let h = engine(
       .init(
-        gates: engine.takesRoundedGates(like: own) ? input(own, output: type) : input(own),
+        gates: own.linear(
+          input.weight.value, bias: both == nil ? bias : nil,
+          output: engine.takesRoundedGates(like: own) ? type : nil),
         recurrentWeight: dropout.matrix(recurrent.value, noise, name),
-        recurrentBias: recurrentBias.value),
+        recurrentBias: both ?? recurrentBias.value),
       noise: dropout.values(engine.noiseInputs, output: "h", like: x, noise, name),
-      state: &state, form: context.form, reset: context.reset, isTimeMajor: context.isTimeMajor)
-    return output?(h) ?? h
+      state: &state, form: context.form, reset: context.reset,
+      output: output == nil ? context.output ?? .float32 : type, isTimeMajor: context.isTimeMajor)
+    return output?(h, output: context.output) ?? h
   }
 }
 
@@ -112,6 +121,7 @@ public struct LSTM: SequenceMixer {
   }
   public var stateSpec: StateSpec { layer.stateSpec }
   public var takesTimeMajor: Bool { layer.takesTimeMajor }
+  public var onlyMultipliesInput: Bool { layer.onlyMultipliesInput }
   public func callAsFunction(_ x: Tensor, state: inout State, context: inout SequenceContext)
     -> Tensor
   {
@@ -191,6 +201,7 @@ public struct GRU: SequenceMixer {
   }
   public var stateSpec: StateSpec { layer.stateSpec }
   public var takesTimeMajor: Bool { layer.takesTimeMajor }
+  public var onlyMultipliesInput: Bool { layer.onlyMultipliesInput }
   public func callAsFunction(_ x: Tensor, state: inout State, context: inout SequenceContext)
     -> Tensor
   {
@@ -257,6 +268,7 @@ public struct SLSTM: SequenceMixer {
   }
   public var stateSpec: StateSpec { layer.stateSpec }
   public var takesTimeMajor: Bool { layer.takesTimeMajor }
+  public var onlyMultipliesInput: Bool { layer.onlyMultipliesInput }
   public func callAsFunction(_ x: Tensor, state: inout State, context: inout SequenceContext)
     -> Tensor
   {

@@ -65,8 +65,9 @@ public struct GatedMLP: SequenceMixer {
   public func callAsFunction(_ x: Tensor, state: inout State, context: inout SequenceContext)
     -> Tensor
   {
-    unit(x)
+    unit(x, output: context.output)
   }
+  public var onlyMultipliesInput: Bool { true }
   public func appendToken(
     _ input: TokenInput, to p: inout TokenProgram, state: State
   ) -> Bool {
@@ -92,7 +93,7 @@ struct GatedUnitLayer: Sendable {
     down = try Linear("down", inputs: hidden, outputs: width, bias: bias, &p)
   }
 
-  func callAsFunction(_ x: Tensor) -> Tensor {
+  func callAsFunction(_ x: Tensor, output: DType? = nil) -> Tensor {
     guard let activation else {
       let parts =
         gate.map { [$0(x), up(x)] } ?? up(x).split([down.weight.shape[1], down.weight.shape[1]])
@@ -104,10 +105,10 @@ struct GatedUnitLayer: Sendable {
       if isPlain, activation == .silu,
         let hidden = LinearGroup.apply([.init(x, up.weight.value, .gatedSiLU)])
       {
-        return down(hidden[0])
+        return down(hidden[0], output: output)
       }
       let both = isPlain ? up(x, output: ComputePrecision.betweenProducts(on: x.device)) : up(x)
-      return down(both.gatedUnit(activation))
+      return down(both.gatedUnit(activation), output: output)
     }
     return down(gate(x).unary(GatedUnit(activation).unary) * up(x))
   }

@@ -133,6 +133,7 @@ public struct Mamba2: SequenceMixer {
 
   public var stateSpec: StateSpec { engine.stateSpec + convolution.stateSpec }
 
+  public var onlyMultipliesInput: Bool { true }
   public func callAsFunction(_ u: Tensor, state: inout State, context: inout SequenceContext)
     -> Tensor
   {
@@ -144,13 +145,15 @@ public struct Mamba2: SequenceMixer {
     let v = mixed[0].heads(heads)  // [B, T, H, P]
     let skipped = read(
       v, mixed, logDecay: logDecay, step: step, state: &state, context: context)
-    guard let norm else { return output(skipped.mergedHeads() * parts[0].unary(gate)) }
+    guard let norm else {
+      return output(skipped.mergedHeads() * parts[0].unary(gate), output: context.output)
+    }
     let groups = c.normGroupCount()
     return output(
       skipped.mergedHeads().heads(groups).gatedNorm(
         parts[0].heads(groups), weight: norm.value, epsilon: c.normEpsilon,
         gatesFirst: !c.normsFirst
-      ).mergedHeads())
+      ).mergedHeads(), output: context.output)
   }
 
   /// What the memory gives, with D x added.

@@ -46,6 +46,7 @@ public struct MinGRU: SequenceMixer {
   }
 
   public var stateSpec: StateSpec { engine.stateSpec }
+  public var onlyMultipliesInput: Bool { true }
 
   public func callAsFunction(_ x: Tensor, state: inout State, context: inout SequenceContext)
     -> Tensor
@@ -60,7 +61,7 @@ public struct MinGRU: SequenceMixer {
     let h = engine(
       .init(gate: parts[0], candidate: parts[1]), state: &state, form: context.form,
       reset: context.reset)
-    return output(h)
+    return output(h, output: context.output)
   }
   public func appendToken(
     _ input: TokenInput, to p: inout TokenProgram, state: State

@@ -23,6 +23,8 @@ public struct SequenceContext: Sendable {
   public var dropout: DropoutNoise?
   /// The stream and the resets are `[T, B, ·]`: only where all layers take that.
   public var isTimeMajor = false
+  /// The element type in which a layer's last product may write what joins the stream; nil: that of activations.
+  package var output: DType?
 
   public init(
     form: SequenceForm = .chunkwise, reset: Tensor? = nil, dropout: DropoutNoise? = nil
@@ -75,6 +77,8 @@ public protocol SequenceMixer: Sendable {
   var stateSpec: StateSpec { get }
   /// Whether the layer also takes `[T, B, D]`, as `SequenceContext.isTimeMajor` says, without dropout.
   var takesTimeMajor: Bool { get }
+  /// Whether products alone read `x`, which may then be of the element type that they multiply.
+  var onlyMultipliesInput: Bool { get }
   /// `[B, T, D]` to `[B, T, D]`; reads and replaces `state`.
   func callAsFunction(_ x: Tensor, state: inout State, context: inout SequenceContext) -> Tensor
   /// Appends one token of the layer to a program; false, with the program as it may be, where the
@@ -120,6 +124,7 @@ extension SequenceMixer {
   public var kind: String { Self.kind }
   public static var readsStream: Bool { false }
   public var takesTimeMajor: Bool { false }
+  public var onlyMultipliesInput: Bool { false }
   public func appendToken(
     _ input: TokenInput, to program: inout TokenProgram, state: State
   ) -> Bool { false }

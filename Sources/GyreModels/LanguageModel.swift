@@ -276,13 +276,13 @@ struct ResidualStream {
   var part: Tensor?
 
   mutating func settled() -> Tensor {
-    if let part { (x, self.part) = (x + part, nil) }
+    if let part { (x, self.part) = (x + part.cast(to: x.dtype), nil) }
     return x
   }
 
-  mutating func normed(by norm: NormLayer) -> Tensor {
+  mutating func normed(by norm: NormLayer, output: DType? = nil) -> Tensor {
     guard let part else { return norm(x) }
-    let result = norm.adding(part, to: x)
+    let result = norm.adding(part, to: x, output: output)
     (x, self.part) = (result.sum, nil)
     return result.normed
   }
@@ -354,7 +354,12 @@ struct Block: Sendable {
     {
       return (y, sum)
     }
-    let normed = stream.normed(by: sublayer.norm)
+    let type = ComputePrecision.betweenProducts(on: stream.x.device)
+    let isPlain = residual == .preNorm && sublayer.factors == (1, 1)
+    context.output = isPlain ? type : nil
+    defer { context.output = nil }
+    let normed = stream.normed(
+      by: sublayer.norm, output: isPlain && sublayer.map.onlyMultipliesInput ? type : nil)
     let y = sublayer.map(normed, state: &state, context: &context)
     return (y, residual == .preNorm ? stream.x : normed)
   }

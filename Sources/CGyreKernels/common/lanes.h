@@ -19,6 +19,14 @@ static inline long ck_ceil_div(long a, long b) { return (a + b - 1) / b; }
 
 static inline ck_lanes ck_load_lanes(const float *x) { return *(const ck_lanes *)x; }
 
+static inline uint16_t bf16_from_float(float x) {
+  const uint32_t bits = ck_bits_from_float(x);
+  const uint32_t rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
+  return (uint16_t)(x == x ? rounded : ((bits >> 16) | 0x40u));
+}
+
+static inline float float_from_bf16(uint16_t x) { return ck_float_from_bits((uint32_t)x << 16); }
+
 /// Σ x[i], in blocks so that the rounding error of long rows stays small with few lanes too.
 static inline float ck_row_sum(const float *x, long n) {
 #pragma clang fp reassociate(on)

@@ -223,6 +223,7 @@ const struct ck_gemm_kernel ck_gemm_bf16_amx = {
     .unit = 2,
     .planes = 1,
     .block_units = 128,  // 16 KB of A and of B: the first cache holds two slivers and a panel
+    .sums_a = true,
     .pack_a = bf16_pack_a,
     .pack_b = bf16_pack_b,
     .multiply_block = bf16_multiply_block,

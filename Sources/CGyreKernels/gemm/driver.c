@@ -145,13 +145,13 @@ static bool packs_groups(const struct plan *p) {
   return !p->strided_a && p->a.x_stride == 1 && (kernel->mr % kernel->lanes != 0 || kernel->begin);
 }
 
-static void pack_group(const struct plan *p, uint32_t *slivers, long words, long first, long last,
-                       long k0, long k_count) {
+static void pack_group(const struct plan *p, const struct ck_gemm_view *a, uint32_t *slivers, long words, long first,
+                       long last, long k0, long k_count) {
   const struct ck_gemm_kernel *kernel = p->kernel;
   const long step = round_up(GROUP_PACK_K, (long)kernel->step * kernel->unit), mr = kernel->mr;
   for (long k = 0; k < k_count; k += step)
     for (long s = first; s < last; s++)
-      kernel->pack_a(slivers + (s - first) * words + panel_words(kernel, k, mr), &p->a,
+      kernel->pack_a(slivers + (s - first) * words + panel_words(kernel, k, mr), a,
                      s * mr, min_long(mr, p->args->m - s * mr), k0 + k, min_long(step, k_count - k));
 }
 
@@ -168,7 +168,7 @@ static void multiply_group(const struct plan *p, long first, long last, long col
   float *sums = p->c32 ? NULL : ck_scratch((size_t)((last - first) * mr * columns) * 4);
   for (long k0 = 0; k0 < args->k; k0 += block) {
     const long k_count = min_long(block, args->k - k0);
-    if (together) pack_group(p, slivers, words, first, last, k0, k_count);
+    if (together) pack_group(p, &p->a, slivers, words, first, last, k0, k_count);
     for (long s = first; s < last; s++) {
       const long row = s * mr, rows = min_long(mr, args->m - row);
       struct ck_gemm_tile tile = {
@@ -412,6 +412,7 @@ static void run_one(const struct ck_gemm_level *level, const struct ck_gemm_args
   };
   // Partial sums live in C, unless that would destroy the residual.
   p.c32 = args->c_type == CK_GEMM_TYPE_F32 && p.residual != (float *)p.c ? (float *)p.c : NULL;
+  if (ck_gemm_makes_sums(level, args)) p.a.sums = args->a_sums;
   p.needs_finish = !p.c32 || args->bias || p.residual || args->activation;
   if (args->k <= 0 || args->alpha == 0) {
     run_empty(&p);
@@ -436,6 +437,12 @@ static void run_one(const struct ck_gemm_level *level, const struct ck_gemm_args
                   (args->n <= 2 * kernel->nr || (p.strided_b && a_bytes <= IN_PLACE));
   }
   run_blocked(&p);
+}
+
+bool ck_gemm_makes_sums(const struct ck_gemm_level *level, const struct ck_gemm_args *args) {
+  enum { LEAST = 32 };  // rows and columns of C, and k, from which A is packed
+  return kernel_for(level, args->compute)->sums_a && args->a_type == CK_GEMM_TYPE_BF16 && args->transpose_a &&
+         args->batch == 1 && args->alpha == 1 && args->m >= LEAST && args->n >= LEAST && args->k >= LEAST;
 }
 
 struct batch_run {

@@ -20,6 +20,7 @@ struct ck_gemm_view {
   long x_stride;     // elements between them
   long k_stride;     // elements along k; this or x_stride is 1
   bool round_bf16;   // round to bfloat16 on the way (levels that multiply bfloat16 as float32)
+  float *sums;       // [x_count] or NULL: what is packed is added to; of kernels with `sums_a`
 };
 
 /// A product of tiles: c[rows, columns] = alpha a b + beta c, float32 (int32 and no alpha for int8).
@@ -95,6 +96,7 @@ struct ck_gemm_kernel {
   int step;              // packed units of k are padded with zeros to a multiple of this
   int planes;            // parts of each element, one step after the other
   long block_units;      // units of k multiplied in one pass; a multiple of step
+  bool sums_a;           // pack_a adds rows of bfloat16 that lie side by side to view->sums
   void (*pack_a)(uint32_t *panel, const struct ck_gemm_view *view, long x, long count, long k0,
                  long k_count);
   void (*pack_b)(uint32_t *panel, const struct ck_gemm_view *view, long x, long count, long k0,
@@ -186,6 +188,7 @@ struct ck_gemm_strassen {
 /// (nothing is written, or where beta is 0 something that a second product overwrites).
 bool ck_gemm_strassen_run(const struct ck_gemm_strassen *product);
 
+bool ck_gemm_makes_sums(const struct ck_gemm_level *level, const struct ck_gemm_args *args);
 void ck_gemm_run(const struct ck_gemm_level *level, const struct ck_gemm_args *args);
 void ck_gemm_s8_run(const struct ck_gemm_level *level, const struct ck_gemm_s8s8s32_args *args);
 size_t ck_gemm_packed_bytes(const struct ck_gemm_level *level, long k, long n,

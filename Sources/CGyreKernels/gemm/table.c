@@ -6,6 +6,9 @@
   static void gemm_##name(const struct ck_gemm_args *args) {                                   \
     ck_gemm_run(&ck_gemm_level_##name, args);                                                  \
   }                                                                                            \
+  static bool sums_##name(const struct ck_gemm_args *args) {                                   \
+    return ck_gemm_makes_sums(&ck_gemm_level_##name, args);                                    \
+  }                                                                                            \
   static void s8_##name(const struct ck_gemm_s8s8s32_args *args) {                             \
     ck_gemm_s8_run(&ck_gemm_level_##name, args);                                               \
   }                                                                                            \
@@ -22,6 +25,7 @@
     const struct ck_gemm_level *level = &ck_gemm_level_##name;                                 \
     *out = (struct ck_gemm_table){                                                             \
         .gemm = gemm_##name,                                                                   \
+        .makes_sums = sums_##name,                                                             \
         .gemm_s8s8s32 = s8_##name,                                                             \
         .packed_b_bytes = bytes_##name,                                                        \
         .pack_b = pack_##name,                                                                 \

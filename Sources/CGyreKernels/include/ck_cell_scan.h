@@ -57,6 +57,7 @@ struct ck_cell_scan_forward_args {
   const float *c0;          // LSTM, sLSTM: [B, H], or NULL = zeros
   const float *n0, *m0;     // sLSTM: [B, H], or NULL = zeros (both)
   float *y;                 // [B, T, H]: h of every token
+  bool bf16_y;              // y is bfloat16 (LSTM and GRU)
   float *h_final;           // [B, H], or NULL
   float *c_final;           // LSTM, sLSTM: [B, H], or NULL
   float *n_final, *m_final; // sLSTM: [B, H], or NULL
@@ -73,6 +74,7 @@ struct ck_cell_scan_backward_args {
   struct ck_cell_scan_shape shape;
   const float *h0, *c0, *n0, *m0;   // as given to forward
   const float *y, *gates, *cell_states, *normalizers, *stabilizers;   // as forward left them
+  bool bf16_y, bf16_dy;     // y is bfloat16, dy is (LSTM and GRU)
   const float *dy;          // [B, T, H], or NULL = zeros
   const float *dh_final;    // [B, H], or NULL = zeros
   const float *dc_final;    // [B, H], or NULL = zeros

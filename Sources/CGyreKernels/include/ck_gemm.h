@@ -51,6 +51,7 @@ struct ck_gemm_args {
   const float *residual;      // [m, n] float32, or NULL
   long ldr, residual_stride;
   const void *packed_b;       // B from the same table's pack_b with the same compute, or NULL
+  float *a_sums;              // [m] or NULL: sums of op(A)'s rows over k, where makes_sums says so
 };
 
 /// Writes B in the layout that the level's kernels read.
@@ -92,6 +93,9 @@ struct ck_gemm_s8s8s32_args {
 /// Results do not depend on the thread count.
 struct ck_gemm_table {
   void (*gemm)(const struct ck_gemm_args *args);
+  /// Whether `gemm` of these arguments makes a_sums, as it packs A; two bfloat16 neighbours along k are one
+  /// addition there.
+  bool (*makes_sums)(const struct ck_gemm_args *args);
   void (*gemm_s8s8s32)(const struct ck_gemm_s8s8s32_args *args);
   size_t (*packed_b_bytes)(long k, long n, enum ck_gemm_compute compute);
   void (*pack_b)(const struct ck_pack_b_args *args);

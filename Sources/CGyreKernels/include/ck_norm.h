@@ -32,18 +32,19 @@ struct ck_norm_args {
   float weight_offset;     // 0, or 1 for weights stored around zero
   long weight_rows;        // row r uses weight and bias row r % weight_rows; at least 1
   const float *x;          // [rows, columns]; backward: s, i.e. the sum where there was a residual
-  const float *residual;   // [rows, columns] or NULL; forward only
+  const void *residual;    // [rows, columns] or NULL; forward only; float32, bfloat16 where `bf16_residual`
   float *sum;              // x + residual, [rows, columns] or NULL; forward only; may be x or residual
   const float *weight;     // [weight_rows, columns] or NULL = ones
   const float *bias;       // [weight_rows, columns] or NULL = zeros
   const float *z;          // gate pre-activation, [rows, columns]; NULL without gate
-  float *y;                // [rows, columns]; forward only; may be x
-  const float *dy;         // [rows, columns]; backward from here on
-  const float *dy_more;    // a second term of dy, [rows, columns] or NULL
+  void *y;                 // [rows, columns]; forward only; may be x; bfloat16 where `bf16_y`
+  const void *dy;          // [rows, columns]; backward from here on; bfloat16 where `bf16_y`
+  const void *dy_more;     // a second term of dy, [rows, columns] or NULL; likewise
   const float *dsum;       // cotangent of `sum`, added to dx; [rows, columns] or NULL
   float *dx;               // [rows, columns]: gradient of s, hence of x and residual alike; may be dy
   float *dz;               // [rows, columns] or NULL
   float *dweight, *dbias;  // [weight_rows, columns] or NULL
+  bool bf16_residual, bf16_y;
 };
 
 struct ck_norm_table {

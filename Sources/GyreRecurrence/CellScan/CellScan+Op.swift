@@ -13,6 +13,8 @@ public struct CellForward: Op {
   /// Element type of the kept gates, of the GRU's kept sums and of what the derivative leaves for the
   /// gradient of R; bfloat16 where pre-activations are.
   public var kept: DType = .float32
+  /// Element type of h of all tokens.
+  public var output: DType = .float32
   /// Arrays of all tokens, resets too, are `[T, B, ·]` in place of `[B, T, ·]`.
   public var isTimeMajor = false
 
@@ -53,7 +55,8 @@ public struct CellForward: Op {
       precondition(given == nil || given == state, "cell_scan: state \(given ?? []) for \(state)")
     }
     let sequence: Shape = [i[0].shape[0], i[0].shape[1], x.hidden]
-    return [TensorSpec(sequence), TensorSpec(state)] + cell.memories.map { _ in TensorSpec(state) }
+    return [TensorSpec(sequence, output), TensorSpec(state)]
+      + cell.memories.map { _ in TensorSpec(state) }
       + keptPlaces.map { TensorSpec($0 == gatesPlace ? i[0].shape : sequence, kept) }
   }
 
@@ -188,6 +191,13 @@ public struct CellForward: Op {
         isTimeMajor: true)
     }
     + [CellScan.Cell.lstm, .gru].flatMap { cell in
+      [((17, 5, 40), false), ((34, 9, 272), true)].map {
+        example(
+          cell, heads: 1, full: true, $0, .bfloat16, stored: .bfloat16, kept: .bfloat16,
+          output: .bfloat16, isTimeMajor: $1)
+      }
+    }
+    + [CellScan.Cell.lstm, .gru].flatMap { cell in
       [((17, 5, 40), DType.float32), ((17, 5, 40), .bfloat16), ((32, 520, 32), .bfloat16)].map {
         example(cell, heads: 1, full: true, $0, .bfloat16, stored: .bfloat16, kept: $1)
       }
@@ -196,7 +206,7 @@ public struct CellForward: Op {
   private static func example(
     _ cell: CellScan.Cell, heads: Int, full: Bool, _ sizes: (Int, Int, Int),
     _ precision: ComputePrecision, stored: DType = .float32, kept: DType = .float32,
-    isTimeMajor: Bool = false
+    output: DType = .float32, isTimeMajor: Bool = false
   ) -> OpCase {
     let (B, T, H) = sizes
     let units = H / heads
@@ -213,16 +223,16 @@ public struct CellForward: Op {
       full && cell == .slstm ? TestInput([B, H]) : nil,
     ]
     let isExact = precision == .float32
+    let more = (kept == .float32 ? "" : " kept") + (output == .float32 ? "" : " and h")
+    let rounded = " bfloat16 gates\(more) B\(B)"
     return OpCase(
       "\(cell) \(heads) heads\(full ? " full" : "")\(B == 16 ? " tiles" : "")"
-        + (isExact
-          ? ""
-          : stored == .float32
-            ? " bfloat16" : " bfloat16 gates\(kept == .float32 ? "" : " kept") B\(B)")
+        + (isExact ? "" : stored == .float32 ? " bfloat16" : rounded)
         + (isTimeMajor ? " time-major" : ""),
       CellForward(
         cell: cell, heads: heads, precision: precision, keepsGates: true,
-        optional: OptionalInputs(inputs.map { $0 != nil }), kept: kept, isTimeMajor: isTimeMajor),
+        optional: OptionalInputs(inputs.map { $0 != nil }), kept: kept, output: output,
+        isTimeMajor: isTimeMajor),
       inputs.compactMap { $0 },
       tolerance: isExact ? 2e-5 : 5e-3, gradientTolerance: isExact ? 2e-4 : 1.5e-2,
       differenceTolerance: stored == .float32 ? 2e-4 : 1e-2,

@@ -107,10 +107,11 @@ public struct CellScan: RecurrenceEngine {
 
   /// - Parameters:
   ///   - values: the noise, `[B, T, width]` each, as `noiseInputs` names them.
+  ///   - output: the element type of h where gates are bfloat16 on a device that stores float32.
   ///   - isTimeMajor: gates, resets and h are `[T, B, ·]`; token by token and without noise.
   public func callAsFunction(
     _ i: Inputs, noise values: [Tensor], state: inout State, form: SequenceForm, reset: Tensor?,
-    isTimeMajor: Bool = false
+    output: DType = .float32, isTimeMajor: Bool = false
   ) -> Tensor {
     precondition(values.count == noiseInputs.count, "cell: \(values.count) noise inputs")
     precondition(!isTimeMajor || takesTimeMajor, "cell: noise or another execution, time-major")
@@ -125,11 +126,12 @@ public struct CellScan: RecurrenceEngine {
       i.gates, i.recurrentWeight, i.recurrentBias, state["h"], memory("c"), reset, memory("n"),
       memory("m"),
     ]
+    // Devices that store activations so have kernels of their own for what is kept.
+    let kept = i.gates.device.storesBFloat16 ? .float32 : i.gates.dtype
     let op = CellForward(
       cell: cell, heads: heads, precision: ComputePrecision.current,
       keepsGates: Tape.current != nil, optional: OptionalInputs(inputs.map { $0 != nil }),
-      // Devices that store activations so have kernels of their own for what is kept.
-      kept: i.gates.device.storesBFloat16 ? .float32 : i.gates.dtype, isTimeMajor: isTimeMajor)
+      kept: kept, output: kept == .bfloat16 ? output : .float32, isTimeMajor: isTimeMajor)
     let outputs = applyPresent(op, inputs)
     state["h"] = outputs[1]
     for (k, name) in cell.memories.enumerated() { state[name] = outputs[2 + k] }

@@ -47,7 +47,7 @@ public struct RecurrentGradients: Op, SavesPasses {
           return isExact || i > 0 ? input : input.stored(as: .bfloat16)
         }, tolerance: isExact ? 2e-5 : 6e-3)
     }
-    + [[60, 20, 20], [80, 20]].map { widths in
+    + [[60, 20, 20], [80, 20], [144, 48, 48], [288, 72]].map { widths in
       OpCase(
         "\(widths) all bfloat16", RecurrentGradients(precision: .bfloat16),
         widths.map { TestInput([2, 37, $0], differentiable: false).stored(as: .bfloat16) },

@@ -89,6 +89,11 @@ public struct LinearPieces: Op, SavesPasses {
       "bfloat16", LinearPieces(pieces: [16, 48], precision: .bfloat16, output: .bfloat16),
       [TestInput([70, 64]), TestInput([64, 64])], tolerance: 9e-3, gradientTolerance: 9e-3,
       differenceTolerance: 1e-2),
+    OpCase(
+      "bfloat16 input",
+      LinearPieces(pieces: [16, 32, 16], precision: .bfloat16, output: .bfloat16),
+      [TestInput([70, 64]).stored(as: .bfloat16), TestInput([64, 64])], tolerance: 9e-3,
+      gradientTolerance: 9e-3, differenceTolerance: 1e-2),
   ]
 }
 

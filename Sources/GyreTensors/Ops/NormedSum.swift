@@ -1,17 +1,23 @@
 /// A sum and its `Norm` in one pass: s = x + y, z = norm(s).
 ///
 /// What every sublayer of a residual stack begins with. Inputs: x, y `[…, N]`; w, then perhaps b, as in
-/// `Norm`. Outputs: s, z.
+/// `Norm`. Outputs: s of x's element type, z of `output`'s.
 public struct NormedSum: Op, SumsCotangents, SavesPasses {
   public static let name = "normed_sum"
   public let norm: Norm
+  /// The element type of z; nil: that of x.
+  public let output: DType?
 
-  public init(_ norm: Norm) { self.norm = norm }
+  public init(_ norm: Norm, output: DType? = nil) {
+    self.norm = norm
+    self.output = output
+  }
 
   public func infer(_ i: [TensorSpec]) -> [TensorSpec] {
     precondition(
       i[0].shape == i[1].shape && i.count > 2, "normed_sum: x \(i[0].shape), y \(i[1].shape)")
-    return [i[0]] + norm.infer([i[0]] + i[2...])
+    let z = norm.infer([i[0]] + i[2...])
+    return [i[0]] + z.map { TensorSpec($0.shape, output ?? $0.dtype) }
   }
   package func sums(output: Int) -> Bool { output == 1 }
 
@@ -60,7 +66,9 @@ public struct NormedSum: Op, SumsCotangents, SavesPasses {
   }
 
   public static let cases = [(true, 64), (false, 1024), (false, 37), (true, 2056)].flatMap {
-    centers, width -> [OpCase] in
+    examples(centers: $0, width: $1)
+  }
+  private static func examples(centers: Bool, width: Int) -> [OpCase] {
     let op = NormedSum(Norm(epsilon: 1e-5, centers: centers))
     let (x, w) = (Shape([3, 5, width]), Shape([width]))
     let backward = Backward(
@@ -72,6 +80,13 @@ public struct NormedSum: Op, SumsCotangents, SavesPasses {
       OpCase(
         "\(centers ? "layer" : "rms") \(width), two cotangents", backward,
         [x, x, w, x, x].map { TestInput($0, differentiable: false) }, tolerance: 1e-5),
+      // A stream in float32 between products of bfloat16.
+      OpCase(
+        "\(centers ? "layer" : "rms") \(width), rounded",
+        NormedSum(op.norm, output: .bfloat16),
+        [TestInput(x), TestInput(x).stored(as: .bfloat16), TestInput(w)]
+          + (centers ? [TestInput(w)] : []),
+        tolerance: 3e-3, gradientTolerance: 6e-3, differenceTolerance: 1e-2),
     ]
   }
 }
