@@ -21,7 +21,9 @@ extension ChunkedHeads {
   /// `a.dv`, `a.state_gradients` and the gradient of the initial state; false where this kernel does not serve the
   /// call.
   func walkTilesBack() -> Bool {
-    guard hasTiles, rule == GYRE_CUDA_MIXER_BETA, UInt(bitPattern: a.dy) % 16 == 0 else { return false }
+    guard hasTiles, rule == GYRE_CUDA_MIXER_BETA, UInt(bitPattern: a.dy) % 16 == 0 else {
+      return false
+    }
     var t = tileArguments(rows: a.dy)
     let wanted = backSegments
     if wanted > 1 { cut(&t, into: (a.chunks + wanted - 1) / wanted) }
