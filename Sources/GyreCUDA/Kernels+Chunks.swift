@@ -234,7 +234,9 @@ struct ChunkedHeads {
     rule == GYRE_CUDA_MIXER_BETA ? 2 * rows * Int(a.tokens) * Int(a.values) : 0
   }
   /// Sizes of what a gradient needs of the forward pass, but for what divides the outputs.
-  private var keptBytes: [Int] { [recordBytes, max(extraBytes, 1), stateBytes, max(writtenBytes, 1)] }
+  private var keptBytes: [Int] {
+    [recordBytes, max(extraBytes, 1), stateBytes, max(writtenBytes, 1)]
+  }
 
   private mutating func use(_ kept: [UInt64]) {
     a.records = Self.bytes(kept[0])
