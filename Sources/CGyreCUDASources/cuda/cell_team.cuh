@@ -74,10 +74,6 @@ GYRE_DEVICE void send(const Exchange &e, long slot, int row, int k, float x, boo
   float next = __shfl_down_sync(~0u, x, 1);
   if (valid && !(k & 1)) tell((u32 *)e.place(slot, row, k), pack2(x, next));
 }
-// Asks for the line that a later token's operand goes to.
-GYRE_DEVICE void prefetch(const void *p) {
-  asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
-}
 
 // Products of MT tiles of 16 weight rows with a warp's groups of operands, added to sum. As many
 // groups at a time as keep the registers. Where there are several, one is waited for before the others

@@ -50,7 +50,9 @@ DEV void gradient(const MixerArgs &p, int chunk, int index) {
   GatePair gates;
   if (SCALAR && warp == 0) gates.fetch(p, batch, head, start);
   KeptState<K, V> state, state_gradient;
-  if (!SCALAR) {
+  if (SCALAR) {
+    ScalarGradients<K, V>::announce(p, place);
+  } else {
     state.fetch(p.states, place, p.values);
     state_gradient.fetch(p.state_gradients, place, p.values);
   }

@@ -95,6 +95,14 @@ struct ScalarGradients {
 #pragma unroll
       for (int h = 0; h < 2; h++) body(i, h, block(i) * 16 + ((int)threadIdx.x >> 2 & 7) + h * 8);
   }
+  /// First of all: both states on their way to the chip.
+  DEV_MEMBER static void announce(const MixerArgs &p, long long place) {
+    const long long bytes = (p.values + 15) / 16 * K * 32;
+    for (long long i = threadIdx.x * 128; i < bytes; i += 256 * 128) {
+      prefetch((const unsigned char *)p.states + place * bytes + i);
+      prefetch((const unsigned char *)p.state_gradients + place * bytes + i);
+    }
+  }
   /// Early: what is on its way while the products of pairs are made.
   DEV_MEMBER void fetch(const MixerArgs &p, long long place) {
     state.begin(p.states, place, p.values, group() * 16);

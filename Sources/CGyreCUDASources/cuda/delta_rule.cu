@@ -40,7 +40,7 @@
                each_gradient<K == 64>(args, [&](int chunk, int row) {                             \
                  gradient<BETA, K, K, false, E>(args, chunk, row);                                \
                }))                                                                                \
-  ENTRY_BLOCKS(delta_rule_beta_gradient_scalar_##e##_k##K, MixerArgs, 256, 2,                     \
+  ENTRY_BLOCKS(delta_rule_beta_gradient_scalar_##e##_k##K, MixerArgs, 256, (K == 64 ? 3 : 2),                     \
                gradient<BETA, K, K, true, E>(args, blockIdx.x, blockIdx.y))                       \
   ENTRY(delta_rule_general_gradient_##e##_k##K, MixerArgs, 256,                                   \
         each_gradient<K == 64>(args, [&](int chunk, int row) {                                    \

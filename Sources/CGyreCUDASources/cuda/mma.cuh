@@ -84,6 +84,10 @@ DEV void copy16(void *to, const void *from, bool present) {
                "r"(present ? 16 : 0)
                : "memory");
 }
+/// Asks for the line of 128 bytes around `p`, which a load or a store will go to.
+DEV void prefetch(const void *p) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
+}
 DEV void copy_commit() {
   asm volatile("cp.async.commit_group;" ::: "memory");
 }
