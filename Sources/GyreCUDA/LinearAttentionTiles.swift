@@ -65,12 +65,4 @@ extension ChunkedHeads {
       shared: Int(gyre_cuda_linear_tiles_shared(self.size, 1)), t)
     return true
   }
-
-  private func map(
-    _ x: UnsafeRawPointer?, _ heads: Int32, _ channels: Int32
-  ) -> gyre_tensor_map {
-    launch.map(
-      UInt64(UInt(bitPattern: x)), batch: Int(a.batch), rows: Int(a.tokens), heads: Int(heads),
-      channels: Int(channels))
-  }
 }
