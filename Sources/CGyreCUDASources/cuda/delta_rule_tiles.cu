@@ -198,7 +198,7 @@ DEV void keep_state(const DeltaTileArgs &t, unsigned char *memory, const DeltaWa
   const auto write = [&](void *to, int chunk, u16 *panel, const Turned &rows) {
     store_turned(panel, rows);
     write_rows((bf16 *)to + first_row + chunk * CHUNK * stride, stride, p.tokens - chunk * CHUNK, p.values - column,
-               panel);
+               panel, [] {});
   };
   float S[K / 8][4], o[8][4];
   begin_state<K, PART>(t, S, span);

@@ -261,10 +261,6 @@ DEV void walk_back(const DeltaTileArgs &t, const BackSegment &w, unsigned char *
     wgmma_commit();
     // While that runs.
     if (!ROWS) barrier_wait(b.near.full + near.stage, near.parity);
-    if (PART == OUTPUTS)
-      if (uint4 *to = kept_state<K>(p.state_gradients, p, column, chunk))
-#pragma unroll
-        for (int i = 0; i < STEPS; i++) to[i * 32] = {s[i][0], s[i][1], s[i][2], s[i][3]};
     if (SOURCE == RAW) {
       const float f = d[0];
 #pragma unroll
@@ -301,16 +297,24 @@ DEV void walk_back(const DeltaTileArgs &t, const BackSegment &w, unsigned char *
 #pragma unroll
     for (int j = 0; j < 4; j++) wgmma<1>(S, written[j], k + turned_step(j), 1);
     wgmma_commit();
+    const auto let_go = [&] {
+      proxy_fence();  // all of this place was read in the ordinary way
+      arrive_as_warp(b.near.empty + near.stage);
+    };
     if (PART == OUTPUTS) {
       // A warp's columns of dO have become columns of dV.
       u16 *panel = (u16 *)(at + L::rows);
       store_turned(panel, values);
       __syncwarp();
       const int start = chunk * CHUNK;
-      write_rows(dv + start * stride, stride, p.tokens - start, p.values - column, panel);
+      write_rows(dv + start * stride, stride, p.tokens - start, p.values - column, panel, let_go);
+      // As late for the same reason.
+      if (uint4 *to = kept_state<K>(p.state_gradients, p, column, chunk))
+#pragma unroll
+        for (int i = 0; i < STEPS; i++) to[i * 32] = {s[i][0], s[i][1], s[i][2], s[i][3]};
+    } else {
+      let_go();
     }
-    proxy_fence();  // d and more were read in the ordinary way
-    arrive_as_warp(b.near.empty + near.stage);
     const bool is_more = n + 1 < w.count;
     if (is_more || !ROWS) near.advance<L::nears>();
     if (ROWS) {

@@ -119,14 +119,17 @@ DEV void store_turned(u16 *panel, const Turned &r) {
     stsm4t(panel + at<64>(j * 16 + (lane & 7) + (lane >> 4) * 8, warp * 16 + (lane >> 3 & 1) * 8), r[j]);
 }
 /// Four warps, when all have stored their columns: a panel to rows of a tensor [B, T, H, V], whole rows by each warp.
-/// `to` is the chunk's first row from the panel's first column on, `rows` and `columns` what there is of it.
-DEV void write_rows(bf16 *to, long long stride, int rows, int columns, const u16 *panel) {
+/// `to` is the chunk's first row from the panel's first column on, `rows` and `columns` what there is of it. `taken()`
+/// comes when the panel has been read, before any row is written: a fence afterwards would wait for those writes.
+template <class F>
+DEV void write_rows(bf16 *to, long long stride, int rows, int columns, const u16 *panel, F taken) {
   const int lane = threadIdx.x & 31, first = (threadIdx.x >> 5 & 3) * 16 + (lane >> 3), column = (lane & 7) * 8;
   group_wait(threadIdx.x >> 7);
   uint4 x[4];
 #pragma unroll
   for (int m = 0; m < 4; m++) x[m] = *(const uint4 *)(panel + at<64>(first + m * 4, column));
   asm volatile("" ::: "memory");  // all are asked for before the first is waited for
+  taken();
 #pragma unroll
   for (int m = 0; m < 4; m++)
     if (first + m * 4 < rows && column < columns)
