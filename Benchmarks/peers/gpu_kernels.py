@@ -735,6 +735,9 @@ def cases(small):
             yield f"{gate} {size} segments", (BETA, 1, 2200, 2, size, size, bf), keep
         yield f"rwkv7 {size} segments", (GENERAL, 1, 2200, 2, size, size, bf), dict(
             backward=False, gate_kind=3, gate_low=-0.6, state=True)
+    many = (BETA, 3, 2200, 6, 128, 128, bf)  # blocks of 128 value columns
+    yield "gated wide segments", many, dict(gate_kind=2, gate_low=-0.5, normalize=True, state=True)
+    yield "kda wide segments", many, dict(gate_kind=3, gate_low=-0.5, normalize=True, state=True)
     yield "delta constant", (BETA, 1, T, 2, 128, 128, bf), dict(gate_kind=1, gate_low=-0.1)
     yield "gated 64 128", (BETA, 2, T, 2, 64, 128, bf), dict(gate_kind=2, **full)
     yield "gated 128 64", (BETA, 2, T, 2, 128, 64, bf), dict(gate_kind=2, **full)
