@@ -12,7 +12,8 @@ import argparse
 import torch
 
 from gpu_modules import (
-    SOURCES, Cuda, DeltaTileArgs, Emulator, LinearTileArgs, MixerArgs, NormalizerArgs, ScanArgs, SegmentArgs)
+    Cuda, DeltaGradientArgs, DeltaPrepareArgs, DeltaTileArgs, Emulator, LinearTileArgs, MixerArgs, NormalizerArgs,
+    ScanArgs, SegmentArgs)
 from gpu_modules import compile  # noqa: F401
 
 LINEAR, BETA, GENERAL = 0, 1, 2
@@ -66,6 +67,20 @@ def delta_tiles_bytes(rule, K, groups, outputs):
     return 1024 + min(4, (226 * 1024 - 512) // stage) * (stage + 80)
 
 
+def delta_prepare_bytes(K):
+    return 1024 + 128 * K + 16384 + 4096 + 1280 + 4 * 256 + 8
+
+
+def delta_back_bytes(K):
+    tiles, near = 7 if K == 64 else 10, 16384 + (K * 4 + 512 + 1023) // 1024 * 1024
+    return 1024 + tiles * 128 * K + 3 * near + (tiles + 3) * 16
+
+
+def delta_gradient_bytes(K, V):
+    panels = 2 * K // 64 + 3 * V // 64 + (1 if K + V == 128 else 2)
+    return 1024 + panels * 8192 + 2584 + K // 64 * 4 * 520
+
+
 def gradient_bytes(rule, K, V, scalar=False):
     rest = 640 + 2048 + 1024 + 256 + 128 + 128 + 256
     if scalar:
@@ -108,6 +123,11 @@ def delta_segments_of(chunks, rows, panels, K, processors=132):
     side, transitions = processors // rows, -(-K // 64 // panels)
     wanted = min(side, (side + 1 + 2 * transitions) // (1 + transitions))
     return 1 if side < 3 or chunks < 32 else min(wanted, chunks // 8)
+
+
+def back_segments_of(chunks, blocks, processors=132):
+    """As many as DeltaRuleTilesBack.swift makes."""
+    return max(1, min(processors // blocks, chunks // 8))
 
 
 class Mixer:
@@ -176,8 +196,9 @@ class Mixer:
         self.d_final = rand(B, H, K, V) if state else None
         self.d_vector = rand(B, H, K) if state and divisor else None
         self.N = (T + 63) // 64
-        # Gates without channels take values of any size.
-        self.KP = round_size(K if rule == LINEAR and gate_kind < 3 else max(K, V))
+        self.by_tiles = True
+        # Gates without channels take values of any size, or have kernels for both sizes.
+        self.KP = round_size(K if rule == LINEAR and gate_kind < 3 or self.is_raw() else max(K, V))
         # Four warps for 16 values where a warp each would leave multiprocessors idle.
         self.team = team if team is not None else B * H * ((V + 63) // 64) < 96 or self.KP > 128
         blocks = B * H * ((V + 63) // 64)
@@ -187,7 +208,6 @@ class Mixer:
             cuts = self.team and rule == LINEAR and self.KP <= 128 and dtype == torch.bfloat16 and not divisor
             cut = min(2 * 132 // blocks, (self.N + 3) // 4) if cuts else 0
         self.cut = cut
-        self.walks_by_tiles = True
         self.allocate()
 
     def allocate(self):
@@ -204,6 +224,7 @@ class Mixer:
         self.grads = {}
         self.extra = {}
         self.tile_args = self.between = None
+        self.maps, self.cuts = {}, {}
         if self.divisor:
             e = self.extra
             e["row_sums"], e["key_sums"] = nan(B * H * N * 128), nan(B * H * N * self.KP)
@@ -282,6 +303,8 @@ class Mixer:
         self.dev.launch(self.name(name + self.scalar()), grid, threads, size, args)
 
     def prepare(self):
+        if self.is_raw():
+            return self.prepare_tiles()
         if self.mild is not None:
             self.dev.launch(self.name("prepare_mild"), (self.N, self.B * self.H, 1), 256,
                             mild_prepare_bytes(self.rule, self.KP), self.args())
@@ -306,6 +329,8 @@ class Mixer:
                                 segment_bytes(self.KP, back, part == "states"), a)
 
     def walk(self, back=False):
+        if self.has_delta_tiles() and (self.rule == BETA or not back and self.states is None):
+            return self.walk_tiles_back() if back else self.walk_tiles()
         if self.cut:
             return self.walk_cut(back)
         end = ("_team" if self.team else "") + ("_norm" if self.divisor else "")
@@ -319,24 +344,52 @@ class Mixer:
         self.dev.launch(name, ((self.V + VT - 1) // VT, self.B * self.H, 1), 256 if self.team else 128, size, args)
 
     def has_delta_tiles(self):
-        return (self.walks_by_tiles and self.rule == GENERAL and self.states is None and
-                self.dtype == torch.bfloat16 and self.dev.device == "cuda" and torch.cuda.get_device_capability()[0] == 9)
+        return (self.by_tiles and self.rule != LINEAR and self.dtype == torch.bfloat16 and self.dev.device == "cuda" and
+                torch.cuda.get_device_capability()[0] == 9)
+
+    def is_raw(self):
+        """Whether records are without W and Q̄, which the walks by tiles make of k and q."""
+        return self.has_delta_tiles() and self.rule == BETA and self.gate_kind < 3
+
+    def map(self, name):
+        """Boxes of an input, a gradient or another tensor, or of the records."""
+        if name not in self.maps:
+            x = self.inputs.get(name, self.grads.get(name))
+            self.maps[name] = self.dev.map(getattr(self, name) if x is None else x)
+        return self.maps[name]
+
+    def record_tiles(self):
+        if "tiles" not in self.maps:
+            self.maps["tiles"] = self.dev.record_map(
+                self.records, self.KP, self.B * self.H * self.N, record_bytes(self.rule, self.KP))
+        return self.maps["tiles"]
+
+    def prepare_tiles(self):
+        a = DeltaPrepareArgs(q=self.map("q"), k=self.map("k"), tiles=self.record_tiles(), m=self.args())
+        self.dev.launch(f"delta_rule_prepare_tiles_k{self.KP}", (self.H, self.N, self.B), 128,
+                        delta_prepare_bytes(self.KP), a)
+
+    def tile_arguments(self, rows, segments):
+        """What a walk by tiles takes, with workspace for at most so many segments."""
+        a = DeltaTileArgs(tiles=self.record_tiles(), rows=self.map(rows), m=self.args())
+        if self.is_raw():
+            a.q, a.k = self.map("q"), self.map("k")
+        a.segment_chunks = -(-self.N // segments)
+        a.segments = -(-self.N // a.segment_chunks)
+        if a.segments > 1:
+            if rows not in self.cuts:
+                between, KP = self.B * self.H * (a.segments - 1), self.KP
+                self.cuts[rows] = (
+                    torch.empty(between * -(-self.V // 64) * 64 * KP, device=self.dev.device),
+                    torch.empty(between * 2 * KP * KP, dtype=torch.bfloat16, device=self.dev.device))
+            a.segment_states, a.segment_transitions = (x.data_ptr() for x in self.cuts[rows])
+        return a
 
     def walk_tiles(self):
         """The forward walk by tiles, of segments side by side where there are to be some."""
         panels, rows, KP, rule = (self.V + 63) // 64, self.B * self.H, self.KP, self.rule
-        if not self.tile_args:
-            a = self.tile_args = DeltaTileArgs(
-                tiles=self.dev.record_map(self.records, KP, rows * self.N, record_bytes(rule, KP)),
-                rows=self.dev.map(self.inputs["v"]), m=self.args())
-            chunks = (self.N + self.segments - 1) // self.segments
-            a.segment_chunks, a.segments = chunks, (self.N + chunks - 1) // chunks
-            if a.segments > 1:
-                between = rows * (a.segments - 1)
-                self.between = (torch.empty(between * panels * 64 * KP, device=self.dev.device),
-                                torch.empty(between * 2 * KP * KP, dtype=torch.bfloat16, device=self.dev.device))
-                a.segment_states, a.segment_transitions = (x.data_ptr() for x in self.between)
-        a, name = self.tile_args, "delta_rule_tiles" + ("_general" if rule == GENERAL else "")
+        a = self.tile_arguments("v", self.segments)
+        name = "delta_rule_tiles" + ("_general" if rule == GENERAL else "_raw" if self.is_raw() else "")
 
         def run(part, outputs, segments, blocks):
             groups = 1 if blocks(1) * rows * segments <= 132 else panels
@@ -346,6 +399,24 @@ class Mixer:
             run("_states", 0, a.segments - 1, lambda groups: -(-panels // groups) - (-KP // 64 // groups))
             self.dev.launch(f"delta_rule_tiles_fold_k{KP}", (panels, rows, 1), 128, KP * KP * 8 + 1056, a)
         run("", 1, a.segments, lambda groups: -(-panels // groups))
+
+    def walk_tiles_back(self):
+        """The walk back by tiles; of segments, all but one in each of two launches."""
+        panels, rows, KP = (self.V + 63) // 64, self.B * self.H, self.KP
+        a = self.tile_arguments("dy", back_segments_of(self.N, rows * panels))
+        name, rest = "delta_rule_tiles_back" + ("_raw" if self.is_raw() else ""), a.segments - 1
+
+        def run(part, width):
+            self.dev.launch(f"{name}{part}_k{KP}", (width, rows, max(rest, 1)), 160, delta_back_bytes(KP), a)
+        if rest:
+            run("_first", panels + KP // 64)
+        run("", panels)
+
+    def gradient_tiles(self):
+        KP, VP = self.KP, round_size(self.V)
+        a = DeltaGradientArgs(**{n: self.map(n) for n in "q k dy dv written dq dk".split()}, m=self.args())
+        self.dev.launch(f"delta_rule_gradient_tiles_k{KP}_v{VP}", (self.N, self.B * self.H, 1), 2 * KP,
+                        delta_gradient_bytes(KP, VP), a)
 
     def stabilize(self):
         if self.divisor == 3:
@@ -357,6 +428,8 @@ class Mixer:
                             self.args())
 
     def gradient(self):
+        if self.is_raw():
+            return self.gradient_tiles()
         does = self.mild is not None and self.KP == 64
         if does:
             self.dev.launch(self.name("gradient_mild"), (self.N, self.B * self.H, 1), 256,
@@ -396,7 +469,13 @@ class Mixer:
             return self.tiles()
         self.stabilize()
         self.prepare()
-        (self.walk_tiles if self.has_delta_tiles() else self.walk)()
+        self.walk()
+
+    def forget(self):
+        """From here on the forward pass keeps nothing for gradients."""
+        self.states = self.extras = self.written = None
+        for n in ("vectors", "amounts"):
+            self.extra.pop(n, None)
 
     def backprop(self):
         self.normalize_back()
@@ -651,6 +730,18 @@ def cases(small):
         yield "kda mild" + name, shape, dict(backward=False, gate_kind=3, gate_low=-0.5, state=True)
         yield "kda closed" + name, shape, dict(backward=False, gate_kind=3, gate_low=-60, **full)
         yield "rwkv7" + name, (GENERAL, *shape[1:]), dict(backward=False, gate_kind=3, gate_low=-0.6, **full)
+        for gate, kw in (("delta", {}), ("gated", dict(gate_kind=2, normalize=True)), ("kda", dict(gate_kind=3))):
+            keep = dict(state=True, gate_low=-0.5, **kw)
+            yield f"{gate} {size} segments", (BETA, 1, 2200, 2, size, size, bf), keep
+        yield f"rwkv7 {size} segments", (GENERAL, 1, 2200, 2, size, size, bf), dict(
+            backward=False, gate_kind=3, gate_low=-0.6, state=True)
+    many = (BETA, 3, 2200, 6, 128, 128, bf)  # blocks of 128 value columns
+    yield "gated wide segments", many, dict(gate_kind=2, gate_low=-0.5, normalize=True, state=True)
+    yield "kda wide segments", many, dict(gate_kind=3, gate_low=-0.5, normalize=True, state=True)
+    yield "delta constant", (BETA, 1, T, 2, 128, 128, bf), dict(gate_kind=1, gate_low=-0.1)
+    yield "gated 64 128", (BETA, 2, T, 2, 64, 128, bf), dict(gate_kind=2, **full)
+    yield "gated 128 64", (BETA, 2, T, 2, 128, 64, bf), dict(gate_kind=2, **full)
+    yield "gated groups", (BETA, 2, T, 4, 40, 24, bf), dict(gate_kind=2, key_heads=2, normalize=True, **full)
     yield "groups in tiles", (BETA, 2, T, 4, 40, 24, bf), dict(backward=False, gate_kind=2, key_heads=2, **full)
     yield "wide groups in tiles", (BETA, 1, 1500, 4, 96, 80, bf), dict(backward=False, gate_kind=3, key_heads=2, **full)
     yield "short in tiles", (BETA, 3, 5, 2, 64, 128, bf), dict(backward=False, gate_kind=2, **full)
@@ -752,12 +843,9 @@ def time_all(dev, chosen, forward, shapes):
                 if not forward:
                     both = milliseconds(lambda: (m.forward(), m.backprop()))
                     line += f" both {both:.4f} (floor {floor + floor_b:.4f})"
-                m.states = m.extras = None
+                m.forget()
                 if m.has_delta_tiles():
-                    line += f" | walk by tiles {milliseconds(m.walk_tiles):.4f}"
-                    m.walks_by_tiles, before = False, milliseconds(m.forward)
-                    m.walks_by_tiles = True
-                    line += f" | forward without {before:.4f}"
+                    line += f" | prepare {milliseconds(m.prepare):.4f} walk {milliseconds(m.walk):.4f}"
                 line += f" | forward {milliseconds(m.forward):.4f}"
                 print(line, flush=True)
                 del m, parts

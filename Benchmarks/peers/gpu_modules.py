@@ -36,7 +36,7 @@ class LinearTileArgs(C.Structure):
     """linear_attention_tiles.cu"""
     _fields_ = [("q", C.c_ubyte * 128), ("k", C.c_ubyte * 128), ("v", C.c_ubyte * 128), ("m", MixerArgs),
                 ("segment_states", C.c_void_p), ("segment_gates", C.c_void_p), ("segments", C.c_int),
-                ("segment_chunks", C.c_int)]
+                ("segment_chunks", C.c_int), ("unused", C.c_long * 8)]
 
 
 class DeltaTileArgs(C.Structure):
@@ -46,10 +46,35 @@ class DeltaTileArgs(C.Structure):
                 ("segments", C.c_int), ("segment_chunks", C.c_int)]
 
 
+class DeltaPrepareArgs(C.Structure):
+    """delta_rule_prepare_tiles.cu"""
+    _fields_ = [("q", C.c_ubyte * 128), ("k", C.c_ubyte * 128), ("tiles", C.c_ubyte * 128), ("m", MixerArgs),
+                ("unused", C.c_long * 4)]
+
+
+class DeltaGradientArgs(C.Structure):
+    """delta_rule_gradient_tiles.cu"""
+    _fields_ = [(n, C.c_ubyte * 128) for n in "q k dy dv written dq dk".split()] + [
+        ("m", MixerArgs), ("unused", C.c_long * 3)]
+
+
 class ScanArgs(C.Structure):
     """diagonal_scan.cu"""
     _fields_ = [(n, C.c_void_p) for n in "decay input initial reset h final dh d_final da du d_initial".split()] + [
         (n, C.c_int) for n in "batch tokens channels decay_is_log decay_is_float".split()]
+
+
+# A kernel is in the first of these that its name starts with.
+FILES = ("linear_attention_tiles", "linear_attention", "delta_rule_prepare_tiles", "delta_rule_gradient_tiles",
+         "delta_rule_tiles_back", "delta_rule_tiles", "delta_rule", "diagonal_scan")
+
+
+def module_key(kernel):
+    """The source that holds a kernel, and the name of its cubin: one a size and element type."""
+    source = next(n for n in FILES if kernel.startswith(n))
+    if source == "diagonal_scan":
+        return source, source
+    return source, source + re.search(r"(_bf16|_float|)_k\d+(?=$|_v)", kernel)[0]
 
 
 def inline(path, seen):
@@ -105,12 +130,7 @@ class Cuda:
         self.functions, self.modules = {}, {}
 
     def module(self, kernel):
-        """The compiled source that holds a kernel: one a size and element type."""
-        source = next(n for n in ("linear_attention_tiles", "linear_attention", "delta_rule_tiles", "delta_rule",
-                                 "diagonal_scan") if kernel.startswith(n))
-        key = source
-        if source != "diagonal_scan":
-            key += re.search(r"(_bf16|_float|)_k\d+$", kernel)[0]
+        source, key = module_key(kernel)
         if key not in self.modules:
             if self.cubins:
                 image = open(os.path.join(self.cubins, key + ".cubin"), "rb").read()
@@ -140,7 +160,7 @@ class Cuda:
         return self.encode(x, (D, H, T, B), (2 * D, 2 * D * H, 2 * D * H * T), 3)
 
     def record_map(self, records, K, count, bytes):
-        """K̃ | W | Q̃ | B̂ of delta rules' records, 64 columns by 64 rows as they lie."""
+        """K̃ | W | Q̄ (| B̂) of delta rules' records, 64 columns by 64 rows as they lie."""
         return self.encode(records[8192:], (64, K // 64, 256, count), (128, 2 * K, bytes), 0)
 
     def encode(self, x, sizes, strides, swizzle):

@@ -192,8 +192,7 @@ def time_ours(dev, name, B, T, H, D, V, gradients=True):
         floor = ours.size_of(*m.inputs.values(), m.y)
         more = ours.size_of(*m.inputs.values(), m.dy, *m.grads.values())
         b = ours.milliseconds(lambda: (m.forward(), m.backprop())) if gradients else None
-        m.states = m.extras = None
-        m.extra.pop("vectors", None), m.extra.pop("amounts", None)
+        m.forget()
         f = ours.milliseconds(m.forward)
     torch.cuda.empty_cache()
     return f, b, floor / ours.BANDWIDTH, (floor + more) / ours.BANDWIDTH
@@ -257,7 +256,11 @@ def main():
     if o.check:
         for label, a, kw in ours.cases(True):
             if any(label == x or x == "all" for x in o.check.split(",")):
-                ours.check(ours.Mixer(dev, *a, **kw), label, True)
+                try:
+                    m = ours.Mixer(dev, *a, **kw)
+                    ours.check(m, label, m.backward)
+                except Exception as e:
+                    print(f"BAD  {label}: {e}", flush=True)
         print(f"checked in {time.time() - start:.0f} s", flush=True)
     peers.join()
     print(f"peers took {time.time() - start:.0f} s", flush=True)
@@ -271,7 +274,7 @@ def main():
             except Exception as e:
                 print(f"ours {shape} {name}: {e}", flush=True)
     if o.parts:
-        ours.time_all(dev, lambda name: name in o.parts.split(","), False, [0, 1])
+        ours.time_all(dev, lambda name: name in o.parts.split(","), False, [0, 1, 2])
     lengths(dev)
     print(torch.cuda.get_device_name())
     table(own, peers.rows)
