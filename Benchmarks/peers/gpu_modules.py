@@ -36,7 +36,7 @@ class LinearTileArgs(C.Structure):
     """linear_attention_tiles.cu"""
     _fields_ = [("q", C.c_ubyte * 128), ("k", C.c_ubyte * 128), ("v", C.c_ubyte * 128), ("m", MixerArgs),
                 ("segment_states", C.c_void_p), ("segment_gates", C.c_void_p), ("segments", C.c_int),
-                ("segment_chunks", C.c_int), ("unused", C.c_long * 8)]
+                ("segment_chunks", C.c_int)]
 
 
 class DeltaTileArgs(C.Structure):

@@ -21,7 +21,6 @@ struct LinearTileArgs {
   float *segment_states;  // [B·H, ⌈V / 64⌉, segments − 1, K / 64 · 4352] as threads hold them
   two *segment_gates;     // [B·H, segments]: log2 of a segment's decay, m at its end
   int segments, segment_chunks;
-  long long unused[1];
 };
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL

@@ -108,7 +108,7 @@ struct gyre_cuda_delta_tile_args {
 struct gyre_cuda_delta_prepare_args {
   gyre_tensor_map q, k, tiles;
   struct gyre_cuda_mixer_args m;
-  long unused[4];  // to a multiple of 64 bytes
+  long unused[3];  // to a multiple of 64 bytes
 };
 
 struct gyre_cuda_scan_args {
@@ -134,6 +134,16 @@ struct gyre_cuda_delta_gradient_args {
   struct gyre_cuda_mixer_args m;
   long unused[3];  // to a multiple of 64 bytes
 };
+
+#ifndef __cplusplus
+// Kernels' structures with maps are aligned to 64 bytes, so the driver reads whole ones.
+#define GYRE_WHOLE(name) _Static_assert(sizeof(struct name) % 64 == 0, "a multiple of 64 bytes")
+GYRE_WHOLE(gyre_cuda_linear_tile_args);
+GYRE_WHOLE(gyre_cuda_delta_tile_args);
+GYRE_WHOLE(gyre_cuda_delta_prepare_args);
+GYRE_WHOLE(gyre_cuda_delta_gradient_args);
+#undef GYRE_WHOLE
+#endif
 
 enum gyre_cuda_mixer_rule {
   GYRE_CUDA_MIXER_LINEAR = 0,
