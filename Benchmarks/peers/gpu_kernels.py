@@ -108,14 +108,16 @@ def round_size(K):
 
 
 def segments_of(chunks, blocks, processors=132):
-    """As many as LinearAttentionTiles.swift makes."""
-    def cost(length):
-        before = -(-chunks // length) - 1
-        waves, added = -(-blocks * (before + 1) // processors), blocks * before
+    """Blocks of outputs and segments of each, as LinearAttentionTiles.swift makes them."""
+    def cost(choice):
+        n, each = choice
+        length = -(-chunks // (n * each))
+        outputs = -(-chunks // (length * each))
+        waves, added = -(-blocks * outputs // processors), blocks * (outputs - 1) * each
         states = 0.9 * -(-added // (2 * processors)) if added > processors else 0.65 if added else 0
-        return (waves + states) * (length + 3) + 0.4 * before
+        return waves * (length * each + 3) + states * (length + 3) + 0.4 * (outputs - 1) * each
     most = min(chunks, 1 + 2 * processors // blocks)
-    return -(-chunks // min((-(-chunks // n) for n in range(1, most + 1)), key=cost))
+    return min(((n, each) for n in range(1, most + 1) for each in (1, 2)), key=cost)
 
 
 def delta_segments_of(chunks, rows, panels, K, processors=132):
@@ -202,8 +204,8 @@ class Mixer:
         # Four warps for 16 values where a warp each would leave multiprocessors idle.
         self.team = team if team is not None else B * H * ((V + 63) // 64) < 96 or self.KP > 128
         blocks = B * H * ((V + 63) // 64)
-        self.segments = segments or (segments_of(self.N, blocks) if rule == LINEAR else
-                                     delta_segments_of(self.N, B * H, (V + 63) // 64, self.KP))
+        self.segments, self.each = (segments, 1) if segments else segments_of(self.N, blocks) if rule == LINEAR else (
+            delta_segments_of(self.N, B * H, (V + 63) // 64, self.KP), 1)
         if cut is None:
             cuts = self.team and rule == LINEAR and self.KP <= 128 and dtype == torch.bfloat16 and not divisor
             cut = min(2 * 132 // blocks, (self.N + 3) // 4) if cuts else 0
@@ -448,8 +450,9 @@ class Mixer:
         if not self.tile_args:
             a = self.tile_args = LinearTileArgs(m=self.args())
             a.q, a.k, a.v = (self.dev.map(self.inputs[n]) for n in "qkv")
-            chunks = (self.N + self.segments - 1) // self.segments
+            chunks = (self.N + self.segments * self.each - 1) // (self.segments * self.each)
             a.segment_chunks, a.segments = chunks, (self.N + chunks - 1) // chunks
+            self.last = (a.segments - 1) // self.each
             rows, blocks = self.B * self.H, (self.V + 63) // 64
             if a.segments > 1:
                 nan = lambda n: torch.full((n,), float("nan"), device=self.dev.device)
@@ -458,10 +461,10 @@ class Mixer:
                 a.segment_states, a.segment_gates = (x.data_ptr() for x in self.between)
         a = self.tile_args
         grid, end = ((self.V + 63) // 64, self.B * self.H), ("_norm" if self.divisor else "") + f"_k{self.KP}"
-        if a.segments > 1:
-            self.dev.launch("linear_attention_tiles_states" + end, (*grid, a.segments - 1), tiles_threads(False),
+        if self.last:
+            self.dev.launch("linear_attention_tiles_states" + end, (*grid, self.last * self.each), tiles_threads(False),
                             tiles_bytes(self.KP, False), a)
-        self.dev.launch("linear_attention_tiles" + end, (*grid, a.segments), tiles_threads(True),
+        self.dev.launch("linear_attention_tiles" + end, (*grid, self.last + 1), tiles_threads(True),
                         tiles_bytes(self.KP, True), a)
 
     def forward(self):

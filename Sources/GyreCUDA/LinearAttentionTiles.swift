@@ -16,20 +16,27 @@ extension ChunkedHeads {
   private static let outputs = each("")
   private static let states = each("_states")
 
-  /// Chunks of a segment, where heads are too few for the card: the fastest by what an H200 was measured at, in
-  /// times of a chunk's outputs. A launch begins and ends like three chunks; two blocks of threads of the pass for
-  /// states run side by side on a multiprocessor, and every state that a segment adds up takes its time.
-  private static func segment(of chunks: Int, blocks: Int, of processors: Int) -> Int {
-    func cost(_ length: Int) -> Double {
-      let before = (chunks + length - 1) / length - 1
-      let waves = (blocks * (before + 1) + processors - 1) / processors
-      let added = blocks * before
+  /// Chunks of a segment, and segments of a block of threads of the pass for outputs, where heads are too few for
+  /// the card: the fastest by what an H200 was measured at, in times of a chunk's outputs. A launch begins and ends
+  /// like three chunks; two blocks of the pass for states run side by side on a multiprocessor, and every state that
+  /// a block adds up takes its time.
+  private static func segment(
+    of chunks: Int, blocks: Int, of processors: Int
+  ) -> (chunks: Int, each: Int) {
+    func cost(_ length: Int, _ each: Int) -> Double {
+      let outputs = (chunks + length * each - 1) / (length * each)
+      let waves = (blocks * outputs + processors - 1) / processors
+      let added = blocks * (outputs - 1) * each
       let pairs = (added + 2 * processors - 1) / (2 * processors)
       let states = added > processors ? 0.9 * Double(pairs) : added > 0 ? 0.65 : 0
-      return (Double(waves) + states) * Double(length + 3) + 0.4 * Double(before)
+      return Double(waves * (length * each + 3)) + states * Double(length + 3)
+        + 0.4 * Double((outputs - 1) * each)
     }
     let most = min(chunks, 1 + 2 * processors / blocks)
-    return (1...most).map { (chunks + $0 - 1) / $0 }.min { cost($0) < cost($1) } ?? chunks
+    let choices = (1...most).flatMap { n in
+      (1...2).map { each in (chunks: (chunks + n * each - 1) / (n * each), each: each) }
+    }
+    return choices.min { cost($0.chunks, $0.each) < cost($1.chunks, $1.each) } ?? (chunks, 1)
   }
 
   /// The forward pass into `a.y` and the final values; false where these kernels do not serve the call.
@@ -40,8 +47,10 @@ extension ChunkedHeads {
       isScalar, size <= 128, rows.allSatisfy({ $0 % 16 == 0 })
     else { return false }
     let blocks = self.rows * columns
-    let chunks = Self.segment(of: Int(a.chunks), blocks: blocks, of: launch.device.multiprocessors)
+    let (chunks, each) = Self.segment(
+      of: Int(a.chunks), blocks: blocks, of: launch.device.multiprocessors)
     let segments = (Int(a.chunks) + chunks - 1) / chunks
+    let last = (segments - 1) / each  // block of outputs
 
     var t = gyre_cuda_linear_tile_args()
     t.q = map(a.q, a.key_heads, a.keys)
@@ -50,17 +59,17 @@ extension ChunkedHeads {
     t.m = a
     (t.segments, t.segment_chunks) = (Int32(segments), Int32(chunks))
     let (size, isDivided) = (Int(self.size / 128), a.n.divisor > 0 ? 1 : 0)
-    if segments > 1 {
+    if last > 0 {
       let between = Int(gyre_cuda_linear_tiles_between(self.size, blocks, t.segments))
       t.segment_states = Self.floats(launch.scratch(between))
       t.segment_gates = Self.floats(launch.floats(2 * self.rows * segments))
       launch.run(
-        Self.states[size][isDivided], grid: (columns, self.rows, segments - 1),
+        Self.states[size][isDivided], grid: (columns, self.rows, last * each),
         threads: (Int(gyre_cuda_linear_tiles_threads(0)), 1),
         shared: Int(gyre_cuda_linear_tiles_shared(self.size, 0)), t)
     }
     launch.run(
-      Self.outputs[size][isDivided], grid: (columns, self.rows, segments),
+      Self.outputs[size][isDivided], grid: (columns, self.rows, last + 1),
       threads: (Int(gyre_cuda_linear_tiles_threads(1)), 1),
       shared: Int(gyre_cuda_linear_tiles_shared(self.size, 1)), t)
     return true

@@ -71,17 +71,18 @@ struct TileBarriers {
   }
 };
 
-/// This block's part of the problem.
+/// This block's part of the problem: one segment, or as many as leave each block of the grid its share.
 struct Segment {
   int row, batch, head, segment, first, count;
-  DEV_MEMBER Segment(const LinearTileArgs &t) {
+  DEV_MEMBER Segment(const LinearTileArgs &t, bool outputs) {
     row = blockIdx.y;
     batch = row / t.m.heads;
     head = row % t.m.heads;
-    segment = blockIdx.z;
+    const int each = outputs ? (t.segments + gridDim.z - 1) / gridDim.z : 1, chunks = each * t.segment_chunks;
+    segment = blockIdx.z * each;
     first = segment * t.segment_chunks;
     const int rest = t.m.chunks - first;
-    count = rest < t.segment_chunks ? rest : t.segment_chunks;
+    count = rest < chunks ? rest : chunks;
   }
   DEV_MEMBER bool is_last(const LinearTileArgs &t) const { return first + count == t.m.chunks; }
   DEV_MEMBER float *states(const LinearTileArgs &t, int segment, int size) const {
@@ -475,8 +476,8 @@ DEV void write_outputs(const LinearTileArgs &t, const Segment &w, unsigned char 
   }
 }
 
-/// Grid (⌈V / 64⌉, B·H, segments, less one without OUTPUTS), TilesLayout's threads,
-/// gyre_cuda_linear_tiles_shared bytes.
+/// Grid (⌈V / 64⌉, B·H, segments before the last block's without OUTPUTS, else ⌈segments / n⌉ for blocks of n),
+/// TilesLayout's threads, gyre_cuda_linear_tiles_shared bytes.
 template <int K, bool NORM, bool OUTPUTS>
 DEV void linear_tiles(const LinearTileArgs &t) {
   typedef TilesLayout<K, OUTPUTS> L;
@@ -489,7 +490,7 @@ DEV void linear_tiles(const LinearTileArgs &t) {
     proxy_fence();
   }
   __syncthreads();
-  const Segment w(t);
+  const Segment w(t, OUTPUTS);
   const int group = threadIdx.x >> 7;
   if (group == L::groups) {
     if constexpr (OUTPUTS) fewer_registers<72>();
