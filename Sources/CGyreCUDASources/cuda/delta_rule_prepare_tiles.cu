@@ -31,21 +31,12 @@ struct DeltaPrepareLayout {
   static constexpr int bytes = barrier + 8;
 };
 
-/// One thread: contiguous bytes to global memory; they have left shared memory after stores_wait.
+/// One thread: contiguous bytes to global memory; they have left shared memory after finish_stores.
 DEV void store_bytes(void *to, const void *from, u32 bytes) {
   asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to),
                "r"(shared_address(from)), "r"(bytes)
                : "memory");
 }
-/// One thread: a panel to a box of tiles that lie as it does.
-DEV void store_box(const gyre_tensor_map &map, const u16 *panel, int column, int row, int record) {
-  asm volatile(
-      "cp.async.bulk.tensor.4d.global.shared::cta.tile.bulk_group [%0, {%2, %3, %4, %5}], [%1];" ::"l"(&map),
-      "r"(shared_address(panel)), "r"(0), "r"(column), "r"(row), "r"(record)
-      : "memory");
-}
-DEV void stores_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
-DEV void stores_wait() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
 
 /// One thread: q and k of a chunk.
 template <int K>
@@ -272,10 +263,9 @@ DEV void delta_prepare(const DeltaPrepareArgs &t) {
   if (threadIdx.x == 0) {
     store_bytes(record + R::P * 2, a, PANEL * 2);
 #pragma unroll
-    for (int i = 0; i < L::panels; i++) store_box(t.tiles, k + i * PANEL, i, 0, index);
+    for (int i = 0; i < L::panels; i++) store_box(t.tiles, k + i * PANEL, 0, i, 0, index);
     if (p.extras) store_bytes(p.extras + (long long)index * R::extra, solved, PANEL * 2);
-    stores_commit();
-    stores_wait();
+    finish_stores();
   }
 }
 
