@@ -191,7 +191,7 @@ public struct CellForward: Op {
         isTimeMajor: true)
     }
     + [CellScan.Cell.lstm, .gru].flatMap { cell in
-      [((17, 5, 40), false), ((34, 9, 272), true)].map {
+      [((17, 5, 40), false), ((34, 3, 272), true)].map {
         example(
           cell, heads: 1, full: true, $0, .bfloat16, stored: .bfloat16, kept: .bfloat16,
           output: .bfloat16, isTimeMajor: $1)
