@@ -59,35 +59,6 @@ struct DeltaSpan {
   }
 };
 
-/// Where a thread's part of the state that a segment leaves lies; [K / 8] of them, 128 apart.
-template <int K>
-DEV float4 *segment_state(const DeltaTileArgs &t, int segment, int block) {
-  const int blocks = (t.m.values + 63) / 64;
-  return (float4 *)t.segment_states +
-         (((long long)blockIdx.y * (t.segments - 1) + segment) * blocks + block) * (K / 8) * 128 + (threadIdx.x & 127);
-}
-template <int K>
-DEV void load_state(float (&S)[K / 8][4], const float4 *from) {
-#pragma unroll
-  for (int n = 0; n < K / 8; n++) {
-    const float4 x = from[n * 128];
-    S[n][0] = x.x;
-    S[n][1] = x.y;
-    S[n][2] = x.z;
-    S[n][3] = x.w;
-  }
-}
-template <int K>
-DEV void store_state(float4 *to, const float (&S)[K / 8][4]) {
-#pragma unroll
-  for (int n = 0; n < K / 8; n++) to[n * 128] = {S[n][0], S[n][1], S[n][2], S[n][3]};
-}
-/// Tiles [64 keys before][K keys after]: high parts, then low parts.
-template <int K>
-DEV u16 *segment_transition(const DeltaTileArgs &t, int segment, int block) {
-  return t.segment_transitions + (((long long)blockIdx.y * (t.segments - 1) + segment) * (K / 64) + block) * 128 * K;
-}
-
 /// One thread: all tiles, chunk by chunk.
 template <int RULE, int SOURCE, int K, class L>
 DEV void bring_tiles(const DeltaTileArgs &t, unsigned char *memory, const DeltaWalkBarriers<L> &b, DeltaSpan span) {
@@ -150,11 +121,7 @@ DEV void begin_state(const DeltaTileArgs &t, float (&S)[K / 8][4], DeltaSpan spa
   if (PART == OUTPUTS && blockIdx.z) {
     if (column < t.m.values) load_state<K>(S, segment_state<K>(t, blockIdx.z - 1, column / 64));
   } else if (PART == STATES && span.transition >= 0) {
-    const int lane = threadIdx.x & 31, row = span.transition * 64 + (threadIdx.x >> 5 & 3) * 16 + (lane >> 2);
-#pragma unroll
-    for (int n = 0; n < K / 8; n++)
-#pragma unroll
-      for (int e = 0; e < 4; e++) S[n][e] = row + (e >> 1) * 8 == n * 8 + (lane & 3) * 2 + (e & 1) ? 1.0f : 0.0f;
+    begin_transition<K>(S, span.transition);
   } else if (blockIdx.z == 0 && t.m.initial) {
     visit_state<K>(t.m, column, [&](int n, int e, long long i) { S[n][e] = t.m.initial[i]; });
   }
@@ -170,18 +137,7 @@ DEV void leave_state(const DeltaTileArgs &t, const float (&S)[K / 8][4], DeltaSp
   } else if (span.transition < 0) {
     if (column < t.m.values) store_state<K>(segment_state<K>(t, blockIdx.z, column / 64), S);
   } else if (span.transition < K / 64) {
-    const int lane = threadIdx.x & 31, row = (threadIdx.x >> 5 & 3) * 16 + (lane >> 2), c = (lane & 3) * 2;
-    u16 *to = segment_transition<K>(t, blockIdx.z, span.transition);
-#pragma unroll
-    for (int n = 0; n < K / 8; n++)
-#pragma unroll
-      for (int h = 0; h < 2; h++) {
-        const float x = S[n][h * 2], y = S[n][h * 2 + 1];
-        const u32 high = pack2(x, y);
-        u32 *place = (u32 *)(to + n / 8 * PANEL + at<64>(row + h * 8, n % 8 * 8 + c));
-        place[0] = high;
-        place[K * 32] = pack2(x - low_of(high), y - high_of(high));
-      }
+    store_transition<K>(segment_transition<K>(t, blockIdx.z, span.transition), S);
   }
 }
 
@@ -370,15 +326,7 @@ DEV void fold_delta_segments(const DeltaTileArgs &t) {
 #pragma unroll 1
   for (int segment = 1; segment <= last; segment++) {
     u32 high[STEPS][4], low[STEPS][4];
-#pragma unroll
-    for (int i = 0; i < STEPS; i++) {
-      as_a(high[i], S[i * 2], S[i * 2 + 1]);
-#pragma unroll
-      for (int e = 0; e < 4; e++) {
-        const float *x = S[i * 2 + (e >> 1)] + (e & 1) * 2;
-        low[i][e] = pack2(x[0] - low_of(high[i][e]), x[1] - high_of(high[i][e]));
-      }
-    }
+    split_state<K>(high, low, S);
     hold(high);
     hold(low);
 #pragma unroll

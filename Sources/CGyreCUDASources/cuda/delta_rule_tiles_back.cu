@@ -39,11 +39,6 @@ struct BackSegment {
     return (float4 *)t.segment_states +
            (((long long)blockIdx.y * (t.segments - 1) + i) * columns + blockIdx.x) * keys * 16 + threadIdx.x;
   }
-  /// High parts of 64 columns of what segment i does, low ones behind them.
-  DEV_MEMBER u16 *transition(const DeltaTileArgs &t, int i, int columns, int keys) const {
-    return t.segment_transitions +
-           (((long long)blockIdx.y * (t.segments - 1) + i) * (keys / 64) + columns) * 128 * keys;
-  }
 };
 
 template <class L>
@@ -82,7 +77,7 @@ DEV void bring(const DeltaTileArgs &t, const BackSegment &w, unsigned char *memo
     for (int i = 1; i < w.segment; i++)
       for (int part = 0; part < K / 32; part++) {
         unsigned char *to = next_tile();
-        load_bytes(to, w.transition(t, i, part / 2, K) + part % 2 * 64 * K, L::tile, full);
+        load_bytes(to, segment_transition<K>(t, i, part / 2) + part % 2 * 64 * K, L::tile, full);
       }
   for (int n = 0; n < w.count; n++) {
     const int chunk = p.chunks - 1 - w.first - n, record = blockIdx.y * p.chunks + chunk;
@@ -137,23 +132,8 @@ struct TileReader {
 template <int K, class L>
 DEV void enter(float (&S)[K / 8][4], const float4 *local, TileReader<L> &tiles) {
   u32 high[K / 16][4], low[K / 16][4];
-#pragma unroll
-  for (int i = 0; i < K / 16; i++) {
-    as_a(high[i], S[i * 2], S[i * 2 + 1]);
-#pragma unroll
-    for (int h = 0; h < 4; h++) {
-      const float *x = S[i * 2 + (h >> 1)] + (h & 1) * 2;
-      low[i][h] = pack2(x[0] - low_of(high[i][h]), x[1] - high_of(high[i][h]));
-    }
-  }
-#pragma unroll
-  for (int n = 0; n < K / 8; n++) {
-    const float4 x = local[n * 128];
-    S[n][0] = x.x;
-    S[n][1] = x.y;
-    S[n][2] = x.z;
-    S[n][3] = x.w;
-  }
+  split_state<K>(high, low, S);
+  load_state<K>(S, local);
 #pragma unroll
   for (int m = 0; m < K / 64; m++) {
     const u64 of_high = panel_operand(tiles.take(), PANEL * 2), of_low = panel_operand(tiles.take(), PANEL * 2);
@@ -203,15 +183,7 @@ DEV void walk_back(const DeltaTileArgs &t, const BackSegment &w, unsigned char *
   if (PART == OUTPUTS && w.segment == 0 && p.d_final)
     visit_state<K>(p, column, [&](int n, int e, long long i) { S[n][e] = p.d_final[i]; });
   if (PART == OUTPUTS && w.segment > 0) {
-    const float4 *begin = w.state(t, 0, K);
-#pragma unroll
-    for (int n = 0; n < K / 8; n++) {
-      const float4 x = begin[n * 128];
-      S[n][0] = x.x;
-      S[n][1] = x.y;
-      S[n][2] = x.z;
-      S[n][3] = x.w;
-    }
+    load_state<K>(S, w.state(t, 0, K));
 #pragma unroll 1
     for (int i = 1; i < w.segment; i++) enter<K>(S, w.state(t, i, K), tiles);
   }
@@ -338,7 +310,7 @@ DEV void walk_back(const DeltaTileArgs &t, const BackSegment &w, unsigned char *
 #pragma unroll 1
   for (; n < w.count; n++) step(n, true);
   if (PART == TRANSITION) {
-    u16 *to = w.transition(t, w.segment, row / 64, K);
+    u16 *to = segment_transition<K>(t, w.segment, row / 64);
 #pragma unroll
     for (int n = 0; n < K / 8; n++)
 #pragma unroll
@@ -354,9 +326,7 @@ DEV void walk_back(const DeltaTileArgs &t, const BackSegment &w, unsigned char *
   if (w.segment + 1 < t.segments) {
     // The second launch has no use for what its own segments leave.
     if (PART == OUTPUTS && w.segment > 0) return;
-    float4 *to = w.state(t, w.segment, K);
-#pragma unroll
-    for (int n = 0; n < K / 8; n++) to[n * 128] = {S[n][0], S[n][1], S[n][2], S[n][3]};
+    store_state<K>(w.state(t, w.segment, K), S);
   } else if (p.d_initial) {
     visit_state<K>(p, column, [&](int n, int e, long long i) { p.d_initial[i] = S[n][e]; });
   }

@@ -75,6 +75,71 @@ DEV uint4 *kept_state(void *states, const MixerArgs &p, int column, int chunk) {
   return (uint4 *)states + (((long long)blockIdx.y * p.chunks + chunk) * blocks + block) * (K / 16) * 32 + lane;
 }
 
+/// Where a thread's part of the state that a segment leaves lies; [K / 8] of them, 128 apart.
+template <int K>
+DEV float4 *segment_state(const DeltaTileArgs &t, int segment, int block) {
+  const int blocks = (t.m.values + 63) / 64;
+  return (float4 *)t.segment_states +
+         (((long long)blockIdx.y * (t.segments - 1) + segment) * blocks + block) * (K / 8) * 128 + (threadIdx.x & 127);
+}
+template <int K>
+DEV void load_state(float (&S)[K / 8][4], const float4 *from) {
+#pragma unroll
+  for (int n = 0; n < K / 8; n++) {
+    const float4 x = from[n * 128];
+    S[n][0] = x.x;
+    S[n][1] = x.y;
+    S[n][2] = x.z;
+    S[n][3] = x.w;
+  }
+}
+template <int K>
+DEV void store_state(float4 *to, const float (&S)[K / 8][4]) {
+#pragma unroll
+  for (int n = 0; n < K / 8; n++) to[n * 128] = {S[n][0], S[n][1], S[n][2], S[n][3]};
+}
+/// Tiles [64 keys before][K keys after]: high parts, then low parts.
+template <int K>
+DEV u16 *segment_transition(const DeltaTileArgs &t, int segment, int block) {
+  return t.segment_transitions + (((long long)blockIdx.y * (t.segments - 1) + segment) * (K / 64) + block) * 128 * K;
+}
+/// A block of the identity's rows, to become what a segment does to them.
+template <int K>
+DEV void begin_transition(float (&S)[K / 8][4], int block) {
+  const int lane = threadIdx.x & 31, row = block * 64 + (threadIdx.x >> 5 & 3) * 16 + (lane >> 2);
+#pragma unroll
+  for (int n = 0; n < K / 8; n++)
+#pragma unroll
+    for (int e = 0; e < 4; e++) S[n][e] = row + (e >> 1) * 8 == n * 8 + (lane & 3) * 2 + (e & 1) ? 1.0f : 0.0f;
+}
+template <int K>
+DEV void store_transition(u16 *to, const float (&S)[K / 8][4]) {
+  const int lane = threadIdx.x & 31, row = (threadIdx.x >> 5 & 3) * 16 + (lane >> 2), c = (lane & 3) * 2;
+#pragma unroll
+  for (int n = 0; n < K / 8; n++)
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      const float x = S[n][h * 2], y = S[n][h * 2 + 1];
+      const u32 high = pack2(x, y);
+      u32 *place = (u32 *)(to + n / 8 * PANEL + at<64>(row + h * 8, n % 8 * 8 + c));
+      place[0] = high;
+      place[K * 32] = pack2(x - low_of(high), y - high_of(high));
+    }
+}
+/// A state that enters a transition, as an operand in two parts.
+template <int K>
+DEV void split_state(u32 (&high)[K / 16][4], u32 (&low)[K / 16][4], const float (&S)[K / 8][4]) {
+#pragma unroll
+  for (int i = 0; i < K / 16; i++) {
+    as_a(high[i], S[i * 2], S[i * 2 + 1]);
+#pragma unroll
+    for (int e = 0; e < 4; e++) {
+      const float *x = S[i * 2 + (e >> 1)] + (e & 1) * 2;
+      low[i][e] = pack2(x[0] - low_of(high[i][e]), x[1] - high_of(high[i][e]));
+    }
+  }
+}
+
 template <int N>
 DEV void decay_state(float (&S)[N][4], const float *d) {
   const int c = (threadIdx.x & 3) * 2;
