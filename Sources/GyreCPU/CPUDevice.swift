@@ -50,12 +50,36 @@ public final class CPUDevice: HostDevice, @unchecked Sendable {
 
   private func run(_ call: KernelCall) {
     if let kernel = CPUKernel.all[ObjectIdentifier(type(of: call.op))], takesTypes(call),
-      kernel.run(call, kernels)
+      kernel.run(call, kernels) || runWidened(call, by: kernel)
     {
       return
     }
     references.withLock { $0["\(call.op.name) \(call.inputs.map(\.spec))", default: 0] += 1 }
     call.runReference()
+  }
+
+  /// A call with bfloat16 arrays by a kernel that takes float32 only.
+  private func runWidened(_ call: KernelCall, by kernel: CPUKernel) -> Bool {
+    let isHalf = { (t: Tensor) in t.dtype == .bfloat16 }
+    guard call.inputs.contains(where: isHalf) || call.outputs.contains(where: isHalf) else {
+      return false
+    }
+    func wide(_ t: Tensor) -> Tensor {
+      isHalf(t) ? Tensor(emptyWith: TensorSpec(t.shape), on: self) : t
+    }
+    let inputs = call.inputs.map { t in
+      let copied = wide(t)
+      if isHalf(t) { _ = CPUKernel.cast(t, to: copied, kernels) }
+      return copied
+    }
+    let outputs = call.outputs.map(wide)
+    guard kernel.run(KernelCall(op: call.op, inputs: inputs, outputs: outputs), kernels) else {
+      return false
+    }
+    for (from, to) in zip(outputs, call.outputs) where isHalf(to) {
+      _ = CPUKernel.cast(from, to: to, kernels)
+    }
+    return true
   }
 
   /// Elements of quantised types have no address of their own: three ops have kernels for blocks, the
@@ -215,5 +239,13 @@ extension KernelCall {
     (inputs + outputs).allSatisfy { t in
       t.dtype == .float32 || !t.dtype.isFloat || others.contains { $0.id == t.id }
     }
+  }
+
+  /// The element type of arrays that are all float32 or all bfloat16, where the call's others are float32.
+  func commonType(of arrays: [Tensor]) -> DType? {
+    guard let type = arrays.first?.dtype, type == .float32 || type == .bfloat16,
+      arrays.allSatisfy({ $0.dtype == type }), isFloat32(but: arrays)
+    else { return nil }
+    return type
   }
 }

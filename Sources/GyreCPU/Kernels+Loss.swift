@@ -5,30 +5,37 @@ extension CPUKernel {
   static let losses: [CPUKernel] = [
     CPUKernel(EmbeddingLookup.self) { op, call, k in
       if storedRows(call, k) { return true }
-      guard call.isFloat32, let tokens = call.inputs[1].i32 else { return false }
-      var a = embedding(tokens, call.inputs[1], call.inputs[0].shape)
-      a.table = UnsafePointer(call.inputs[0].f32)
-      a.out = call.outputs[0].f32
+      let (table, out) = (call.inputs[0], call.outputs[0])
+      guard table.dtype == out.dtype, [.float32, .bfloat16].contains(out.dtype),
+        let tokens = call.inputs[1].i32
+      else { return false }
+      var a = embedding(tokens, call.inputs[1], table.shape)
+      a.table = UnsafePointer(table.floats)
+      a.out = out.floats
+      a.bf16 = out.dtype == .bfloat16
       k.loss.embedding_gather(&a)
       return true
     },
     CPUKernel(EmbeddingLookup.Backward.self) { op, call, k in
-      guard call.isFloat32, let tokens = call.inputs[1].i32, let out = call.outputs[0].f32
+      guard [.float32, .bfloat16].contains(call.inputs[0].dtype), let tokens = call.inputs[1].i32,
+        let out = call.outputs[0].f32
       else { return false }
       zero(call.outputs[0], k)
       var a = embedding(tokens, call.inputs[1], call.outputs[0].shape)
-      a.dout = UnsafePointer(call.inputs[0].f32)
+      a.dout = UnsafePointer(call.inputs[0].floats)
+      a.bf16 = call.inputs[0].dtype == .bfloat16
       a.dtable = out
       k.loss.embedding_scatter(&a)
       return true
     },
     CPUKernel(RowsAdded.self) { op, call, k in
-      guard call.isFloat32, let tokens = call.inputs[2].i32, let from = call.inputs[0].f32,
-        let out = call.outputs[0].f32
+      guard let tokens = call.inputs[2].i32, let from = call.inputs[0].f32,
+        let out = call.outputs[0].f32, [.float32, .bfloat16].contains(call.inputs[1].dtype)
       else { return false }
       if from != out { out.update(from: from, count: call.outputs[0].elementCount) }
       var a = embedding(tokens, call.inputs[2], call.outputs[0].shape)
-      a.dout = UnsafePointer(call.inputs[1].f32)
+      a.dout = UnsafePointer(call.inputs[1].floats)
+      a.bf16 = call.inputs[1].dtype == .bfloat16
       a.dtable = out
       k.loss.embedding_add(&a)
       return true

@@ -216,19 +216,7 @@ extension CPUKernel {
       k.pointwise.value_scales_backward(&a)
       return true
     },
-    CPUKernel(Cast.self) { op, call, k in
-      guard let from = call.inputs[0].dtype.c, let to = call.outputs[0].dtype.c,
-        from == CK_F32 || to == CK_F32
-      else { return false }
-      var a = ck_cast_args()
-      a.from = from
-      a.to = to
-      a.count = call.inputs[0].elementCount
-      a.x = UnsafeRawPointer(call.inputs[0].hostAddress)
-      a.y = call.outputs[0].hostAddress
-      k.pointwise.cast(&a)
-      return true
-    },
+    CPUKernel(Cast.self) { op, call, k in cast(call.inputs[0], to: call.outputs[0], k) },
   ]
 
   static func valueScales(_ inputs: [Tensor]) -> ck_value_scales_args {
@@ -257,6 +245,19 @@ extension CPUKernel {
     a.up = UnsafePointer(x.floats(from: a.columns))
     a.up_row = 2 * a.columns
     return a
+  }
+
+  /// The same numbers in another element type, one of the two float32.
+  static func cast(_ x: Tensor, to y: Tensor, _ k: KernelTables) -> Bool {
+    guard let from = x.dtype.c, let to = y.dtype.c, from == CK_F32 || to == CK_F32 else {
+      return false
+    }
+    var a = ck_cast_args()
+    (a.from, a.to, a.count) = (from, to, x.elementCount)
+    a.x = UnsafeRawPointer(x.hostAddress)
+    a.y = y.hostAddress
+    k.pointwise.cast(&a)
+    return true
   }
 
   /// Both operands of the output's shape, or one of them a row, a column or a scalar.

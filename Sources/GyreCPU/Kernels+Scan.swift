@@ -38,23 +38,29 @@ extension CPUKernel {
       return true
     },
     CPUKernel(MinGRUForward.self) { op, call, k in
-      guard call.isFloat32 else { return false }
+      guard let type = call.commonType(of: Array(call.inputs[..<2] + call.outputs[..<1])) else {
+        return false
+      }
       var a = arguments(op, call.inputs)
-      a.h = call.outputs[0].f32
+      a.bf16 = type == .bfloat16
+      a.h = call.outputs[0].floats
       a.h_final = call.outputs[1].f32
       k.scan.min_gru_forward(&a)
       return true
     },
     CPUKernel(MinGRUBackward.self) { op, call, k in
-      guard call.isFloat32 else { return false }
       let n = op.scan.inputCount(of: call.inputs.count)
       let rest = Array(call.inputs[n...])
+      let dh = op.scan.extra.pick(1, rest)
+      let arrays = call.inputs[..<2] + rest[..<1] + [dh].compactMap(\.self) + call.outputs[..<2]
+      guard let type = call.commonType(of: Array(arrays)) else { return false }
       var a = arguments(op.forward, call.inputs)
-      a.h = rest[0].f32
-      a.dh = op.scan.extra.pick(1, rest)?.constant
+      a.bf16 = type == .bfloat16
+      a.h = rest[0].floats
+      a.dh = UnsafePointer(dh?.floats)
       a.dh_final = op.scan.extra.pick(2, rest)?.constant
-      a.dz = call.outputs[0].f32
-      a.dc = call.outputs[1].f32
+      a.dz = call.outputs[0].floats
+      a.dc = call.outputs[1].floats
       a.dh0 = op.forward.optional.has(2) ? call.outputs[2].f32 : nil
       k.scan.min_gru_backward(&a)
       return true
@@ -85,8 +91,8 @@ extension CPUKernel {
     var a = ck_min_gru_args()
     (a.batch, a.tokens, a.width) = (shape[0], shape[1], shape[2])
     (a.form, a.chunk) = op.form.scan
-    a.z = inputs[0].constant
-    a.c = inputs[1].constant
+    a.z = UnsafePointer(inputs[0].floats)
+    a.c = UnsafePointer(inputs[1].floats)
     a.h0 = op.optional.pick(2, inputs)?.constant
     a.reset = op.optional.pick(3, inputs)?.resets
     return a

@@ -48,7 +48,7 @@ extension CPUKernel {
       return true
     },
     CPUKernel(Rotary.self) { op, call, k in
-      guard call.isFloat32 else { return false }
+      guard call.commonType(of: [call.inputs[0], call.outputs[0]]) != nil else { return false }
       rotate(
         call, k, offset: op.positionOffset, interleaved: op.interleaved, inverts: op.inverts,
         rates: (0..<op.rotated / 2).map {
@@ -57,7 +57,7 @@ extension CPUKernel {
       return true
     },
     CPUKernel(RotaryAtRates.self) { op, call, k in
-      guard call.isFloat32 else { return false }
+      guard call.commonType(of: [call.inputs[0], call.outputs[0]]) != nil else { return false }
       rotate(
         call, k, offset: op.positionOffset, interleaved: op.interleaved, inverts: op.inverts,
         rates: op.rates, magnitude: op.magnitude)
@@ -92,26 +92,21 @@ extension CPUKernel {
   ) {
     let s = call.inputs[0].shape
     let pairs = rates.count
-    var cosine = [Float](repeating: 1, count: max(s[1] * pairs, 1))
-    var sine = [Float](repeating: 0, count: max(s[1] * pairs, 1))
-    for t in 0..<s[1] {
-      for i in 0..<pairs {
-        let angle = Double(offset + t) * rates[i]
-        cosine[t * pairs + i] = Float(magnitude * Functions.cos(angle))
-        sine[t * pairs + i] = Float(magnitude * Functions.sin(angle))
-      }
-    }
-    cosine.withUnsafeBufferPointer { cosine in
-      sine.withUnsafeBufferPointer { sine in
+    let table = RotaryTables.shared.table(
+      .init(values: rates, magnitude: magnitude), positions: offset..<offset + s[1])
+    let from = (offset - table.first) * pairs
+    table.cosine.withUnsafeBufferPointer { cosine in
+      table.sine.withUnsafeBufferPointer { sine in
         var a = ck_rotary_args()
         (a.batch, a.tokens, a.heads, a.key_size) = (s[0], s[1], s[2], s[3])
         a.rotated = 2 * pairs
         a.layout = interleaved ? CK_ROTARY_INTERLEAVED : CK_ROTARY_HALVES
-        a.cosine = cosine.baseAddress
-        a.sine = sine.baseAddress
+        a.cosine = cosine.baseAddress.map { $0 + from }
+        a.sine = sine.baseAddress.map { $0 + from }
         a.table_rows = s[1]
-        a.x = call.inputs[0].constant
-        a.y = call.outputs[0].f32
+        a.x = UnsafePointer(call.inputs[0].floats)
+        a.y = call.outputs[0].floats
+        a.bf16 = call.inputs[0].dtype == .bfloat16
         a.x_token = s[2] * s[3]
         a.y_token = s[2] * s[3]
         (inverts ? k.rotary.rotate_backward : k.rotary.rotate)(&a)

@@ -30,8 +30,10 @@ public struct Linear: Sendable {
   }
 
   /// The same, split along the last axis.
-  public func callAsFunction(_ x: Tensor, pieces: [Int]) -> [Tensor] {
-    bias == nil ? x.linear(weight.value, pieces: pieces) : self(x).split(pieces)
+  public func callAsFunction(_ x: Tensor, pieces: [Int], output: DType? = nil) -> [Tensor] {
+    bias == nil
+      ? x.linear(weight.value, pieces: pieces, output: output)
+      : self(x, output: output).split(pieces)
   }
 }
 

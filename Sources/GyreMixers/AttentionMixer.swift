@@ -169,11 +169,15 @@ public struct AttentionMixer: SequenceMixer {
   public func callAsFunction(_ x: Tensor, state: inout State, context: inout SequenceContext)
     -> Tensor
   {
+    // What nobody but the engine reads may be no wider than its products take.
+    let isAlone = state.isLast && state["keys"] == nil && queryNorm == nil && !c.gated
+    let type = isAlone ? ComputePrecision.betweenProducts(on: x.device) : nil
     let parts =
       c.separate
-      ? projections.map { $0(x) }
+      ? projections.map { $0(x, output: type) }
       : projections[0](
-        x, pieces: ([heads, keyHeads, keyHeads] + (c.gated ? [heads] : [])).map { $0 * headSize })
+        x, pieces: ([heads, keyHeads, keyHeads] + (c.gated ? [heads] : [])).map { $0 * headSize },
+        output: type)
     if c.rotaryScaling == nil, context.reset == nil, x.shape[1] == 1 {
       let rotary = StepRotary(
         base: c.rotaryBase, rotated: rotated, interleaved: c.rotaryInterleaved)

@@ -57,7 +57,8 @@ public struct MinGRU: SequenceMixer {
     {
       return output(h)
     }
-    let parts = gates(x, pieces: [channels, channels])
+    let parts = gates(
+      x, pieces: [channels, channels], output: ComputePrecision.betweenProducts(on: x.device))
     let h = engine(
       .init(gate: parts[0], candidate: parts[1]), state: &state, form: context.form,
       reset: context.reset)

@@ -27,6 +27,12 @@ public struct ModelState: Sendable {
       batch: parts.reduce(0) { $0 + $1.batch })
   }
 
+  /// Whether nothing follows the next call's tokens; see `State.isLast`.
+  package var isLast: Bool {
+    get { layers.allSatisfy(\.isLast) }
+    set { for i in layers.indices { layers[i].isLast = newValue } }
+  }
+
   init(layers: [State], batch: Int) { (self.layers, self.batch) = (layers, batch) }
 
   /// The same values cut off from the tape.

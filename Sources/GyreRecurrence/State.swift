@@ -77,6 +77,8 @@ public struct State: Sendable {
     set { position = newValue }
   }
   private var position: Int
+  /// Nothing follows the next call's tokens: it need not leave what only later tokens would read.
+  package var isLast = false
   private var values: [String: Tensor]
 
   public init(_ spec: StateSpec, batch: Int) {

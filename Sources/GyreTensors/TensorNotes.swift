@@ -29,8 +29,13 @@ extension Tensor {
 
   /// A map of each row, of the table's rows where the tensor is looked up in one.
   func mapRows(_ body: (Tensor) -> Tensor) -> Tensor {
+    mapRows { [body($0)] }[0]
+  }
+
+  /// The same for several maps of each row.
+  func mapRows(_ body: (Tensor) -> [Tensor]) -> [Tensor] {
     guard let origin = note as? LookupOrigin else { return body(self) }
-    return body(origin.table).rows(origin.tokens)
+    return body(origin.table).map { $0.rows(origin.tokens, output: $0.dtype) }
   }
 }
 

@@ -7,10 +7,11 @@ extension LanguageModel {
   ///
   /// - Parameters:
   ///   - state: read before the first token and replaced, cut off from the tape.
+  ///   - keepsState: whether anybody reads it then.
   ///   - weight: multiplies the loss; nil for 1.
   ///   - whenDone: see `Tape.gradients`.
   func loss(
-    _ tokens: Tensor, targets: Tensor, reset: Tensor?, state: inout ModelState,
+    _ tokens: Tensor, targets: Tensor, reset: Tensor?, state: inout ModelState, keepsState: Bool,
     dropout: DropoutNoise, precision: ComputePrecision, weight: Double? = nil,
     gradients sums: inout GradientSums, whenDone: ((Int, Tensor) -> Void)? = nil
   ) -> Tensor {
@@ -18,6 +19,7 @@ extension LanguageModel {
     let tape = Tape()
     tape.watch(variables)
     var carried = state.detached()
+    carried.isLast = !keepsState
     let loss = ComputePrecision.$current.withValue(precision) {
       tape.record {
         let mean = self.loss(

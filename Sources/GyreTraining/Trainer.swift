@@ -300,7 +300,8 @@ public final class Trainer {
     model.relay = relay
     let loss = model.loss(
       tensor(batch.tokens), targets: tensor(batch.targets), reset: batch.reset.map(tensor),
-      state: &state, dropout: DropoutNoise(seed: configuration.seed, step: UInt64(part)),
+      state: &state, keepsState: train.carriesState || relay != nil,
+      dropout: DropoutNoise(seed: configuration.seed, step: UInt64(part)),
       precision: configuration.precision,
       weight: parallel == nil ? nil : share?.weight(of: batch.targets) ?? 1, gradients: &sums)
     if !train.carriesState { state = model.makeState(batch: shape[0]) }

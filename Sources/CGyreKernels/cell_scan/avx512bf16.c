@@ -1,14 +1,13 @@
 // Only bfloat16 products differ from the avx512 level.
 #if defined(__x86_64__)
+#define CK_LEVEL avx512bf16
+#include "../common/level.h"
 #include "plan.h"
 #include <immintrin.h>
-#include <math.h>
-#include <string.h>
-#define CK_NAME(name) name##_avx512bf16
 #define CELL_ROWS 16
 #define CELL_DOT 1
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16"))), apply_to = function)
+CK_LEVEL_BEGIN
 #include "../common/vmath.h"
 #include "body.inc"
-#pragma clang attribute pop
+CK_LEVEL_END
 #endif

@@ -30,6 +30,7 @@ struct ck_embedding_args {
   const float *table;      // [vocabulary, width]; gather
   float *out;              // [count, width]; gather
   const float *dout;       // [count, width]; scatter and add
+  bool bf16;               // dout is bfloat16, or table and out of gather are
   float *dtable;           // [vocabulary, width], added to; scatter and add
 };
 

@@ -78,15 +78,32 @@ public struct MinGRUForward: Op {
   public var saved: SavedValues {
     SavedValues(keepsInput: { _ in true }, keepsOutput: { $0 == 0 })
   }
-  public static let cases = scanCases { form, hasState, hasReset in
-    [
-      (
-        "min_gru",
-        MinGRUForward(form: form, optional: OptionalInputs([true, true, hasState, hasReset])),
-        [TestInput([2, 37, 20], .normal(scale: 2)), TestInput([2, 37, 20])]
-      )
-    ]
-  }
+  public static let cases =
+    scanCases { form, hasState, hasReset in
+      [
+        (
+          "min_gru",
+          MinGRUForward(form: form, optional: OptionalInputs([true, true, hasState, hasReset])),
+          [TestInput([2, 37, 20], .normal(scale: 2)), TestInput([2, 37, 20])]
+        )
+      ]
+    }
+    // bfloat16, and sequences enough for a kernel to take one after the other.
+    + [
+      (2, 20, SequenceForm.chunkwise(size: 8), DType.bfloat16), (2, 20, .parallel, .bfloat16),
+      (12, 200, .chunkwise, .bfloat16), (12, 200, .chunkwise, .float32),
+    ].map { batch, width, form, type in
+      let isExact = type == .float32
+      return OpCase(
+        "\(type.rawValue) [\(batch), 37, \(width)] \(form)",
+        MinGRUForward(form: form, optional: OptionalInputs([true, true, true, true])),
+        [
+          TestInput([batch, 37, width], .normal(scale: 2)).stored(as: type),
+          TestInput([batch, 37, width]).stored(as: type), TestInput([batch, width]),
+          testResets(batch: batch, tokens: 37),
+        ], tolerance: isExact ? 2e-6 : 1e-2, gradientTolerance: isExact ? 1e-5 : 2e-2,
+        differenceTolerance: isExact ? 2e-4 : 2e-2)
+    }
 }
 
 /// Inputs and outputs as `DiagonalScanBackward`, with z and c for decay and input.

@@ -75,10 +75,10 @@ public struct SoftmaxAttention: RecurrenceEngine {
     return applyPresent(op, inputs)[0]
   }
 
-  /// The cached part of an entry and the new one; leaves in the state what later tokens can see.
+  /// The cached part of an entry and the new one; leaves in the state what later tokens can see, if any follow.
   private func extended(_ name: String, by new: Tensor, _ state: inout State) -> Tensor {
     let all = state[name].map { $0.growing(by: new) } ?? new
-    state[name] = kept(all).cast(to: .float32)
+    if !state.isLast { state[name] = kept(all).cast(to: .float32) }
     return all
   }
 

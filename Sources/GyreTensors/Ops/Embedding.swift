@@ -39,7 +39,11 @@ public struct EmbeddingLookup: Op {
   }
   public static let cases =
     [
-      OpCase("lookup", EmbeddingLookup(), [TestInput([11, 24]), .integers([3, 17], 0, 11)])
+      OpCase("lookup", EmbeddingLookup(), [TestInput([11, 24]), .integers([3, 17], 0, 11)]),
+      OpCase(
+        "lookup in bfloat16", EmbeddingLookup(output: .bfloat16),
+        [TestInput([11, 25]).stored(as: .bfloat16), .integers([3, 17], 0, 11)], tolerance: 0,
+        gradientTolerance: 5e-3, differenceTolerance: 1e-2),
     ]
     + [DType.bfloat16, .float16, .q4_1, .q6_K, .q8_0].map {
       OpCase(
@@ -77,20 +81,26 @@ public struct RowsAdded: Op {
     OpCase(
       "repeated rows", RowsAdded(),
       [TestInput([5, 67]), TestInput([2, 40, 67]), .integers([2, 40], 0, 5)]),
+    OpCase(
+      "bfloat16 rows", RowsAdded(),
+      [
+        TestInput([5, 67]), TestInput([2, 40, 67]).stored(as: .bfloat16), .integers([2, 40], 0, 5),
+      ], differenceTolerance: 1e-2),
   ]
 }
 
 extension Tensor {
   /// The rows that int32 `tokens` name.
-  public func rows(_ tokens: Tensor) -> Tensor {
-    if let population = Perturbation.current { return population.rows(self, tokens) }
-    return apply(EmbeddingLookup(), [self, tokens])[0].looked(up: tokens, in: self)
+  public func rows(_ tokens: Tensor, output: DType = .float32) -> Tensor {
+    if let population = Perturbation.current {
+      return population.rows(self, tokens, output: output)
+    }
+    return apply(EmbeddingLookup(output: output), [self, tokens])[0].looked(up: tokens, in: self)
   }
   /// The same as activations, in bfloat16 where the device keeps those so.
   public func embedded(_ tokens: Tensor) -> Tensor {
     let type = ComputePrecision.activations(on: device)
-    if type == .float32 { return rows(tokens) }
-    if let population = Perturbation.current { return population.rows(self, tokens, output: type) }
+    if type == .float32 || Perturbation.current != nil { return rows(tokens, output: type) }
     return apply(EmbeddingLookup(output: type), [self, tokens])[0]
   }
 }

@@ -98,14 +98,17 @@ public struct LinearPieces: Op, SavesPasses {
 }
 
 extension Tensor {
-  /// x Wᵀ, split along the last axis.
-  public func linear(_ weight: Tensor, pieces: [Int]) -> [Tensor] {
+  /// x Wᵀ, split along the last axis; `output`: the element type, nil for that of activations.
+  public func linear(_ weight: Tensor, pieces: [Int], output: DType? = nil) -> [Tensor] {
     let op = LinearPieces(
-      pieces: pieces, precision: .current, output: ComputePrecision.activations(on: device))
-    if pieces.count == 1 { return [linear(weight)] }
-    // Few rows and looked up ones are better multiplied together.
+      pieces: pieces, precision: .current,
+      output: output ?? ComputePrecision.activations(on: device))
+    if pieces.count == 1 { return [linear(weight, output: output)] }
+    // Few rows and looked up ones are better multiplied together, and those of a table split before they
+    // are looked up.
     guard note == nil, shape.rowCount > 64, !weight.dtype.isQuantized, device.fuses(op) else {
-      return linear(weight).split(pieces)
+      if Perturbation.current != nil { return linear(weight).split(pieces) }
+      return mapRows { $0.linear(weight, output: output).split(pieces) }
     }
     return apply(op, [self, weight])
   }

@@ -56,7 +56,14 @@ public struct Rotary: Op {
           base: 10_000, positionOffset: 3, interleaved: interleaved, rotated: rotated,
           inverts: false),
         [TestInput([2, 11, 3, size])])
-    }
+    } + [
+      OpCase(
+        "bfloat16 \(interleaved ? "interleaved" : "halves")",
+        Rotary(
+          base: 10_000, positionOffset: 3, interleaved: interleaved, rotated: 32, inverts: false),
+        [TestInput([2, 11, 3, 40]).stored(as: .bfloat16)], tolerance: 5e-3, gradientTolerance: 5e-3,
+        differenceTolerance: 1e-2)
+    ]
   }
 }
 

@@ -61,6 +61,7 @@ struct TrainingStep {
     tape.watch(values)
     let loss = tape.record {
       var state = model.makeState(batch: tokens.shape[0])
+      state.isLast = true
       return model.loss(tokens, targets: targets, state: &state).mean
     }
     afterForward()
