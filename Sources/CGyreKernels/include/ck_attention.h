@@ -14,6 +14,8 @@
 extern "C" {
 #endif
 
+enum { CK_ATTENTION_STORED = 256 };  // the largest heads that may be stored in bfloat16
+
 struct ck_attention_shape {
   long batch, query_tokens, key_tokens;
   long query_heads, key_heads;     // Hq, a multiple of Hkv
@@ -22,6 +24,10 @@ struct ck_attention_shape {
   float scale;
   bool bf16;                       // forward and backward may round operands of products to bfloat16
                                    // (levels with such instructions do); sums are float32
+  // q, k, v, y, dy, dq, dk and dv are bfloat16, the pointers' type notwithstanding; g, logsumexp and dg are
+  // float32. Only with bf16, without g and tile sizes, for K and V up to CK_ATTENTION_STORED, at levels avx512bf16
+  // and amx; not for decode.
+  bool bf16_stored;
   // Tile sizes; 0 = best. (1, ·) is the recurrent form, (Tq, Tk) the materialised parallel form;
   // nothing else stores Tq x Tk numbers.
   long query_tile, key_tile;

@@ -21,6 +21,7 @@ struct ck_rotary_args {
   const int32_t *position;    // [B, T]: positions themselves, in place of offset + t; or NULL
   const float *cosine, *sine; // [Tmax, R/2]
   long table_rows;            // Tmax; positions are clamped to it
+  bool bf16;                  // x and y are bfloat16, the pointers' type notwithstanding
   const float *x; long x_token;   // [B, T, H, K], elements between tokens (H·K where contiguous)
   float *y; long y_token;         // may be x
 };
