@@ -1,4 +1,5 @@
 #if defined(__x86_64__)
+#include <immintrin.h>
 #define CK_LEVEL avx512
 #include "../common/level.h"
 CK_LEVEL_BEGIN

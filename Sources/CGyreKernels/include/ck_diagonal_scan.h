@@ -22,6 +22,9 @@ enum ck_decay {
   CK_DECAY_CONSTANT_LOG  // log a [D]
 };
 
+/// Tokens a chunk where callers do not choose: kernels may then evaluate in another order.
+enum { CK_SCAN_CHUNK = 64 };
+
 /// hₜ = aₜ hₜ₋₁ + uₜ, with hₜ₋₁ = 0 where reset. Backward, with the total cotangent λ of h:
 /// λₜ = dhₜ + aₜ₊₁ λₜ₊₁, du = λ, daₜ = λₜ hₜ₋₁ (times aₜ for log decays), dh0 = a₀ λ₀.
 /// In complex arrays a value is λ = ∂/∂re + i ∂/∂im and a is conjugated.
@@ -45,10 +48,12 @@ struct ck_diagonal_scan_args {
 
 /// minGRU from pre-activations: hₜ = (1 − σ(zₜ)) hₜ₋₁ + σ(zₜ) g(cₜ), g(x) = x + ½ for x ≥ 0, else σ(x).
 /// Feng et al., "Were RNNs All We Needed?", 2024, https://arxiv.org/abs/2410.01201
+/// With `bf16`, arrays [B, T, D] are bfloat16 and gates may be off by 1e-4; states and sums are float32.
 struct ck_min_gru_args {
   long batch, tokens, width;
   enum ck_scan_form form;
-  long chunk;
+  long chunk;               // 0 or CK_SCAN_CHUNK: token after token where sequences give work enough
+  bool bf16;                // z, c, h, dh, dz and dc are bfloat16
   const int32_t *reset;     // [B, T] or NULL
   const float *z, *c;       // [B, T, D]: update gate and candidate pre-activations
   const float *h0;          // [B, D] or NULL
