@@ -1,10 +1,11 @@
 // Defines `ck_<family>_table_for` from the per-level functions `ck_<family>_fill_<level>` that the
-// level files of the family define. Levels with extra matrix instructions hold the AVX-512 kernels.
+// level files of the family define. Levels with extra matrix instructions hold the AVX-512 kernels; a family
+// with kernels of its own for bfloat16 puts some in their place (CK_DEFINE_TABLE_WITH_BF16_FOR).
 #pragma once
 #include "ck_common.h"
 
 #if defined(__x86_64__)
-#define CK_TABLE_NATIVE(family) \
+#define CK_TABLE_NATIVE(family, put_bf16) \
   void ck_##family##_fill_avx2(struct ck_##family##_table *); \
   void ck_##family##_fill_avx512(struct ck_##family##_table *); \
   static bool ck_##family##_fill_native(enum ck_level level, struct ck_##family##_table *out) { \
@@ -12,10 +13,13 @@
     else if (level == CK_LEVEL_AVX512 || level == CK_LEVEL_AVX512BF16 || level == CK_LEVEL_AMX) \
       ck_##family##_fill_avx512(out); \
     else return false; \
+    if (level == CK_LEVEL_AVX512BF16 || level == CK_LEVEL_AMX) put_bf16(out); \
     return true; \
   }
+#define CK_DECLARE_BF16(family) void ck_##family##_put_bf16(struct ck_##family##_table *);
 #elif defined(__aarch64__)
-#define CK_TABLE_NATIVE(family) \
+#define CK_DECLARE_BF16(family)
+#define CK_TABLE_NATIVE(family, put_bf16) \
   void ck_##family##_fill_neon(struct ck_##family##_table *); \
   static bool ck_##family##_fill_native(enum ck_level level, struct ck_##family##_table *out) { \
     if (level != CK_LEVEL_NEON) return false; \
@@ -23,16 +27,23 @@
     return true; \
   }
 #else
-#define CK_TABLE_NATIVE(family) \
+#define CK_DECLARE_BF16(family)
+#define CK_TABLE_NATIVE(family, put_bf16) \
   static bool ck_##family##_fill_native(enum ck_level level, struct ck_##family##_table *out) { \
     (void)level; (void)out; \
     return false; \
   }
 #endif
 
-#define CK_DEFINE_TABLE_FOR(family) \
+#define CK_PUT_NOTHING(table) (void)(table)
+#define CK_DEFINE_TABLE_FOR(family) CK_DEFINE_TABLE_PUTTING(family, CK_PUT_NOTHING)
+#define CK_DEFINE_TABLE_WITH_BF16_FOR(family) \
+  CK_DECLARE_BF16(family) \
+  CK_DEFINE_TABLE_PUTTING(family, ck_##family##_put_bf16)
+
+#define CK_DEFINE_TABLE_PUTTING(family, put_bf16) \
   void ck_##family##_fill_generic(struct ck_##family##_table *); \
-  CK_TABLE_NATIVE(family) \
+  CK_TABLE_NATIVE(family, put_bf16) \
   bool ck_##family##_table_for(enum ck_level level, struct ck_##family##_table *out) { \
     if (level != CK_LEVEL_GENERIC) return ck_##family##_fill_native(level, out); \
     ck_##family##_fill_generic(out); \

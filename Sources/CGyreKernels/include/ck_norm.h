@@ -44,7 +44,7 @@ struct ck_norm_args {
   float *dx;               // [rows, columns]: gradient of s, hence of x and residual alike; may be dy
   float *dz;               // [rows, columns] or NULL
   float *dweight, *dbias;  // [weight_rows, columns] or NULL
-  bool bf16_residual, bf16_y;
+  bool bf16_residual, bf16_y;   // y in bfloat16 may have gates within 1e-4
 };
 
 struct ck_norm_table {

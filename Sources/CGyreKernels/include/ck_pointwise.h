@@ -116,7 +116,7 @@ enum ck_glu { CK_GLU_SWIGLU, CK_GLU_GEGLU_TANH, CK_GLU_GEGLU_ERF, CK_GLU_REGLU, 
 /// backward: dgate = dy ∘ up ∘ act′(gate), dup = dy ∘ act(gate).
 struct ck_glu_args {
   enum ck_glu kind;
-  bool bf16;                        // all arrays are bfloat16; rows count their elements
+  bool bf16;                        // all arrays are bfloat16, gates within 1e-4; rows count their elements
   long rows, columns;
   const float *gate; long gate_row;
   const float *up; long up_row;

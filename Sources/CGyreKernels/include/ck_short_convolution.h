@@ -14,6 +14,7 @@ enum { CK_SHORT_CONVOLUTION_PIECES = 4 };
 struct ck_short_convolution_args {
   long batch, tokens, width, taps;   // B, T, D, W = 1...16
   bool silu;
+  bool rounds;                // what y and the gradients meet next is rounded to bfloat16: silu within 1e-4
   const int32_t *reset;       // [B, T] or NULL; nonzero = no token before this one is seen from here on
   const float *x;             // [B, T, D]
   const float *weight;        // [D, W]
