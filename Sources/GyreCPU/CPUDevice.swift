@@ -241,10 +241,11 @@ extension KernelCall {
     }
   }
 
-  /// The element type of arrays that are all float32 or all bfloat16, where the call's others are float32.
-  func commonType(of arrays: [Tensor]) -> DType? {
+  /// The element type of arrays that are all float32 or all bfloat16, where the call's others are float32;
+  /// `others`: those that the caller looks at itself.
+  func commonType(of arrays: [Tensor], beside others: [Tensor] = []) -> DType? {
     guard let type = arrays.first?.dtype, type == .float32 || type == .bfloat16,
-      arrays.allSatisfy({ $0.dtype == type }), isFloat32(but: arrays)
+      arrays.allSatisfy({ $0.dtype == type }), isFloat32(but: arrays + others)
     else { return nil }
     return type
   }

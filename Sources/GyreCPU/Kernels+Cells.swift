@@ -109,8 +109,12 @@ extension CPUKernel {
     if call.inputs.count > 2 {
       parts = [(d, 0, all - hidden), (call.inputs[1], all - hidden, hidden)]
     }
+    let mark = ck_scratch_begin()
+    defer { ck_scratch_end(mark) }
+    let packed = parts.count > 1 ? packedRows(h, op.precision, k) : nil
     for (part, first, count) in parts {
       var a = ck_gemm_args()
+      a.packed_b = packed
       (a.m, a.n, a.k, a.batch) = (count, hidden, rows, 1)
       (a.lda, a.ldb, a.ldc) = (part.shape.last, hidden, hidden)
       a.alpha = 1

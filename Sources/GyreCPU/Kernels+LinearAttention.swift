@@ -29,12 +29,15 @@ extension CPUKernel {
       return true
     },
     CPUKernel(ScaledLinearAttention.self) { op, call, k in
-      guard call.isFloat32 else { return false }
+      let arrays = call.inputs[..<3] + call.outputs[..<1]
+      guard let p = stored(Array(arrays), call, problem(op.attention, call.inputs), k) else {
+        return false
+      }
       var a = ck_linear_attention_forward_args()
-      a.y = call.outputs[0].f32
+      a.y = call.outputs[0].floats
       a.final_state = call.outputs[1].f32
       let values = [call.inputs[2]] + call.inputs.suffix(2)
-      scaled(values, problem(op.attention, call.inputs), k) { problem, scales in
+      scaled(values, p, k) { problem, scales in
         a.problem = problem
         k.linearAttention.forward(&a)
         guard let scales else { return }
@@ -49,15 +52,18 @@ extension CPUKernel {
       return true
     },
     CPUKernel(ScaledLinearAttention.Backward.self) { op, call, k in
-      guard call.isFloat32 else { return false }
+      let arrays = call.inputs[..<3] + [call.inputs[op.first]] + call.outputs[..<3]
+      guard
+        let p = stored(Array(arrays), call, problem(op.attention.forward, call.inputs), k)
+      else { return false }
       var a = ck_linear_attention_backward_args()
-      a.dy = call.inputs[op.first].constant
+      a.dy = UnsafePointer(call.inputs[op.first].floats)
       if op.attention.hasState { a.d_final_state = call.inputs[op.first + 1].constant }
       setGradients(&a, op.attention, call.outputs)
       let last = call.outputs.count - 1
       (a.dvalue_scale, a.dskip) = (call.outputs[last - 1].f32, call.outputs[last].f32)
       let values = [call.inputs[2], call.inputs[op.first - 2], call.inputs[op.first - 1]]
-      scaled(values, problem(op.attention.forward, call.inputs), k) { problem, scales in
+      scaled(values, p, k) { problem, scales in
         a.problem = problem
         guard var scales else { return k.linearAttention.backward(&a) }
         // d ∘ v is not needed: its memory takes the gradient of s v.
@@ -77,11 +83,26 @@ extension CPUKernel {
     _ outputs: [Tensor]
   ) {
     func output(_ i: Int) -> UnsafeMutablePointer<Float>? {
-      op.place(i).flatMap { outputs[$0].f32 }
+      op.place(i).flatMap { outputs[$0].floats }
     }
     (a.dq, a.dk, a.dv) = (output(0), output(1), output(2))
     (a.dlog_decay, a.dinput_gate, a.dbonus) = (output(3), output(4), output(5))
     (a.dstate, a.dnorm_state) = (output(6), output(7))
+  }
+
+  /// The problem with the type of its arrays; nil where no kernel takes that.
+  private static func stored(
+    _ arrays: [Tensor], _ call: KernelCall, _ problem: ck_linear_attention_problem,
+    _ k: KernelTables
+  ) -> ck_linear_attention_problem? {
+    guard let type = call.commonType(of: arrays) else { return nil }
+    var problem = problem
+    problem.bf16_stored = type == .bfloat16
+    guard
+      type == .float32
+        || k.linearAttention.takes_scales(&problem) && k.linearAttention.takes_stored(&problem)
+    else { return nil }
+    return problem
   }
 
   /// Gives the kernel the scales of values, or where it takes none scaled values in their place, beside
@@ -143,7 +164,9 @@ extension CPUKernel {
     }
     p.scale = Float(op.scale)
     p.bf16 = op.precision == .bfloat16
-    func input(_ i: Int) -> UnsafePointer<Float>? { op.optional.pick(i, inputs)?.constant }
+    func input(_ i: Int) -> UnsafePointer<Float>? {
+      UnsafePointer(op.optional.pick(i, inputs)?.floats)
+    }
     (p.q, p.k, p.v) = (input(0), input(1), input(2))
     (p.log_decay, p.input_gate, p.bonus) = (input(3), input(4), input(5))
     (p.state, p.norm_state, p.max_state) = (input(6), input(7), input(8))

@@ -49,18 +49,24 @@ extension CPUKernel {
       return true
     },
     CPUKernel(GatedNorm.self) { op, call, k in
-      guard call.isFloat32 else { return false }
-      var a = arguments(op, call.inputs[0], call.inputs[1], call.inputs[2])
-      a.y = UnsafeMutableRawPointer(call.outputs[0].f32)
+      guard
+        var a = arguments(
+          op, call, x: [call.inputs[0]], z: [call.inputs[1]], y: call.outputs[0],
+          weight: call.inputs[2])
+      else { return false }
+      a.y = UnsafeMutableRawPointer(call.outputs[0].floats)
       k.norm.forward(&a)
       return true
     },
     CPUKernel(GatedNorm.Backward.self) { backward, call, k in
-      guard call.isFloat32 else { return false }
-      var a = arguments(backward.op, call.inputs[1], call.inputs[2], call.inputs[3])
-      a.dy = UnsafeRawPointer(call.inputs[0].f32)
-      a.dx = call.outputs[0].f32
-      a.dz = call.outputs[1].f32
+      guard
+        var a = arguments(
+          backward.op, call, x: [call.inputs[1], call.outputs[0]],
+          z: [call.inputs[2], call.outputs[1]], y: call.inputs[0], weight: call.inputs[3])
+      else { return false }
+      a.dy = UnsafeRawPointer(call.inputs[0].floats)
+      a.dx = call.outputs[0].floats
+      a.dz = call.outputs[1].floats
       a.dweight = call.outputs[2].f32
       k.norm.backward(&a)
       return true
@@ -109,15 +115,23 @@ extension CPUKernel {
     return a
   }
 
+  /// - Parameters:
+  ///   - x: x and its gradient where there is one, `z` likewise.
+  ///   - y: y or its gradient.
   private static func arguments(
-    _ op: GatedNorm, _ x: Tensor, _ z: Tensor, _ weight: Tensor
-  ) -> ck_norm_args {
-    var a = rows(x, CK_NORM_RMS, op.epsilon)
+    _ op: GatedNorm, _ call: KernelCall, x: [Tensor], z: [Tensor], y: Tensor, weight: Tensor
+  ) -> ck_norm_args? {
+    guard let xType = call.commonType(of: x, beside: z + [y]),
+      let zType = call.commonType(of: z, beside: x + [y]),
+      let yType = call.commonType(of: [y], beside: x + z)
+    else { return nil }
+    var a = rows(x[0], CK_NORM_RMS, op.epsilon)
     a.gate = op.gatesFirst ? CK_NORM_GATE_BEFORE : CK_NORM_GATE_AFTER
     a.activation = op.gate == .silu ? CK_NORM_SILU : CK_NORM_SIGMOID
     a.weight = UnsafePointer(weight.f32)
     a.weight_rows = max(1, weight.elementCount / max(a.columns, 1))
-    a.z = UnsafePointer(z.f32)
+    (a.x, a.z) = (UnsafePointer(x[0].floats), UnsafePointer(z[0].floats))
+    (a.bf16_x, a.bf16_z, a.bf16_y) = (xType == .bfloat16, zType == .bfloat16, yType == .bfloat16)
     return a
   }
 }

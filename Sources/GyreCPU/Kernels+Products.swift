@@ -94,15 +94,8 @@ extension CPUKernel {
     let compute = k.compute(op.forward.precision)
     let mark = ck_scratch_begin()
     defer { ck_scratch_end(mark) }
-    // All pieces multiply x, which is packed once where packing counts beside products.
-    var pack = ck_pack_b_args()
-    if op.forward.precision == .bfloat16, let type = x.dtype.gemm {
-      (pack.k, pack.n, pack.ldb) = (rows, width, width)
-      (pack.b, pack.b_type) = (UnsafeRawPointer(x.hostAddress), type)
-      pack.packed = ck_scratch(k.gemm.packed_b_bytes(rows, width, compute))
-      pack.compute = compute
-      k.gemm.pack_b(&pack)
-    }
+    // All pieces multiply x.
+    let packed = packedRows(x, op.forward.precision, k)
     var dxSums: UnsafeMutablePointer<Float>?
     if op.needsInput, call.outputs[1].dtype == .bfloat16, op.forward.pieces.count > 1 {
       dxSums = ck_scratch(4 * rows * width)?.assumingMemoryBound(to: Float.self)
@@ -111,7 +104,7 @@ extension CPUKernel {
     let pieces = zip(zip(op.forward.pieces, op.forward.starts), call.inputs[2...]).enumerated()
     for (i, ((n, start), dy)) in pieces {
       guard var a = arguments(dy, x, dw) else { return false }
-      a.packed_b = UnsafeRawPointer(pack.packed)
+      a.packed_b = packed
       (a.m, a.n, a.k, a.batch) = (n, width, rows, 1)
       (a.lda, a.ldb, a.ldc) = (n, width, width)
       a.c = UnsafeMutableRawPointer(sums + start * width)
@@ -134,6 +127,21 @@ extension CPUKernel {
       k.gemm.gemm(&a)
     }
     return true
+  }
+
+  /// x as the right operand of products that sum over its rows, in scratch memory; nil where packing counts
+  /// little beside products.
+  static func packedRows(
+    _ x: Tensor, _ precision: ComputePrecision, _ k: KernelTables
+  ) -> UnsafeRawPointer? {
+    guard precision == .bfloat16, let type = x.dtype.gemm else { return nil }
+    var pack = ck_pack_b_args()
+    (pack.k, pack.n, pack.ldb) = (x.shape.rowCount, x.shape.last, x.shape.last)
+    (pack.b, pack.b_type) = (UnsafeRawPointer(x.hostAddress), type)
+    pack.compute = k.compute(precision)
+    pack.packed = ck_scratch(k.gemm.packed_b_bytes(pack.k, pack.n, pack.compute))
+    k.gemm.pack_b(&pack)
+    return UnsafeRawPointer(pack.packed)
   }
 
   /// - Parameter skipping: elements of `y` before the matrix that is meant.

@@ -5,20 +5,18 @@ extension CPUKernel {
   /// Short convolution, rotary positions, token shift.
   static let sequence: [CPUKernel] = [
     CPUKernel(ShortConvolution.self) { op, call, k in
-      guard call.isFloat32 else { return false }
-      var a = arguments(op, call.inputs)
-      a.y = call.outputs[0].f32
+      guard var a = arguments(op, call, y: call.outputs[..<1]) else { return false }
+      a.y = call.outputs[0].floats
       a.window_final = call.outputs[1].f32
       k.convolution.forward(&a)
       return true
     },
     CPUKernel(ShortConvolution.Backward.self) { op, call, k in
-      guard call.isFloat32 else { return false }
       let count = op.forward.optional.gather { $0 }.count
-      var a = arguments(op.forward, call.inputs)
-      a.dy = call.inputs[count].constant
+      guard var a = arguments(op.forward, call, y: call.inputs[count...count], dx: call.outputs[0])
+      else { return false }
+      a.dy = UnsafePointer(call.inputs[count].floats)
       if op.hasWindowCotangent { a.dwindow_final = call.inputs[count + 1].constant }
-      a.dx = call.outputs[0].f32
       a.dweight = call.outputs[1].f32
       a.dbias = op.forward.optional[2].flatMap { call.outputs[$0].f32 }
       a.dwindow = op.forward.optional[3].flatMap { call.outputs[$0].f32 }
@@ -26,21 +24,22 @@ extension CPUKernel {
       return true
     },
     CPUKernel(PiecedConvolution.self) { op, call, k in
-      guard call.isFloat32 else { return false }
-      var a = arguments(op.convolution, call.inputs)
-      setPieces(&a, Array(call.outputs[..<op.pieces.count]))
+      let pieces = call.outputs[..<op.pieces.count]
+      guard var a = arguments(op.convolution, call, y: pieces) else { return false }
+      setPieces(&a, Array(pieces))
       a.window_final = call.outputs[op.pieces.count].f32
       k.convolution.forward(&a)
       return true
     },
     CPUKernel(PiecedConvolution.Backward.self) { op, call, k in
-      guard call.isFloat32 else { return false }
       let convolution = op.forward.convolution
       let (first, count) = (op.first, op.forward.pieces.count)
-      var a = arguments(convolution, call.inputs)
-      setPieces(&a, Array(call.inputs[first..<first + count]))
+      let pieces = call.inputs[first..<first + count]
+      guard var a = arguments(convolution, call, y: pieces, dx: call.outputs[0]) else {
+        return false
+      }
+      setPieces(&a, Array(pieces))
       if op.hasWindowCotangent { a.dwindow_final = call.inputs[first + count].constant }
-      a.dx = call.outputs[0].f32
       a.dweight = call.outputs[1].f32
       a.dbias = convolution.optional[2].flatMap { call.outputs[$0].f32 }
       a.dwindow = convolution.optional[3].flatMap { call.outputs[$0].f32 }
@@ -114,14 +113,22 @@ extension CPUKernel {
     }
   }
 
+  /// - Parameter y: y or dy, in pieces or whole.
   private static func arguments(
-    _ op: ShortConvolution, _ inputs: [Tensor]
-  ) -> ck_short_convolution_args {
+    _ op: ShortConvolution, _ call: KernelCall, y: ArraySlice<Tensor>, dx: Tensor? = nil
+  ) -> ck_short_convolution_args? {
+    let inputs = call.inputs
+    let types = ([inputs[0]] + [dx].compactMap(\.self), Array(y))
+    guard let x = call.commonType(of: types.0, beside: types.1),
+      let y = call.commonType(of: types.1, beside: types.0)
+    else { return nil }
     let s = inputs[0].shape
     var a = ck_short_convolution_args()
     (a.batch, a.tokens, a.width, a.taps) = (s[0], s[1], s[2], inputs[1].shape[1])
     a.silu = op.activates
-    a.x = inputs[0].constant
+    (a.bf16_x, a.bf16_y, a.rounds) = (x == .bfloat16, y == .bfloat16, y == .bfloat16)
+    a.x = UnsafePointer(inputs[0].floats)
+    a.dx = dx?.floats
     a.weight = inputs[1].constant
     a.bias = op.optional.pick(2, inputs)?.constant
     a.window = op.optional.pick(3, inputs)?.constant
@@ -140,7 +147,7 @@ extension CPUKernel {
     withUnsafeMutableBytes(of: &a.piece) { addresses in
       for (i, piece) in pieces.enumerated() {
         addresses.storeBytes(
-          of: piece.f32, toByteOffset: i * MemoryLayout<Int>.stride,
+          of: piece.floats, toByteOffset: i * MemoryLayout<Int>.stride,
           as: UnsafeMutablePointer<Float>?.self)
       }
     }

@@ -138,10 +138,14 @@ public struct Mamba2: SequenceMixer {
     -> Tensor
   {
     let keys = c.groups * c.stateSize
-    let parts = input(u, pieces: [inner, inner + 2 * keys, heads])
+    // Streams that fused ops pass on to products may be as narrow as these read.
+    let isFused = norm != nil && !c.negativeEigenvalues && gate == .silu && u.shape[1] > 1
+    let parts = input(
+      u, pieces: [inner, inner + 2 * keys, heads],
+      output: isFused ? ComputePrecision.betweenProducts(on: u.device) : nil)
     let mixed = convolution(
       parts[1], pieces: [inner, keys, keys], state: &state, reset: context.reset)
-    let (logDecay, step) = gates(parts[2])
+    let (logDecay, step) = gates(parts[2].cast(to: ComputePrecision.activations(on: u.device)))
     let v = mixed[0].heads(heads)  // [B, T, H, P]
     let skipped = read(
       v, mixed, logDecay: logDecay, step: step, state: &state, context: context)

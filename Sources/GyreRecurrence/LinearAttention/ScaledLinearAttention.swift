@@ -99,7 +99,7 @@ public struct ScaledLinearAttention: Op, SavesPasses {
   public static let cases: [OpCase] = {
     func make(
       _ decay: DecayKind, heads H: Int, keyHeads: Int, K: Int, V: Int, perChannel: Bool,
-      full: Bool, _ precision: ComputePrecision
+      full: Bool, _ precision: ComputePrecision, stored: DType = .float32
     ) -> OpCase {
       let (B, T) = (2, 70)
       let gate: TestInput? =
@@ -110,13 +110,16 @@ public struct ScaledLinearAttention: Op, SavesPasses {
         case .vector: TestInput([B, T, H, K], .uniform(-0.5, 0))
         }
       let inputs: [TestInput?] = [
-        TestInput([B, T, keyHeads, K]), TestInput([B, T, keyHeads, K]), TestInput([B, T, H, V]),
+        TestInput([B, T, keyHeads, K]).stored(as: stored),
+        TestInput([B, T, keyHeads, K]).stored(as: stored),
+        TestInput([B, T, H, V]).stored(as: stored),
         gate, nil, nil, full ? TestInput([B, H, K, V]) : nil, nil, nil,
         full ? testResets(batch: B, tokens: T) : nil,
       ]
       let isHalf = precision == .bfloat16
       return OpCase(
-        "\(H) heads of \(K) by \(V), \(decay) \(perChannel ? "channels " : "")\(precision)",
+        "\(H) heads of \(K) by \(V), \(decay) \(perChannel ? "channels " : "")\(precision)"
+          + (stored == .float32 ? "" : " arrays"),
         ScaledLinearAttention(
           attention: LinearAttentionForward(
             form: .chunkwise, decay: decay, normalizer: .none, scale: 0.3,
@@ -133,6 +136,19 @@ public struct ScaledLinearAttention: Op, SavesPasses {
         make(.constant, heads: 2, keyHeads: 2, K: 16, V: 16, perChannel: false, full: true, $0),
         make(.vector, heads: 2, keyHeads: 1, K: 16, V: 16, perChannel: false, full: false, $0),
       ]
-    }
+    } + [
+      make(
+        .scalar, heads: 4, keyHeads: 1, K: 16, V: 24, perChannel: false, full: true, .bfloat16,
+        stored: .bfloat16),
+      make(
+        .scalar, heads: 4, keyHeads: 2, K: 40, V: 72, perChannel: true, full: false, .bfloat16,
+        stored: .bfloat16),
+      make(
+        .constant, heads: 2, keyHeads: 2, K: 64, V: 64, perChannel: false, full: true, .bfloat16,
+        stored: .bfloat16),
+      make(
+        .vector, heads: 2, keyHeads: 1, K: 16, V: 16, perChannel: false, full: false, .bfloat16,
+        stored: .bfloat16),
+    ]
   }()
 }

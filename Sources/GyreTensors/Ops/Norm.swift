@@ -232,7 +232,17 @@ public struct GatedNorm: Op {
     OpCase(
       "sigmoid", GatedNorm(epsilon: 1e-6, gate: .sigmoid),
       [TestInput([7, 4, 20]), TestInput([7, 4, 20]), TestInput([80])]),
-  ]
+  ] + [(true, Gate.silu), (false, .silu), (false, .sigmoid)].flatMap { first, gate in
+    [(70, 80), (3, 35)].map { rows, columns in
+      OpCase(
+        "bfloat16 \(gate) \(first ? "first " : "")\(columns)",
+        GatedNorm(epsilon: 1e-5, gatesFirst: first, gate: gate),
+        [
+          TestInput([rows, columns]).stored(as: .bfloat16),
+          TestInput([rows, columns]).stored(as: .bfloat16), TestInput([columns]),
+        ], tolerance: 6e-3, gradientTolerance: 1e-2, differenceTolerance: 1e-2)
+    }
+  }
 }
 
 /// x / √(Σx² + ε) over the last axis.

@@ -156,7 +156,16 @@ public struct ShortConvolution: Op {
             + (full ? [TestInput([20])] : [])
             + (full && width > 1 ? [TestInput([2, width - 1, 20])] : []) + (full ? [resets] : []))
       }
-    }
+    } + [
+      OpCase(
+        "bfloat16",
+        ShortConvolution(
+          activates: true, optional: OptionalInputs([true, true, true, true, false])),
+        [
+          TestInput([2, 37, 20]).stored(as: .bfloat16), TestInput([20, 4]), TestInput([20]),
+          TestInput([2, 3, 20]),
+        ], tolerance: 6e-3, gradientTolerance: 1e-2, differenceTolerance: 1e-2)
+    ]
 }
 
 extension Tensor {
