@@ -15,6 +15,8 @@ struct ck_short_convolution_args {
   long batch, tokens, width, taps;   // B, T, D, W = 1...16
   bool silu;
   bool rounds;                // what y and the gradients meet next is rounded to bfloat16: silu within 1e-4
+  bool bf16_x;                // x and dx are bfloat16
+  bool bf16_y;                // y, its pieces and dy are bfloat16; pointers are declared float, elements are counted
   const int32_t *reset;       // [B, T] or NULL; nonzero = no token before this one is seen from here on
   const float *x;             // [B, T, D]
   const float *weight;        // [D, W]
