@@ -18,6 +18,27 @@ static __attribute__((unused)) void CK_NAME(ck_half_turn)(uint32_t *out, long ld
     }
 }
 
+// The sums of 16 vectors' numbers, [16, 16].
+static __attribute__((unused)) __m512 CK_NAME(ck_half_sums)(const float *in) {
+  __m512 v[16];
+#pragma clang loop unroll(full)
+  for (int i = 0; i < 16; i += 2) {
+    const __m512 one = _mm512_load_ps(in + 16 * i), two = _mm512_load_ps(in + 16 * i + 16);
+    v[i / 2] = _mm512_add_ps(_mm512_unpacklo_ps(one, two), _mm512_unpackhi_ps(one, two));
+  }
+#pragma clang loop unroll(full)
+  for (int i = 0; i < 8; i += 2) {
+    const __m512d one = (__m512d)v[i], two = (__m512d)v[i + 1];
+    v[i / 2] = _mm512_add_ps((__m512)_mm512_unpacklo_pd(one, two), (__m512)_mm512_unpackhi_pd(one, two));
+  }
+#pragma clang loop unroll(full)
+  for (int n = 4; n > 1; n /= 2)
+#pragma clang loop unroll(full)
+    for (int i = 0; i < n; i += 2)
+      v[i / 2] = _mm512_add_ps(_mm512_shuffle_f32x4(v[i], v[i + 1], 0x88), _mm512_shuffle_f32x4(v[i], v[i + 1], 0xDD));
+  return v[0];
+}
+
 // A masked load waits for its line on some processors.
 CK_TILE_INLINE __m512i CK_NAME(ck_half_words)(__mmask32 lanes, const uint16_t *row) {
   return lanes == ~(__mmask32)0 ? _mm512_loadu_si512(row) : _mm512_maskz_loadu_epi16(lanes, row);
@@ -37,8 +58,8 @@ CK_TILE_INLINE __m512 CK_NAME(ck_half_numbers)(const bool stored, const void *ro
 
 // `rows` rows (an even number, zeros behind `n`) of `width` <= 64 numbers, times `by` of their row: in
 // pairs, in pairs times `factor` of their row, along; and `kept` gets the numbers (float32) times `keep`.
-CK_TILE_INLINE void CK_NAME(ck_half_rows_of)(const bool stored, const void *in, long ld, long n, long rows,
-                            long width, const float *by, uint32_t *pairs, const float *factor, uint32_t *scaled,
+CK_TILE_INLINE void CK_NAME(ck_half_rows_body)(const bool stored, const bool whole, const void *in, long ld, long n,
+                            long rows, long width, const float *by, uint32_t *pairs, const float *factor, uint32_t *scaled,
                             uint32_t *along, long units, float *kept, float keep) {
   const __m512 stays = _mm512_set1_ps(keep);
   const __mmask16 any = keep != 0.0f ? (__mmask16)0xFFFF : (__mmask16)0;
@@ -47,20 +68,20 @@ CK_TILE_INLINE void CK_NAME(ck_half_rows_of)(const bool stored, const void *in, 
     const char *row = (const char *)in + t * ld * (stored ? 2 : 4), *after = row + ld * (stored ? 2 : 4);
     __m512 first = _mm512_setzero_ps(), second = first;
     if (scaled) {
-      first = _mm512_set1_ps(t < n ? factor[t] : 0.0f);
-      second = _mm512_set1_ps(t + 1 < n ? factor[t + 1] : 0.0f);
+      first = _mm512_set1_ps((whole || t < n) ? factor[t] : 0.0f);
+      second = _mm512_set1_ps((whole || t + 1 < n) ? factor[t + 1] : 0.0f);
     }
     for (long j = 0; j < width; j += 32) {
       __m512 x[2][2];
 #pragma clang loop unroll(full)
       for (int h = 0; h < 2; h++) {
         const __mmask16 lanes = CK_NAME(ck_half_lanes)(width - j - 16 * h);
-        const __mmask16 here = t < n ? lanes : 0, next = t + 1 < n ? lanes : 0;
+        const __mmask16 here = (whole || t < n) ? lanes : 0, next = (whole || t + 1 < n) ? lanes : 0;
         x[0][h] = CK_NAME(ck_half_numbers)(stored, row, j + 16 * h, here);
         x[1][h] = CK_NAME(ck_half_numbers)(stored, after, j + 16 * h, next);
         if (by) {
-          x[0][h] = _mm512_mul_ps(x[0][h], _mm512_set1_ps(t < n ? by[t] : 0.0f));
-          x[1][h] = _mm512_mul_ps(x[1][h], _mm512_set1_ps(t + 1 < n ? by[t + 1] : 0.0f));
+          x[0][h] = _mm512_mul_ps(x[0][h], _mm512_set1_ps((whole || t < n) ? by[t] : 0.0f));
+          x[1][h] = _mm512_mul_ps(x[1][h], _mm512_set1_ps((whole || t + 1 < n) ? by[t + 1] : 0.0f));
         }
         if (kept) {
           float *out = kept + t * ld + j + 16 * h;
@@ -76,8 +97,8 @@ CK_TILE_INLINE void CK_NAME(ck_half_rows_of)(const bool stored, const void *in, 
       }
       if (copies) {
         const __mmask32 lanes = CK_NAME(ck_half_lanes32)(width - j);
-        const __m512i one = CK_NAME(ck_half_words)(t < n ? lanes : 0, (const uint16_t *)row + j);
-        const __m512i two = CK_NAME(ck_half_words)(t + 1 < n ? lanes : 0, (const uint16_t *)after + j);
+        const __m512i one = CK_NAME(ck_half_words)((whole || t < n) ? lanes : 0, (const uint16_t *)row + j);
+        const __m512i two = CK_NAME(ck_half_words)((whole || t + 1 < n) ? lanes : 0, (const uint16_t *)after + j);
         if (pairs) {
           _mm512_store_si512(pairs + t * 32 + j, CK_NAME(ck_half_interleave)(one, two, 0));
           _mm512_store_si512(pairs + t * 32 + j + 16, CK_NAME(ck_half_interleave)(one, two, 1));
@@ -94,6 +115,16 @@ CK_TILE_INLINE void CK_NAME(ck_half_rows_of)(const bool stored, const void *in, 
       }
     }
   }
+}
+// Whole blocks, the most there are, without masks.
+CK_TILE_INLINE void CK_NAME(ck_half_rows_of)(const bool stored, const void *in, long ld, long n, long rows,
+                            long width, const float *by, uint32_t *pairs, const float *factor, uint32_t *scaled,
+                            uint32_t *along, long units, float *kept, float keep) {
+  if (n == rows && width == 64)
+    CK_NAME(ck_half_rows_body)(stored, true, in, ld, n, n, 64, by, pairs, factor, scaled, along, units, kept, keep);
+  else
+    CK_NAME(ck_half_rows_body)(stored, false, in, ld, n, rows, width, by, pairs, factor, scaled, along, units, kept,
+                               keep);
 }
 CK_TILE_INLINE void CK_NAME(ck_half_rows)(const float *in, long ld, long n, long rows, long width,
                             const float *by, uint32_t *pairs, const float *factor, uint32_t *scaled,
