@@ -15,6 +15,17 @@ CK_PAIR_INLINE __m512i CK_NAME(ck_half_zip)(__m512 row, __m512 next) {
   return _mm512_permutexvar_epi16(order, (__m512i)_mm512_cvtne2ps_pbh(next, row));
 }
 
+CK_PAIR_INLINE __mmask32 CK_NAME(ck_half_lanes32)(long count) {
+  return count >= 32 ? ~(__mmask32)0 : count <= 0 ? (__mmask32)0 : ((__mmask32)1 << count) - 1;
+}
+
+// Pairs (row[j], next[j]) of columns 16 `half` to 16 `half` + 15 of rows of bfloat16.
+CK_PAIR_INLINE __m512i CK_NAME(ck_half_interleave)(__m512i row, __m512i next, const int half) {
+  const __m512i order = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6,
+                                         37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
+  return _mm512_permutex2var_epi16(row, _mm512_add_epi16(order, _mm512_set1_epi16((short)(16 * half))), next);
+}
+
 // Pairs along one row of `count` numbers, zeros behind them.
 CK_PAIR_INLINE __m512i CK_NAME(ck_half_row)(const float *row, long count, __m512 alpha) {
   const __m512 low = _mm512_maskz_loadu_ps(CK_NAME(ck_half_lanes)(count), row);

@@ -56,6 +56,8 @@ struct ck_linear_attention_problem {
   enum ck_linear_attention_normaliser normaliser;
   bool bf16;      // the backward pass and all forms but the recurrent one may round operands of products
                   // to bfloat16 (levels with such instructions do); states and sums are float32
+  bool bf16_stored;  // q, k, v, y, dy, dq, dk and dv are bfloat16, the pointers' type notwithstanding: only
+                     // where `takes_stored`
   float scale;    // s
   float epsilon;  // ε of the normaliser
   float floor;    // floor of NORMALISER_FLOOR
@@ -124,6 +126,8 @@ struct ck_linear_attention_table {
   void (*step)(const struct ck_linear_attention_step_args *);
   /// Whether forward and backward take value_scale and skip for this problem, present or not.
   bool (*takes_scales)(const struct ck_linear_attention_problem *);
+  /// Whether they take q, k, v, y and their gradients in bfloat16.
+  bool (*takes_stored)(const struct ck_linear_attention_problem *);
 };
 
 /// Fills the best kernels whose instructions `level` includes; false where the build has none.
