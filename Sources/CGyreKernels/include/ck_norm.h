@@ -31,20 +31,22 @@ struct ck_norm_args {
   float eps;
   float weight_offset;     // 0, or 1 for weights stored around zero
   long weight_rows;        // row r uses weight and bias row r % weight_rows; at least 1
-  const float *x;          // [rows, columns]; backward: s, i.e. the sum where there was a residual
+  const float *x;          // [rows, columns]; backward: s, i.e. the sum where there was a residual; bfloat16 where
+                           // `bf16_x`, then dx is too
   const void *residual;    // [rows, columns] or NULL; forward only; float32, bfloat16 where `bf16_residual`
   float *sum;              // x + residual, [rows, columns] or NULL; forward only; may be x or residual
   const float *weight;     // [weight_rows, columns] or NULL = ones
   const float *bias;       // [weight_rows, columns] or NULL = zeros
-  const float *z;          // gate pre-activation, [rows, columns]; NULL without gate
-  void *y;                 // [rows, columns]; forward only; may be x; bfloat16 where `bf16_y`
+  const float *z;          // gate pre-activation, [rows, columns]; NULL without gate; bfloat16 where `bf16_z`, and dz
+  void *y;                 // [rows, columns]; forward only; may be x of its type; bfloat16 where `bf16_y`
   const void *dy;          // [rows, columns]; backward from here on; bfloat16 where `bf16_y`
   const void *dy_more;     // a second term of dy, [rows, columns] or NULL; likewise
   const float *dsum;       // cotangent of `sum`, added to dx; [rows, columns] or NULL
-  float *dx;               // [rows, columns]: gradient of s, hence of x and residual alike; may be dy
+  float *dx;               // [rows, columns]: gradient of s, hence of x and residual alike; may be dy of its type
   float *dz;               // [rows, columns] or NULL
   float *dweight, *dbias;  // [weight_rows, columns] or NULL
-  bool bf16_residual, bf16_y;   // y in bfloat16 may have gates within 1e-4
+  bool bf16_x, bf16_z, bf16_residual;
+  bool bf16_y;             // y in bfloat16 may have gates within 1e-4; so may gradients where both x and z are
 };
 
 struct ck_norm_table {
