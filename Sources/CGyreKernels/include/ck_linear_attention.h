@@ -46,7 +46,7 @@ enum ck_linear_attention_normaliser {
   CK_LINEAR_ATTENTION_NORMALISER_EXPONENTIAL = 3  // mLSTM; needs input_gate, no vector decay
 };
 
-/// What all passes share. Arrays are float32, contiguous, row-major.
+/// What all passes share. Arrays are float32 (but see bf16_stored), contiguous, row-major.
 struct ck_linear_attention_problem {
   long batch, time, heads, key_heads;  // B, T, H, Hk; Hk divides H
   long key_width, value_width;         // K, V
@@ -56,8 +56,8 @@ struct ck_linear_attention_problem {
   enum ck_linear_attention_normaliser normaliser;
   bool bf16;      // the backward pass and all forms but the recurrent one may round operands of products
                   // to bfloat16 (levels with such instructions do); states and sums are float32
-  bool bf16_stored;  // q, k, v, y, dy, dq, dk and dv are bfloat16, the pointers' type notwithstanding: only
-                     // where `takes_stored`
+  bool bf16_stored;  // q, k, v, y, dy, dq, dk and dv are bfloat16, the pointers' type notwithstanding, and all
+                     // else is float32; only where `takes_stored`, not in `step`
   float scale;    // s
   float epsilon;  // ε of the normaliser
   float floor;    // floor of NORMALISER_FLOOR
@@ -126,7 +126,8 @@ struct ck_linear_attention_table {
   void (*step)(const struct ck_linear_attention_step_args *);
   /// Whether forward and backward take value_scale and skip for this problem, present or not.
   bool (*takes_scales)(const struct ck_linear_attention_problem *);
-  /// Whether they take q, k, v, y and their gradients in bfloat16.
+  /// Whether they take bf16_stored for this problem, which must have `bf16`. Both answers are those of now: they
+  /// depend on the number of threads.
   bool (*takes_stored)(const struct ck_linear_attention_problem *);
 };
 
