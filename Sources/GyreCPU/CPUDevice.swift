@@ -68,6 +68,10 @@ public final class CPUDevice: HostDevice, @unchecked Sendable {
       isHalf(t) ? Tensor(emptyWith: TensorSpec(t.shape), on: self) : t
     }
     let inputs = call.inputs.map { t in
+      // A value that no derivative reads has no memory.
+      if t.hostAddress == nil {
+        return Tensor(shape: t.shape, dtype: .float32, device: t.device, buffer: nil)
+      }
       let copied = wide(t)
       if isHalf(t) { _ = CPUKernel.cast(t, to: copied, kernels) }
       return copied

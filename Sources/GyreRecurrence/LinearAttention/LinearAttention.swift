@@ -105,7 +105,9 @@ public struct LinearAttention: RecurrenceEngine {
       optional: OptionalInputs(inputs.map { $0 != nil }), precision: .current)
     if let (step, skip) = i.scaling {
       let scaled = ScaledLinearAttention(attention: op)
-      guard !normalizer.hasVector, i.v.dtype == .float32, i.v.device.fuses(scaled) else {
+      let suits =
+        i.v.dtype == .float32 || ComputePrecision.activations(on: i.v.device) == .float32
+      guard !normalizer.hasVector, suits, i.v.device.fuses(scaled) else {
         let (values, kept) = i.v.scaled(by: step, and: skip)
         var plain = i
         (plain.v, plain.scaling) = (values, nil)
