@@ -24,7 +24,8 @@ final class RotaryTables: Sendable {
     let pairs = rates.values.count
     let most = 1 << 22
     guard pairs > 0, positions.upperBound * pairs <= most else {
-      return RotaryTables.extended(Table(first: positions.lowerBound), rates, to: positions.upperBound)
+      return RotaryTables.extended(
+        Table(first: positions.lowerBound), rates, to: positions.upperBound)
     }
     return kept.withLock { kept in
       let present = kept[rates] ?? Table()

@@ -330,7 +330,8 @@ public final class DeviceStep {
       let loss = NewtonReports.$current.withValue(reports) {
         model.loss(
           inputs.tokens, targets: inputs.targets, reset: inputs.reset, state: &next,
-          keepsState: carries, dropout: DropoutNoise(seed: c.seed, step: counter), precision: c.precision,
+          keepsState: carries, dropout: DropoutNoise(seed: c.seed, step: counter),
+          precision: c.precision,
           weight: plan.weights?[part], gradients: &sums,
           whenDone: part == plan.inputs.count - 1 ? early?.add : nil)
       }

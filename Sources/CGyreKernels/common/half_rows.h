@@ -59,8 +59,8 @@ CK_TILE_INLINE __m512 CK_NAME(ck_half_numbers)(const bool stored, const void *ro
 // `rows` rows (an even number, zeros behind `n`) of `width` <= 64 numbers, times `by` of their row: in
 // pairs, in pairs times `factor` of their row, along; and `kept` gets the numbers (float32) times `keep`.
 CK_TILE_INLINE void CK_NAME(ck_half_rows_body)(const bool stored, const bool whole, const void *in, long ld, long n,
-                            long rows, long width, const float *by, uint32_t *pairs, const float *factor, uint32_t *scaled,
-                            uint32_t *along, long units, float *kept, float keep) {
+                            long rows, long width, const float *by, uint32_t *pairs, const float *factor,
+                            uint32_t *scaled, uint32_t *along, long units, float *kept, float keep) {
   const __m512 stays = _mm512_set1_ps(keep);
   const __mmask16 any = keep != 0.0f ? (__mmask16)0xFFFF : (__mmask16)0;
   const bool copies = stored && !by;

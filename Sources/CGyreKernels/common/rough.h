@@ -1,34 +1,10 @@
-// Vectors whose results are rounded to bfloat16: gates within 1e-4 of their value, conversions by instruction. For
+// Rows whose results are rounded to bfloat16: gates within 1e-4 of their value, conversions by instruction. For
 // level files that have AVX-512 and bfloat16 conversions and include immintrin.h.
 #pragma once
 #include <immintrin.h>
 #include <stdbool.h>
 #include <stdint.h>
-#define CK_ROUGH static inline __attribute__((always_inline, unused))
-
-// 2^y within 7.5e-5 of it; 2^-inf = 0, 2^inf = inf.
-CK_ROUGH __m512 ck_rough_power(__m512 y) {
-  const __m512 r = _mm512_reduce_ps(y, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
-  __m512 p = _mm512_set1_ps(7.802452e-2f);
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(2.2606716e-1f));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(6.9583354e-1f));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(9.9992522e-1f));
-  return _mm512_scalef_ps(p, y);
-}
-
-CK_ROUGH __m512 ck_rough_sigmoid(__m512 x) {
-  const __m512 e = ck_rough_power(_mm512_mul_ps(x, _mm512_set1_ps(-1.44269502f)));
-  return _mm512_rcp14_ps(_mm512_add_ps(e, _mm512_set1_ps(1.0f)));
-}
-
-// sigma(x), and sigma(x) sigma(-x) without cancellation.
-CK_ROUGH __m512 ck_rough_sigmoid_slope(__m512 x, __m512 *slope) {
-  const __m512 y = _mm512_or_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269502f)), _mm512_set1_ps(-0.0f));
-  const __m512 e = ck_rough_power(y), d = _mm512_rcp14_ps(_mm512_add_ps(e, _mm512_set1_ps(1.0f)));
-  const __m512 small = _mm512_mul_ps(e, d);
-  *slope = _mm512_mul_ps(small, d);
-  return _mm512_mask_mov_ps(d, _mm512_movepi32_mask((__m512i)x), small);
-}
+#include "rough_gates.h"
 
 // Lanes of a vector's part of `count` numbers.
 CK_ROUGH __mmask16 ck_rough_lanes(long count) {

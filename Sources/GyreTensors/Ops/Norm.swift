@@ -216,33 +216,35 @@ public struct GatedNorm: Op {
     public static let cases: [OpCase] = []
   }
 
-  public static let cases = [
-    OpCase(
-      "norm first", GatedNorm(epsilon: 1e-5),
-      [TestInput([5, 3, 24]), TestInput([5, 3, 24]), TestInput([24])]),
-    OpCase(
-      "gate first", GatedNorm(epsilon: 1e-5, gatesFirst: true),
-      [TestInput([70, 64]), TestInput([70, 64]), TestInput([64])]),
-    OpCase(
-      "large", GatedNorm(epsilon: 1e-5),
-      [TestInput([1600, 1000]), TestInput([1600, 1000]), TestInput([1000])]),
-    OpCase(
-      "gate first, large", GatedNorm(epsilon: 1e-5, gatesFirst: true),
-      [TestInput([1600, 1000]), TestInput([1600, 1000]), TestInput([1000])]),
-    OpCase(
-      "sigmoid", GatedNorm(epsilon: 1e-6, gate: .sigmoid),
-      [TestInput([7, 4, 20]), TestInput([7, 4, 20]), TestInput([80])]),
-  ] + [(true, Gate.silu), (false, .silu), (false, .sigmoid)].flatMap { first, gate in
-    [(70, 80), (3, 35)].map { rows, columns in
+  public static let cases =
+    [
       OpCase(
-        "bfloat16 \(gate) \(first ? "first " : "")\(columns)",
-        GatedNorm(epsilon: 1e-5, gatesFirst: first, gate: gate),
-        [
-          TestInput([rows, columns]).stored(as: .bfloat16),
-          TestInput([rows, columns]).stored(as: .bfloat16), TestInput([columns]),
-        ], tolerance: 6e-3, gradientTolerance: 1e-2, differenceTolerance: 1e-2)
+        "norm first", GatedNorm(epsilon: 1e-5),
+        [TestInput([5, 3, 24]), TestInput([5, 3, 24]), TestInput([24])]),
+      OpCase(
+        "gate first", GatedNorm(epsilon: 1e-5, gatesFirst: true),
+        [TestInput([70, 64]), TestInput([70, 64]), TestInput([64])]),
+      OpCase(
+        "large", GatedNorm(epsilon: 1e-5),
+        [TestInput([1600, 1000]), TestInput([1600, 1000]), TestInput([1000])]),
+      OpCase(
+        "gate first, large", GatedNorm(epsilon: 1e-5, gatesFirst: true),
+        [TestInput([1600, 1000]), TestInput([1600, 1000]), TestInput([1000])]),
+      OpCase(
+        "sigmoid", GatedNorm(epsilon: 1e-6, gate: .sigmoid),
+        [TestInput([7, 4, 20]), TestInput([7, 4, 20]), TestInput([80])]),
+    ]
+    + [(true, Gate.silu), (false, .silu), (false, .sigmoid)].flatMap { first, gate in
+      [(70, 80), (3, 35)].map { rows, columns in
+        OpCase(
+          "bfloat16 \(gate) \(first ? "first " : "")\(columns)",
+          GatedNorm(epsilon: 1e-5, gatesFirst: first, gate: gate),
+          [
+            TestInput([rows, columns]).stored(as: .bfloat16),
+            TestInput([rows, columns]).stored(as: .bfloat16), TestInput([columns]),
+          ], tolerance: 6e-3, gradientTolerance: 1e-2, differenceTolerance: 1e-2)
+      }
     }
-  }
 }
 
 /// x / √(Σx² + ε) over the last axis.

@@ -139,7 +139,8 @@ public struct ShortConvolution: Op {
     public static let cases: [OpCase] = []
   }
 
-  public static let cases: [OpCase] = [(4, true, 37), (3, false, 37), (1, true, 5), (4, true, 2)]
+  public static let cases: [OpCase] =
+    [(4, true, 37), (3, false, 37), (1, true, 5), (4, true, 2)]
     .flatMap {
       width, activates, tokens in
       [true, false].map { full in
