@@ -5,6 +5,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 #include "rough_gates.h"
+#include "stream_line.h"
 
 // Lanes of a vector's part of `count` numbers.
 CK_ROUGH __mmask16 ck_rough_lanes(long count) {
@@ -60,16 +61,10 @@ CK_ROUGH ck_rough_pair ck_rough_load(const uint16_t *x, __mmask32 words) {
   return ck_rough_widen(words == (__mmask32)-1 ? _mm512_loadu_si512(x) : _mm512_maskz_loadu_epi16(words, x));
 }
 
-// A line past the caches. clang makes a plain store of one of bfloat16, so the type is hidden from it.
-CK_ROUGH void ck_rough_stream(void *line, __m512i v) {
-  __asm__("" : "+v"(v));
-  _mm512_stream_si512(line, v);
-}
-
 // `line`: the address is a line's, which goes past the caches.
 CK_ROUGH void ck_rough_store(uint16_t *y, __mmask32 words, bool line, ck_rough_pair v) {
   const __m512i rounded = ck_rough_round(v);
-  if (line) ck_rough_stream(y, rounded);
+  if (line) ck_stream_line(y, rounded);
   else if (words == (__mmask32)-1) _mm512_storeu_si512(y, rounded);
   else _mm512_mask_storeu_epi16(y, words, rounded);
 }

@@ -19,6 +19,7 @@ CK_LEVEL_BEGIN
 #include "convert.inc"
 #include "pack8.inc"
 #include "../common/half_pairs.h"
+#include "../common/stream_line.h"
 
 enum {
   TILE = 16,
@@ -104,10 +105,8 @@ INLINE void load_row(const bool half, const void *c, __mmask32 lanes, __m512 *x)
 
 INLINE void store_row(const bool half, void *c, __mmask32 lanes, bool streams, const __m512 *x) {
   if (half) {
-    __m512i row = (__m512i)_mm512_cvtne2ps_pbh(x[1], x[0]);
-    // clang makes a plain store of a streamed one of bfloat16, so the type is hidden from it.
-    __asm__("" : "+v"(row));
-    if (streams) _mm512_stream_si512(c, row);
+    const __m512i row = (__m512i)_mm512_cvtne2ps_pbh(x[1], x[0]);
+    if (streams) ck_stream_line(c, row);
     else _mm512_mask_storeu_epi16(c, lanes, row);
   } else if (streams) {
     _mm512_stream_ps(c, x[0]);
