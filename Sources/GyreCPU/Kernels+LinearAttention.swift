@@ -98,11 +98,7 @@ extension CPUKernel {
     guard let type = call.commonType(of: arrays) else { return nil }
     var problem = problem
     problem.bf16_stored = type == .bfloat16
-    guard
-      type == .float32
-        || k.linearAttention.takes_scales(&problem) && k.linearAttention.takes_stored(&problem)
-    else { return nil }
-    return problem
+    return type == .float32 || k.linearAttention.takes_scales(&problem) ? problem : nil
   }
 
   /// Gives the kernel the scales of values, or where it takes none scaled values in their place, beside

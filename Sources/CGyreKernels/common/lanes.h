@@ -27,6 +27,21 @@ static inline uint16_t bf16_from_float(float x) {
 
 static inline float float_from_bf16(uint16_t x) { return ck_float_from_bits((uint32_t)x << 16); }
 
+/// Rows of bfloat16 as float32, and of float32 rounded to nearest.
+static inline void ck_widen_row(const uint16_t *row, long n, float *out) {
+  CK_ELEMENTWISE for (long i = 0; i < n; i++) out[i] = float_from_bf16(row[i]);
+}
+static inline void ck_round_row(const float *row, long n, uint16_t *out) {
+  CK_ELEMENTWISE for (long i = 0; i < n; i++) out[i] = bf16_from_float(row[i]);
+}
+
+/// n numbers of an array from `at` on: the array itself, or those of one of bfloat16 in `buffer`.
+static inline const float *ck_row_of(const void *array, bool half, long at, long n, float *buffer) {
+  if (!half) return (const float *)array + at;
+  ck_widen_row((const uint16_t *)array + at, n, buffer);
+  return buffer;
+}
+
 /// Σ x[i], in blocks so that the rounding error of long rows stays small with few lanes too.
 static inline float ck_row_sum(const float *x, long n) {
 #pragma clang fp reassociate(on)

@@ -17,6 +17,15 @@ CK_ROUGH __m512 ck_rough_part(const float *x, long left) {
   return left >= 16 ? _mm512_loadu_ps(x) : _mm512_maskz_loadu_ps(ck_rough_lanes(left), x);
 }
 
+// The same of an array of float32, or of bfloat16 where `half`.
+CK_ROUGH __m512 ck_rough_numbers(const void *array, bool half, long at, long left) {
+  if (!half) return ck_rough_part((const float *)array + at, left);
+  const uint16_t *x = (const uint16_t *)array + at;
+  const __m256i words = left >= 16 ? _mm256_loadu_si256((const void *)x)
+                                   : _mm256_maskz_loadu_epi16(ck_rough_lanes(left), x);
+  return (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(words), 16);
+}
+
 CK_ROUGH void ck_rough_put(float *y, long left, __m512 v) {
   if (left >= 16) _mm512_storeu_ps(y, v);
   else _mm512_mask_storeu_ps(y, ck_rough_lanes(left), v);

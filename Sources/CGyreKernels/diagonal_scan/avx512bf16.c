@@ -6,7 +6,7 @@
 CK_LEVEL_BEGIN
 #include "min_gru_body.inc"
 
-void CK_NAME(ck_diagonal_scan_fill_min_gru)(struct ck_diagonal_scan_table *out) {
+void ck_diagonal_scan_put_bf16(struct ck_diagonal_scan_table *out) {
   out->min_gru_forward = min_gru_forward;
   out->min_gru_backward = min_gru_backward;
 }

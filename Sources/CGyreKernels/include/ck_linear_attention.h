@@ -57,7 +57,7 @@ struct ck_linear_attention_problem {
   bool bf16;      // the backward pass and all forms but the recurrent one may round operands of products
                   // to bfloat16 (levels with such instructions do); states and sums are float32
   bool bf16_stored;  // q, k, v, y, dy, dq, dk and dv are bfloat16, the pointers' type notwithstanding, and all
-                     // else is float32; only where `takes_stored`, not in `step`
+                     // else is float32; only where `takes_scales` and `bf16`, not in `step`
   float scale;    // s
   float epsilon;  // ε of the normaliser
   float floor;    // floor of NORMALISER_FLOOR
@@ -124,11 +124,9 @@ struct ck_linear_attention_table {
   void (*forward)(const struct ck_linear_attention_forward_args *);
   void (*backward)(const struct ck_linear_attention_backward_args *);
   void (*step)(const struct ck_linear_attention_step_args *);
-  /// Whether forward and backward take value_scale and skip for this problem, present or not.
+  /// Whether forward and backward take value_scale and skip for this problem, present or not, and bf16_stored. The
+  /// answer is that of now: it depends on the number of threads.
   bool (*takes_scales)(const struct ck_linear_attention_problem *);
-  /// Whether they take bf16_stored for this problem, which must have `bf16`. Both answers are those of now: they
-  /// depend on the number of threads.
-  bool (*takes_stored)(const struct ck_linear_attention_problem *);
 };
 
 /// Fills the best kernels whose instructions `level` includes; false where the build has none.

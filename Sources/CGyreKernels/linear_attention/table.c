@@ -5,12 +5,10 @@
   void ck_linear_attention_backward_##level(const struct ck_linear_attention_backward_args *);    \
   void ck_linear_attention_step_##level(const struct ck_linear_attention_step_args *);             \
   bool ck_linear_attention_takes_scales_##level(const struct ck_linear_attention_problem *);
-// Kernels that take scaled values take bfloat16 arrays too.
 #define LA_TABLE(level)                                                                            \
   (struct ck_linear_attention_table) {                                                             \
     ck_linear_attention_forward_##level, ck_linear_attention_backward_##level,                     \
-        ck_linear_attention_step_##level, ck_linear_attention_takes_scales_##level,                \
-        ck_linear_attention_takes_scales_##level                                                   \
+        ck_linear_attention_step_##level, ck_linear_attention_takes_scales_##level                 \
   }
 
 LA_DECLARE(generic)
@@ -35,7 +33,7 @@ LA_DECLARE(neon)
   }                                                                                                \
   static const struct ck_linear_attention_table la_mixed_##level = {                               \
       la_forward_##level, la_backward_##level, ck_linear_attention_step_avx512,                    \
-      la_takes_scales_##level, la_takes_scales_##level};
+      la_takes_scales_##level};
 LA_MIXED(avx512bf16)
 LA_MIXED(amx)
 #endif
